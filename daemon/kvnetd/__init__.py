@@ -1,0 +1,1 @@
+"""The kvnet daemon: hosts a model, keeps memories, talks to peers."""

@@ -1,0 +1,98 @@
+"""remember, list, show, forget: memories on this node."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from kvnet.api import MemoryInfo, Progress
+from kvnet.errors import RequestError
+from kvnet.model.cache import LayerKV
+from kvnet.types import Compression
+from kvnetd.services import Services, utc_now
+from kvnetd.store.memories import MemoryRecord
+
+MAX_NAME_CHARS = 64
+
+
+async def remember(
+    services: Services, text: str, *, name: str, compression: str
+) -> AsyncIterator[Progress | MemoryInfo]:
+    """Read a text into a memory; yields a Progress per layer and the MemoryInfo last."""
+    _check_name(name)
+    wanted = Compression[(compression or services.config.compression).upper()]
+    layers: asyncio.Queue[int] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def on_layer(layer: LayerKV) -> None:
+        loop.call_soon_threadsafe(layers.put_nowait, layer.layer_idx + 1)
+
+    total = services.host.geometry.num_layers
+    with services.log.span("prefill", model=services.host.name) as span:
+        reading = asyncio.create_task(services.runner.run(services.host.capture, text, on_layer=on_layer))
+        try:
+            for _ in range(total):
+                step = asyncio.create_task(layers.get())
+                await asyncio.wait({reading, step}, return_when=asyncio.FIRST_COMPLETED)
+                if not step.done():
+                    step.cancel()
+                    break
+                yield Progress(step.result(), total)
+            memory = await reading
+        finally:
+            reading.cancel()
+        created_at = utc_now()
+        record = await services.in_store(services.memories.put, memory, wanted=wanted, created_at=created_at)
+        if name:
+            await services.in_store(services.ledger.name, name, record.id)
+        span.add(memory=record.id, tokens=record.header.seq_len, raw_bytes=record.header.raw_nbytes)
+    yield await describe(services, record)
+
+
+async def list_memories(services: Services) -> tuple[MemoryInfo, ...]:
+    """Every memory in the store, oldest first."""
+    names = await services.in_store(services.ledger.names)
+    return tuple(_info(record, names.get(record.id, "")) for record in services.memories.all())
+
+
+async def find(services: Services, wanted: str) -> MemoryRecord:
+    """A memory by name, id, or start of an id. Raises UnknownMemory."""
+    named = await services.in_store(services.ledger.memory_named, wanted)
+    return services.memories.find(named or wanted)
+
+
+async def describe(services: Services, record: MemoryRecord) -> MemoryInfo:
+    """A stored memory as callers see it."""
+    names = await services.in_store(services.ledger.names)
+    return _info(record, names.get(record.id, ""))
+
+
+async def forget(services: Services, wanted: str) -> MemoryInfo:
+    """Remove a memory and its name; returns what it was."""
+    record = await find(services, wanted)
+    info = await describe(services, record)
+    await services.in_store(services.memories.forget, record)
+    await services.in_store(services.ledger.forget_memory, record.id)
+    return info
+
+
+def _info(record: MemoryRecord, name: str) -> MemoryInfo:
+    header = record.header
+    return MemoryInfo(
+        id=record.id,
+        name=name,
+        tokens=header.seq_len,
+        layers=header.geometry.num_layers,
+        nbytes=header.raw_nbytes,
+        model=header.fingerprint.model,
+        origin=record.origin,
+        created_at=record.created_at,
+        header=header,
+    )
+
+
+def _check_name(name: str) -> None:
+    if len(name) > MAX_NAME_CHARS or name.startswith("mem_") or (name and not name.isprintable()):
+        raise RequestError(
+            f"name {name!r:.80}: at most {MAX_NAME_CHARS} printable characters, not starting with mem_"
+        )

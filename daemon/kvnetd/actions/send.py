@@ -1,0 +1,116 @@
+"""send and pull: start a transfer with a peer, whichever side asks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+
+from kvnet.api import LayerProgress, SendReport
+from kvnet.compat import require_tier
+from kvnet.errors import KvnetError, PeerUnreachable, RequestError
+from kvnet.identity.peers import AddedPeer
+from kvnet.transfer.messages import MAX_NOTE_CHARS, Hello
+from kvnet.transport.client import PeerClient
+from kvnet.transport.sending import AckProgress, Sent
+from kvnet.types import MemoryId
+from kvnetd.actions.memories import find
+from kvnetd.outgoing import OutboundTransfer
+from kvnetd.services import Services
+from kvnetd.transfers import Transfers
+
+
+async def send(
+    services: Services, transfers: Transfers, *, memory: str, to: str, note: str, agent: str
+) -> AsyncIterator[LayerProgress | SendReport]:
+    """Send a memory to `peer` or `peer/agent`; yields a LayerProgress per layer, the report last."""
+    began = time.perf_counter()
+    if len(note) > MAX_NOTE_CHARS:
+        raise RequestError(f"note: {len(note)} characters, at most {MAX_NOTE_CHARS}; put it in the memory")
+    wanted, _, to_agent = to.partition("/")
+    peer = services.peers.find(wanted)
+    record = await find(services, memory)
+    progress: asyncio.Queue[LayerProgress | None] = asyncio.Queue()
+
+    def on_progress(ack: AckProgress) -> None:
+        progress.put_nowait(LayerProgress(ack.layer_idx, ack.chunks_done, ack.chunks_total, ack.wire_nbytes))
+
+    outbound = transfers.prepare(record.id, peer, note=note, agents=(agent, to_agent))
+    pushing = asyncio.create_task(_push(services, peer, outbound, on_progress))
+    pushing.add_done_callback(lambda _: progress.put_nowait(None))
+    failure: BaseException | None = None
+    try:
+        while (layer := await progress.get()) is not None:
+            yield layer
+        sent = await pushing
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        pushing.cancel()
+        await outbound.close(failure)
+    yield SendReport(
+        transfer_id=outbound.session.offer.transfer_id,
+        memory=record.id,
+        peer=peer.name,
+        chunks=len(outbound.session.chunks),
+        raw_bytes=record.header.raw_nbytes,
+        wire_bytes=sent.wire_nbytes,
+        seconds=round(time.perf_counter() - began, 6),
+        tier=sent.receipt.tier,
+        resumed_chunks=sent.resumed_chunks,
+    )
+
+
+async def say_hello(services: Services, peer: AddedPeer) -> tuple[Hello, str, float]:
+    """The peer's hello, the address it answered at, and how long that took.
+
+    Tries every known address. Raises the last failure.
+    """
+    failure: KvnetError | None = None
+    for address in services.directory.addresses(peer):
+        began = time.perf_counter()
+        try:
+            async with PeerClient(address, public=peer.public, peer=f"{peer.name} at {address}") as client:
+                hello = await client.hello(namespace=services.config.namespace)
+        except KvnetError as error:
+            failure = error
+        else:
+            return hello, address, time.perf_counter() - began
+    raise failure or PeerUnreachable(f"peer {peer.name}: no address to dial")
+
+
+async def _push(
+    services: Services,
+    peer: AddedPeer,
+    outbound: OutboundTransfer,
+    on_progress: Callable[[AckProgress], None],
+) -> Sent:
+    hello, address, _ = await say_hello(services, peer)
+    header = outbound.session.offer.memory
+    require_tier((header.fingerprint, header.geometry), (hello.fingerprint, hello.geometry))
+    async with PeerClient(address, public=peer.public, peer=f"{peer.name} at {address}") as client:
+        return await client.push(outbound, on_progress)
+
+
+async def pull(services: Services, transfers: Transfers, *, memory: str, peer_name: str) -> SendReport:
+    """Fetch one of a peer's memories by its full id."""
+    began = time.perf_counter()
+    peer = services.peers.find(peer_name)
+    _, address, _ = await say_hello(services, peer)
+    async with PeerClient(address, public=peer.public, peer=f"{peer.name} at {address}") as client:
+        inbound = await client.pull(
+            transfers.pull_request(MemoryId(memory), peer), transfers.open_inbound, services.pool
+        )
+    offer = inbound.session.offer
+    return SendReport(
+        transfer_id=offer.transfer_id,
+        memory=offer.memory.id,
+        peer=peer.name,
+        chunks=offer.chunk_count,
+        raw_bytes=offer.memory.raw_nbytes,
+        wire_bytes=offer.memory.raw_nbytes,
+        seconds=round(time.perf_counter() - began, 6),
+        tier=inbound.session.tier.value,
+        resumed_chunks=0,
+    )

@@ -1,0 +1,68 @@
+"""status and events: what this node is and what it has been doing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator
+
+from kvnet.api import NodeStatus
+from kvnet.transfer.messages import PROTOCOL_VERSION
+from kvnet.version import VERSION
+from kvnetd.services import Services
+
+MAX_WAITING_EVENTS = 1024
+
+
+async def status(services: Services) -> NodeStatus:
+    """One look at the node."""
+    config, host = services.config, services.host
+    unread = await services.in_store(services.ledger.messages, agent=None, unread_only=True)
+    return NodeStatus(
+        node_id=services.key.node_id,
+        name=config.name,
+        grpc=services.listening.address,
+        model=host.name,
+        pid=os.getpid(),
+        version=VERSION,
+        protocol=PROTOCOL_VERSION,
+        namespace=config.namespace,
+        fingerprint=host.fingerprint,
+        geometry=host.geometry,
+        max_seq_len=host.max_seq_len,
+        memories=len(services.memories.all()),
+        store_nbytes=services.memories.nbytes,
+        peers=len(services.peers.all()),
+        unread=len(unread),
+        uptime_s=round(time.monotonic() - services.listening.since, 3),
+        mdns=config.mdns,
+        home=str(config.home.root),
+    )
+
+
+async def events(services: Services, *, follow: bool, past: bool) -> AsyncIterator[str]:
+    """Lines of the event log: those it still holds, those to come, or both.
+
+    A reader slower than the log loses the oldest lines, never the daemon's memory.
+    """
+    waiting: asyncio.Queue[str] = asyncio.Queue(maxsize=MAX_WAITING_EVENTS)
+    loop = asyncio.get_running_loop()
+
+    def enqueue(line: str) -> None:
+        if waiting.full():
+            waiting.get_nowait()
+        waiting.put_nowait(line)
+
+    def hand_over(line: str) -> None:
+        loop.call_soon_threadsafe(enqueue, line)
+
+    ignore = services.log.listen(hand_over)
+    try:
+        if past:
+            for line in await services.in_store(services.log.lines):
+                yield line
+        while follow:
+            yield await waiting.get()
+    finally:
+        ignore()

@@ -1,0 +1,191 @@
+"""The daemon as a whole: what is started in which order, and stopped in the reverse one."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from typing import IO, cast
+
+from kvnet.discovery import Advert, Discovery, Event, PeerSeen
+from kvnet.errors import AlreadyRunning, KvnetError, StateCorrupt
+from kvnet.identity.keys import NodeKey, short_id
+from kvnet.identity.peers import PeerList
+from kvnet.model.host import ModelHost
+from kvnet.model.loader import Device, DTypeChoice, ModelSpec, Quantization
+from kvnet.model.runner import ModelRunner
+from kvnet.paths import Home
+from kvnet.transfer.messages import PROTOCOL_VERSION
+from kvnet.transport.server import serve_peers
+from kvnet.version import VERSION
+from kvnetd.config import Config
+from kvnetd.control import ControlService, serve_control
+from kvnetd.directory import Directory
+from kvnetd.log import EventLog
+from kvnetd.services import Listening, Services
+from kvnetd.store.ledger import Ledger
+from kvnetd.store.memories import MemoryStore
+from kvnetd.store.spool import Spool
+from kvnetd.transfers import Transfers
+
+POOL_THREADS = 2
+STOP_GRACE_S = 2.0
+REFRESH_INTERVAL_S = 15.0
+SPOOL_TTL_S = 24 * 3600.0
+
+
+async def run(config: Config) -> None:
+    """Run until SIGTERM, SIGINT or a Shutdown call."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with node(config, stopping):
+        await stopping.wait()
+
+
+@asynccontextmanager
+async def node(config: Config, stopping: asyncio.Event) -> AsyncIterator[Services]:
+    """A running node; leaving the block stops it. Raises OperatorError where it cannot start."""
+    home = config.home
+    home.check()
+    async with AsyncExitStack() as stack:
+        _make_folders(home)
+        stack.enter_context(_locked(home))
+        key = NodeKey.load_or_create(home.identity)
+        log = EventLog(home.events, node=short_id(key.node_id), max_nbytes=config.log_max_nbytes)
+        stack.callback(log.close)
+        span = stack.enter_context(log.span("node", version=VERSION, pid=os.getpid()))
+        services = await _build(stack, config, key, log)
+        transfers = Transfers(services)
+        server, port = await serve_peers(transfers, host=config.listen_host, port=config.listen_port)
+        stack.push_async_callback(server.stop, STOP_GRACE_S)
+        services.listening.address = f"{config.listen_host}:{port}"
+        span.add(address=services.listening.address, model=services.host.name)
+        await _discover(stack, services, port)
+        token = _write_token(home)
+        control = await serve_control(ControlService(services, transfers, stopping.set), home, token)
+        stack.push_async_callback(control.stop, STOP_GRACE_S)
+        stack.callback(lambda: home.socket.unlink(missing_ok=True))
+        yield services
+
+
+async def _build(stack: AsyncExitStack, config: Config, key: NodeKey, log: EventLog) -> Services:
+    home = config.home
+    store_thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="store"))
+    pool = stack.enter_context(ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="pool"))
+    loop = asyncio.get_running_loop()
+    peers = PeerList(home.peers)
+    ledger = await loop.run_in_executor(store_thread, Ledger, home.store / "ledger.sqlite")
+    stack.callback(ledger.close)
+    memories = await loop.run_in_executor(store_thread, MemoryStore, home.store / "memories")
+    spool = await loop.run_in_executor(store_thread, Spool, home.store / "incoming")
+    await loop.run_in_executor(store_thread, lambda: spool.expire(older_than_s=SPOOL_TTL_S, now=time.time()))
+    runner = ModelRunner()
+    stack.push_async_callback(runner.close)
+    spec = ModelSpec(
+        config.model,
+        quantization=cast("Quantization", config.quantization),  # ModelSpec checks all three again
+        dtype=cast("DTypeChoice", config.dtype),
+        device=cast("Device", config.device),
+    )
+    with log.span("model", model=config.model, quantization=config.quantization) as span:
+        host = await runner.run(ModelHost.load, spec, home.cache)
+        span.add(device=str(host.device))
+    return Services(
+        config=config,
+        key=key,
+        log=log,
+        peers=peers,
+        directory=Directory(),
+        memories=memories,
+        spool=spool,
+        ledger=ledger,
+        host=host,
+        runner=runner,
+        store_thread=store_thread,
+        pool=pool,
+        listening=Listening(),
+    )
+
+
+async def _discover(stack: AsyncExitStack, services: Services, port: int) -> None:
+    config = services.config
+    if not config.mdns:
+        return
+    advert = Advert(short_id(services.key.node_id), config.namespace, PROTOCOL_VERSION, port)
+
+    def on_event(event: Event) -> None:
+        peer = services.peers.by_short_id(event.short_id)
+        if peer is not None:
+            services.log.write(
+                f"discovery.{'seen' if isinstance(event, PeerSeen) else 'lost'}", peer=peer.name
+            )
+
+    discovery = Discovery(advert, interfaces=_interfaces(config), on_event=on_event)
+    await discovery.start()
+    stack.push_async_callback(discovery.close)
+    services.directory.watch(discovery)
+    services.directory.know(tuple(peer.node_id for peer in services.peers.all()))
+    refreshing = asyncio.create_task(_refresh(services, discovery))
+    stack.callback(refreshing.cancel)
+
+
+def _interfaces(config: Config) -> tuple[str, ...] | None:
+    """Advertise only where the peer port can be reached."""
+    if config.interfaces:
+        return config.interfaces
+    if config.listen_host in ("0.0.0.0", "::"):  # noqa: S104  # compared, not bound
+        return None
+    return (config.listen_host,)
+
+
+async def _refresh(services: Services, discovery: Discovery) -> None:
+    """Follow interfaces that come and go, and clear out transfers nobody resumed."""
+    while True:
+        await asyncio.sleep(REFRESH_INTERVAL_S)
+        with suppress(OSError, KvnetError):
+            await discovery.refresh()
+
+
+def _make_folders(home: Home) -> None:
+    try:
+        for folder in (home.root, home.store, home.cache, home.run):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        home.run.chmod(0o700)
+    except OSError as exc:
+        raise StateCorrupt(
+            f"state folder {home.root}: cannot be used ({exc.strerror}: {exc.filename})"
+        ) from exc
+
+
+@contextmanager
+def _locked(home: Home) -> Iterator[IO[str]]:
+    with home.lock.open("a+", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            lock.seek(0)
+            raise AlreadyRunning(
+                f"state folder {home.root}: a daemon (pid {lock.read().strip() or 'unknown'}) uses it; "
+                "stop that one with `kvnet down`, or set KVNET_HOME to another folder"
+            ) from exc
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield lock
+
+
+def _write_token(home: Home) -> str:
+    token = secrets.token_urlsafe(32)
+    home.token.unlink(missing_ok=True)
+    handle = os.open(home.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as out:
+        out.write(token)
+    return token

@@ -1,0 +1,124 @@
+"""The daemon's settings: defaults, then config.toml, then KVNET_* variables, then flags. Built once."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from kvnet.errors import ConfigError
+from kvnet.paths import Home
+
+DEFAULT_MODEL = "ref-a"
+_BOOLS = {"1": True, "true": True, "0": False, "false": False}
+_CHOICES = {
+    "quantization": ("none", "int8", "nf4"),
+    "dtype": ("auto", "float32", "float16", "bfloat16"),
+    "device": ("auto", "cpu", "cuda"),
+    "compression": ("none", "lz4"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything the daemon can be told. Nothing reads the environment after this is built."""
+
+    home: Home
+    name: str = ""
+    model: str = DEFAULT_MODEL
+    quantization: str = "none"
+    dtype: str = "auto"
+    device: str = "auto"
+    listen: str = "127.0.0.1:0"
+    namespace: str = "default"
+    mdns: bool = True
+    interfaces: tuple[str, ...] = ()
+    compression: str = "none"
+    max_transfer_nbytes: int = 4 << 30
+    max_inbound_transfers: int = 8
+    log_max_nbytes: int = 16 << 20
+    threads: int = 0
+
+    @property
+    def listen_host(self) -> str:
+        """The address the peer port binds to."""
+        return _split_listen(self.listen)[0]
+
+    @property
+    def listen_port(self) -> int:
+        """The peer port; 0 lets the system choose."""
+        return _split_listen(self.listen)[1]
+
+
+def load_config(home: Home, flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Config:
+    """Merge the sources. Raises ConfigError naming the source, the key and what it takes."""
+    environ = os.environ if environ is None else environ
+    merged: dict[str, Any] = {"name": socket.gethostname().split(".")[0][:40] or "node"}
+    merged.update(_from_file(home))
+    merged.update(_from_environ(environ))
+    merged.update({key: value for key, value in flags.items() if value is not None})
+    config = Config(home=home, **{key: _typed(key, value) for key, value in merged.items()})
+    _check(config)
+    return config
+
+
+def _from_file(home: Home) -> dict[str, Any]:
+    try:
+        text = home.config.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{home.config}: cannot be read ({exc})") from exc
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{home.config}: not TOML ({exc})") from exc
+    for key in found:
+        if key not in _KINDS:
+            raise ConfigError(f"{home.config}: unknown key {key!r}; known are {', '.join(sorted(_KINDS))}")
+    return found
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
+    return {key: environ[f"KVNET_{key.upper()}"] for key in _KINDS if f"KVNET_{key.upper()}" in environ}
+
+
+def _typed(key: str, value: Any) -> Any:
+    kind = _KINDS[key]
+    try:
+        if kind == "bool":
+            return value if isinstance(value, bool) else _BOOLS[value]
+        if kind == "int":
+            return int(value)
+        if kind == "tuple[str, ...]":
+            return tuple(value.split(",")) if isinstance(value, str) else tuple(str(v) for v in value)
+    except (KeyError, ValueError, TypeError) as exc:
+        raise ConfigError(f"setting {key}: {value!r} is not a {kind}") from exc
+    if not isinstance(value, str):
+        raise ConfigError(f"setting {key}: {value!r} is not text")
+    return value
+
+
+def _check(config: Config) -> None:
+    for key, allowed in _CHOICES.items():
+        if getattr(config, key) not in allowed:
+            raise ConfigError(f"setting {key}: {getattr(config, key)!r} is none of {', '.join(allowed)}")
+    if not config.name or len(config.name) > 40 or "/" in config.name:
+        raise ConfigError(f"setting name: {config.name!r:.60} must have 1 to 40 characters and no slash")
+    if not config.namespace or len(config.namespace) > 40:
+        raise ConfigError(f"setting namespace: {config.namespace!r:.60} must have 1 to 40 characters")
+    _split_listen(config.listen)
+
+
+def _split_listen(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"setting listen: {listen!r} is not HOST:PORT; for example 0.0.0.0:7447")
+    return host, int(port)
+
+
+_KINDS: dict[str, str] = {f.name: str(f.type) for f in fields(Config) if f.name != "home"}

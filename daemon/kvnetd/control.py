@@ -1,0 +1,199 @@
+"""The control API on the Unix socket: protobuf in, actions called, protobuf out. No logic of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hmac
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from kvnet import wire
+from kvnet.api import LayerProgress, Progress
+from kvnet.errors import KvnetError
+from kvnet.paths import Home
+from kvnet.transport.frames import MAX_MESSAGE_NBYTES
+from kvnet.v1 import control_pb2 as pb
+from kvnet.v1 import control_pb2_grpc
+from kvnetd.actions import ask, memories, peers, send, status
+from kvnetd.services import Services, utc_now
+from kvnetd.transfers import Transfers
+
+TOKEN_METADATA_KEY = "kvnet-token"  # noqa: S105  # a header's name
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ControlService(control_pb2_grpc.ControlServicer):
+    """One method per RPC; each is an action and a conversion."""
+
+    def __init__(self, services: Services, transfers: Transfers, shutdown: Callable[[], None]) -> None:
+        self._services = services
+        self._transfers = transfers
+        self._shutdown = shutdown
+
+    async def Status(self, request: pb.StatusRequest, context: Context) -> pb.NodeStatus:
+        return wire.to_wire(await status.status(self._services), pb.NodeStatus)
+
+    async def Shutdown(self, request: pb.ShutdownRequest, context: Context) -> pb.ShutdownReply:
+        self._shutdown()
+        return pb.ShutdownReply(pid=(await status.status(self._services)).pid)
+
+    async def Remember(
+        self, request: pb.RememberRequest, context: Context
+    ) -> AsyncIterator[pb.RememberEvent]:
+        steps = memories.remember(
+            self._services, request.text, name=request.name, compression=request.compression
+        )
+        async for step in steps:
+            if isinstance(step, Progress):
+                yield pb.RememberEvent(progress=wire.to_wire(step, pb.Progress))
+            else:
+                yield pb.RememberEvent(memory=wire.to_wire(step, pb.MemoryInfo))
+
+    async def ListMemories(self, request: pb.ListMemoriesRequest, context: Context) -> pb.MemoryList:
+        found = await memories.list_memories(self._services)
+        return pb.MemoryList(memories=[wire.to_wire(info, pb.MemoryInfo) for info in found])
+
+    async def ShowMemory(self, request: pb.ShowMemoryRequest, context: Context) -> pb.MemoryInfo:
+        record = await memories.find(self._services, request.memory)
+        return wire.to_wire(await memories.describe(self._services, record), pb.MemoryInfo)
+
+    async def Forget(self, request: pb.ForgetRequest, context: Context) -> pb.MemoryInfo:
+        return wire.to_wire(await memories.forget(self._services, request.memory), pb.MemoryInfo)
+
+    async def Send(self, request: pb.SendRequest, context: Context) -> AsyncIterator[pb.SendEvent]:
+        steps = send.send(
+            self._services,
+            self._transfers,
+            memory=request.memory,
+            to=request.to,
+            note=request.note,
+            agent=request.agent,
+        )
+        async for step in steps:
+            if isinstance(step, LayerProgress):
+                yield pb.SendEvent(progress=wire.to_wire(step, pb.LayerProgress))
+            else:
+                yield pb.SendEvent(report=wire.to_wire(step, pb.SendReport))
+
+    async def Pull(self, request: pb.PullRequest, context: Context) -> AsyncIterator[pb.SendEvent]:
+        report = await send.pull(
+            self._services, self._transfers, memory=request.memory, peer_name=request.peer
+        )
+        yield pb.SendEvent(report=wire.to_wire(report, pb.SendReport))
+
+    async def Ask(self, request: pb.AskRequest, context: Context) -> AsyncIterator[pb.AskEvent]:
+        async for step in ask.ask(self._services, wire.from_wire(request, ask.Question)):
+            if isinstance(step, str):
+                yield pb.AskEvent(delta=step)
+            else:
+                yield pb.AskEvent(answer=wire.to_wire(step, pb.Answer))
+
+    async def ListPeers(self, request: pb.ListPeersRequest, context: Context) -> pb.PeerList:
+        found = await peers.list_peers(self._services, probe=request.probe)
+        return pb.PeerList(peers=[wire.to_wire(info, pb.PeerInfo) for info in found])
+
+    async def AddPeer(self, request: pb.AddPeerRequest, context: Context) -> pb.PeerInfo:
+        info = await peers.add_peer(
+            self._services, address=request.address, node_id=request.node_id, name=request.name
+        )
+        return wire.to_wire(info, pb.PeerInfo)
+
+    async def RemovePeer(self, request: pb.RemovePeerRequest, context: Context) -> pb.PeerInfo:
+        return wire.to_wire(peers.remove_peer(self._services, request.peer), pb.PeerInfo)
+
+    async def ProbePeer(self, request: pb.ProbePeerRequest, context: Context) -> pb.PeerInfo:
+        peer = self._services.peers.find(request.peer)
+        return wire.to_wire(await peers.probe_peer(self._services, peer), pb.PeerInfo)
+
+    async def Inbox(self, request: pb.InboxRequest, context: Context) -> pb.MessageList:
+        services = self._services
+        found = await services.in_store(
+            services.ledger.messages, agent=request.agent, unread_only=not request.all
+        )
+        return pb.MessageList(messages=[wire.to_wire(message, pb.InboxMessage) for message in found])
+
+    async def Acknowledge(self, request: pb.AcknowledgeRequest, context: Context) -> pb.InboxMessage:
+        services = self._services
+        message = await services.in_store(services.ledger.acknowledge, request.message, at=utc_now())
+        return wire.to_wire(message, pb.InboxMessage)
+
+    async def Events(self, request: pb.EventsRequest, context: Context) -> AsyncIterator[pb.Event]:
+        async for line in status.events(self._services, follow=request.follow, past=request.past):
+            yield pb.Event(line=line)
+
+
+class _TokenCheck(grpc.aio.ServerInterceptor):
+    """Refuses every call without the token, whoever could open the socket."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        shown = dict(handler_call_details.invocation_metadata or ()).get(TOKEN_METADATA_KEY, "")
+        if not hmac.compare_digest(str(shown).encode(), self._token.encode()):
+            return grpc.unary_unary_rpc_method_handler(_refuse)
+        return await continuation(handler_call_details)
+
+
+async def serve_control(service: ControlService, home: Home, token: str) -> grpc.aio.Server:
+    """Start the control server on the home's Unix socket."""
+    _translate_errors(service)
+    server = grpc.aio.server(
+        interceptors=(_TokenCheck(token),),
+        options=(("grpc.max_receive_message_length", 16 * MAX_MESSAGE_NBYTES),),
+    )
+    control_pb2_grpc.add_ControlServicer_to_server(service, server)
+    home.socket.unlink(missing_ok=True)
+    server.add_insecure_port(f"unix:{home.socket}")
+    await server.start()
+    home.socket.chmod(0o600)
+    return server
+
+
+def _translate_errors(service: ControlService) -> None:
+    """Wrap every RPC so that a KvnetError leaves as a status that carries it whole."""
+    for name, method in inspect.getmembers(ControlService, inspect.isfunction):
+        if name[0].isupper():
+            wrap = _stream_guard if inspect.isasyncgenfunction(method) else _unary_guard
+            setattr(service, name, wrap(getattr(service, name)))
+
+
+def _unary_guard(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(method)
+    async def guarded(request: Any, context: Context) -> Any:
+        try:
+            return await method(request, context)
+        except KvnetError as error:
+            await _abort(context, error)
+
+    return guarded
+
+
+def _stream_guard(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+    @functools.wraps(method)
+    async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
+        try:
+            async for item in method(request, context):
+                yield item
+        except KvnetError as error:
+            await _abort(context, error)
+
+    return guarded
+
+
+async def _abort(context: Context, error: KvnetError) -> None:
+    code, details, metadata = wire.error_to_status(error)
+    await context.abort(code, details, metadata)
+
+
+async def _refuse(request: Any, context: Context) -> None:
+    await asyncio.sleep(0)
+    await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the control token is missing or wrong")

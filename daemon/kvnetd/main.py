@@ -1,0 +1,49 @@
+"""`kvnetd`: run one node in the foreground. Flags in, exit status out."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from kvnet.errors import KvnetError
+from kvnet.paths import Home, find_home
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse flags, run the node; errors are one JSON line on stderr, for whoever started it."""
+    flags = vars(_parser().parse_args(arguments))
+    home = Home(Path(flags.pop("home"))) if flags.get("home") else find_home()
+    flags.pop("home", None)
+    try:
+        # Here, not above: a bad flag must not cost the seconds that torch takes to import.
+        from kvnetd.app import run
+        from kvnetd.config import load_config
+
+        asyncio.run(run(load_config(home, flags)))
+    except KvnetError as error:
+        print(json.dumps({"code": error.code, "message": error.message}), file=sys.stderr, flush=True)
+        return error.exit_status
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kvnetd", description="Run one kvnet node in the foreground.")
+    parser.add_argument("--home", help="state folder (default: KVNET_HOME or the platform's data folder)")
+    parser.add_argument("--name", help="what this node calls itself")
+    parser.add_argument("--model", help="ref-a, ref-b, ref-c, a folder, random:tinyllama or a hub id")
+    parser.add_argument("--quantization", help="none, int8 or nf4")
+    parser.add_argument("--dtype", help="auto, float32, float16 or bfloat16")
+    parser.add_argument("--device", help="auto, cpu or cuda")
+    parser.add_argument("--listen", help="HOST:PORT of the peer port")
+    parser.add_argument("--namespace", help="nodes of other namespaces are not seen")
+    parser.add_argument("--interfaces", help="comma-separated interface names or addresses for mDNS")
+    parser.add_argument("--mdns", help="1 or 0")
+    parser.add_argument("--compression", help="none or lz4, for memories made here")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

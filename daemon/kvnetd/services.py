@@ -1,0 +1,62 @@
+"""What the daemon's actions share, built once by `app` and passed down. No behaviour of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import ParamSpec, TypeVar
+
+from kvnet.identity.keys import NodeKey
+from kvnet.identity.peers import PeerList
+from kvnet.model.host import ModelHost
+from kvnet.model.runner import ModelRunner
+from kvnetd.config import Config
+from kvnetd.directory import Directory
+from kvnetd.log import EventLog
+from kvnetd.store.ledger import Ledger
+from kvnetd.store.memories import MemoryStore
+from kvnetd.store.spool import Spool
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Listening:
+    """Where this node answers; filled in once the peer port is bound."""
+
+    address: str = ""
+    since: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The four homes of state and the threads that own them."""
+
+    config: Config
+    key: NodeKey
+    log: EventLog
+    peers: PeerList
+    directory: Directory
+    memories: MemoryStore
+    spool: Spool
+    ledger: Ledger
+    host: ModelHost
+    runner: ModelRunner
+    store_thread: Executor
+    pool: Executor
+    listening: Listening
+
+    async def in_store(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a blocking store call on the store's one thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.store_thread, lambda: act(*args, **kwargs))
+
+
+def utc_now() -> str:
+    """The time as it is stored and shown, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,149 @@
+"""Names, messages and receipts in one SQLite file: WAL, synchronous FULL, one connection, one thread."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kvnet.api import InboxMessage
+from kvnet.errors import StateCorrupt, StoreFull, UnknownMessage
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE names (name TEXT PRIMARY KEY, memory TEXT NOT NULL) STRICT;
+CREATE TABLE messages (
+    id TEXT PRIMARY KEY, sender TEXT NOT NULL, sender_name TEXT NOT NULL, sender_agent TEXT NOT NULL,
+    agent TEXT NOT NULL, memory TEXT NOT NULL, note TEXT NOT NULL, received_at TEXT NOT NULL,
+    acknowledged_at TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE TABLE transfers (
+    transfer_id TEXT PRIMARY KEY, direction TEXT NOT NULL, peer TEXT NOT NULL, memory TEXT NOT NULL,
+    offer BLOB NOT NULL, receipt_body BLOB NOT NULL, receipt_signer BLOB NOT NULL,
+    receipt_signature BLOB NOT NULL, completed_at TEXT NOT NULL
+) STRICT;
+"""
+
+T = TypeVar("T")
+
+
+class Ledger:
+    """What must survive a restart and is not a memory itself."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._db = self._guard(lambda: _open(path))
+
+    def name(self, name: str, memory: str) -> None:
+        """Point a name at a memory; an earlier use of the name moves."""
+        self._run("INSERT OR REPLACE INTO names VALUES (?, ?)", name, memory)
+
+    def names(self) -> dict[str, str]:
+        """Memory id -> its name."""
+        return {memory: name for name, memory in self._run("SELECT name, memory FROM names")}
+
+    def memory_named(self, name: str) -> str | None:
+        """The memory a name points at."""
+        rows = self._run("SELECT memory FROM names WHERE name = ?", name)
+        return rows[0][0] if rows else None
+
+    def forget_memory(self, memory: str) -> None:
+        """Drop the names of a memory; messages about it stay as history."""
+        self._run("DELETE FROM names WHERE memory = ?", memory)
+
+    def completed(self, transfer_id: str) -> tuple[Any, ...] | None:
+        """Offer, receipt body, signer and signature of a transfer that is done."""
+        rows = self._run(
+            "SELECT offer, receipt_body, receipt_signer, receipt_signature "
+            "FROM transfers WHERE transfer_id = ?",
+            transfer_id,
+        )
+        return rows[0] if rows else None
+
+    def complete(self, row: tuple[Any, ...], message: InboxMessage | None) -> None:
+        """Record a finished transfer and its inbox message in one transaction."""
+
+        def write() -> None:
+            with self._db:
+                self._db.execute("INSERT INTO transfers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+                if message is not None:
+                    columns = [getattr(message, field) for field in _MESSAGE_FIELDS]
+                    self._db.execute("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", columns)
+
+        self._guard(write)
+
+    def messages(self, *, agent: str | None, unread_only: bool) -> tuple[InboxMessage, ...]:
+        """The inbox, oldest first; `agent` None means every agent's."""
+        where = ["1 = 1"]
+        values: list[str] = []
+        if agent is not None:
+            where.append("agent = ?")
+            values.append(agent)
+        if unread_only:
+            where.append("acknowledged_at = ''")
+        query = f"{_SELECT_MESSAGES} WHERE {' AND '.join(where)} ORDER BY received_at"
+        return tuple(InboxMessage(*row) for row in self._run(query, *values))
+
+    def acknowledge(self, message_id: str, *, at: str) -> InboxMessage:
+        """Mark a message as dealt with; doing so twice changes nothing. Raises UnknownMessage."""
+        update = "UPDATE messages SET acknowledged_at = ? WHERE id = ? AND acknowledged_at = ''"
+        self._run(update, at, message_id)
+        rows = self._run(f"{_SELECT_MESSAGES} WHERE id = ?", message_id)
+        if not rows:
+            raise UnknownMessage(f"message {message_id:.60}: not in the inbox; see `kvnet inbox --all`")
+        return InboxMessage(*rows[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def _run(self, query: str, *values: Any) -> list[Any]:
+        def run() -> list[Any]:
+            with self._db:
+                return self._db.execute(query, values).fetchall()
+
+        return self._guard(run)
+
+    def _guard(self, act: Callable[[], T]) -> T:
+        try:
+            return act()
+        except sqlite3.OperationalError as exc:
+            if "disk is full" in str(exc) or "disk I/O" in str(exc):
+                raise StoreFull(f"ledger {self._path}: {exc}; free some space and try again") from exc
+            raise StateCorrupt(f"ledger {self._path}: {exc}; restore it or move it away") from exc
+        except sqlite3.DatabaseError as exc:
+            raise StateCorrupt(
+                f"ledger {self._path}: {exc}; restore it from a backup or move it away, "
+                "kvnet left it untouched"
+            ) from exc
+
+
+_MESSAGE_FIELDS = (
+    "id",
+    "sender",
+    "sender_name",
+    "sender_agent",
+    "agent",
+    "memory",
+    "note",
+    "received_at",
+    "acknowledged_at",
+)
+_SELECT_MESSAGES = f"SELECT {', '.join(_MESSAGE_FIELDS)} FROM messages"  # noqa: S608  # constants only
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    db = sqlite3.connect(path, check_same_thread=False)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version > SCHEMA_VERSION:
+        db.close()
+        raise StateCorrupt(
+            f"ledger {path}: version {version}, this kvnet reads {SCHEMA_VERSION}; install the newer kvnet"
+        )
+    if version == 0:
+        db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    return db

@@ -1,0 +1,238 @@
+"""Memories at rest: one folder each, `memory.json` beside `sections.bin`, moved into place whole.
+
+A memory is read back only after its header and the digest of every section agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from kvnet.errors import KvnetError, RequestError, StateCorrupt, UnknownMemory
+from kvnet.format import strict_json
+from kvnet.format.compress import compress, decompress
+from kvnet.transfer.sender import WireChunk
+from kvnet.types import (
+    ChunkKey,
+    Compression,
+    MemoryHeader,
+    MemoryId,
+    RawMemory,
+    canonical_json,
+    content_digest,
+    plan_chunks,
+)
+from kvnetd.store.disk import full_disk_refused, require_room, sync_folder, write_durably
+
+RECORD_VERSION = 1
+MAX_RECORD_NBYTES = 64 << 20
+HEADER_FILE = "memory.json"
+SECTIONS_FILE = "sections.bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Where a chunk lies in `sections.bin` and what it must hash to."""
+
+    offset: int
+    compression: int
+    wire_nbytes: int
+    wire_digest: str  # hex
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRecord:
+    """What `memory.json` holds. `origin` is the node id it came from, or "" for this node."""
+
+    version: int
+    header: MemoryHeader
+    created_at: str
+    origin: str
+    sections: tuple[Section, ...]
+
+    @property
+    def id(self) -> MemoryId:
+        """The memory's id."""
+        return self.header.id
+
+    @property
+    def plan(self) -> tuple[ChunkKey, ...]:
+        """The chunks in order."""
+        return plan_chunks(self.header.geometry, self.header.seq_len)
+
+    def wire_chunks(self) -> tuple[WireChunk, ...]:
+        """The sections as the sender's session wants them."""
+        return tuple(
+            WireChunk(
+                key=key,
+                compression=Compression(section.compression),
+                raw_nbytes=key.raw_nbytes(self.header.geometry),
+                wire_nbytes=section.wire_nbytes,
+                wire_digest=bytes.fromhex(section.wire_digest),
+            )
+            for key, section in zip(self.plan, self.sections, strict=True)
+        )
+
+
+class MemoryStore:
+    """The folder of memories. Ids name folders; nothing a peer says ever names a path."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.damaged: dict[str, str] = {}
+        self._records: dict[MemoryId, MemoryRecord] = {}
+        for folder in sorted(root.iterdir()):
+            self._scan(folder)
+
+    def all(self) -> tuple[MemoryRecord, ...]:
+        """Every readable memory, oldest first."""
+        return tuple(sorted(list(self._records.values()), key=lambda record: record.created_at))
+
+    def find(self, wanted: str) -> MemoryRecord:
+        """The memory with this id, or the only one whose id starts so (8 characters or more)."""
+        exact = self._records.get(MemoryId(wanted))
+        if exact is not None:
+            return exact
+        found = [r for r in list(self._records.values()) if len(wanted) >= 8 and r.id.startswith(wanted)]
+        if len(found) > 1:
+            raise RequestError(f"memory {wanted}: {len(found)} ids start so; use more of the id")
+        if not found:
+            if wanted in self.damaged:
+                raise StateCorrupt(f"memory {wanted}: {self.damaged[wanted]}")
+            raise UnknownMemory(
+                f"memory {wanted:.60}: not in this node's store of {len(self._records)}; see `kvnet mem ls`"
+            )
+        return found[0]
+
+    def put(self, memory: RawMemory, *, wanted: Compression, created_at: str) -> MemoryRecord:
+        """Store a memory captured here. The same contents again are a success and change nothing."""
+        known = self._records.get(memory.header.id)
+        if known is not None:
+            return known
+        require_room(self.root, memory.header.raw_nbytes, what="remember")
+        folder = self.root / f".{memory.header.id}.new"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+        try:
+            with full_disk_refused("remember"):
+                sections = _write_sections(folder / SECTIONS_FILE, memory.chunks, wanted)
+                record = MemoryRecord(RECORD_VERSION, memory.header, created_at, "", sections)
+                return self.adopt(folder, record)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def adopt(self, folder: Path, record: MemoryRecord) -> MemoryRecord:
+        """Write the record into a folder that already holds the sections, and move it into place."""
+        known = self._records.get(record.id)
+        if known is not None:
+            shutil.rmtree(folder)
+            return known
+        write_durably(folder / HEADER_FILE, canonical_json(asdict(record)))
+        folder.rename(self.root / record.id)
+        sync_folder(self.root)
+        self._records[record.id] = record
+        return record
+
+    def forget(self, record: MemoryRecord) -> None:
+        """Remove a memory from disk."""
+        self._records.pop(record.id, None)
+        gone = self.root / f".{record.id}.gone"
+        (self.root / record.id).rename(gone)
+        shutil.rmtree(gone)
+
+    def open_sections(self, record: MemoryRecord) -> BinaryIO:
+        """The file behind a memory's sections; reads may come from any thread by `os.pread`."""
+        try:
+            return (self.root / record.id / SECTIONS_FILE).open("rb")
+        except OSError as exc:
+            raise StateCorrupt(f"memory {record.id}: its sections cannot be read ({exc.strerror})") from exc
+
+    def load(self, record: MemoryRecord) -> RawMemory:
+        """Read a whole memory back, every digest checked. Raises StateCorrupt."""
+        chunks: list[bytes | memoryview] = []
+        with self.open_sections(record) as sections:
+            for chunk, section in zip(record.wire_chunks(), record.sections, strict=True):
+                wire = read_section(sections, section)
+                if hashlib.sha256(wire).digest() != chunk.wire_digest:
+                    raise StateCorrupt(
+                        f"memory {record.id}: chunk {chunk.key.index} on disk is not what was stored; "
+                        "forget it and have it sent again"
+                    )
+                chunks.append(decompress(wire, chunk.compression, chunk.raw_nbytes))
+        return RawMemory(record.header, tuple(chunks))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all sections."""
+        return sum(s.wire_nbytes for record in self.all() for s in record.sections)
+
+    def _scan(self, folder: Path) -> None:
+        if folder.name.startswith("."):
+            # A capture, arrival or removal that never finished; nothing was promised for it.
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        try:
+            record = _read_record(folder)
+        except KvnetError as exc:
+            self.damaged[folder.name] = exc.message
+        else:
+            self._records[record.id] = record
+
+
+def read_section(sections: BinaryIO, section: Section) -> bytes:
+    """One section's bytes. Raises StateCorrupt when the file is too short."""
+    data = os.pread(sections.fileno(), section.wire_nbytes, section.offset)
+    if len(data) != section.wire_nbytes:
+        raise StateCorrupt(
+            f"{sections.name}: ends inside a section; forget the memory and have it sent again"
+        )
+    return data
+
+
+def content_digest_of(record: MemoryRecord, sections: BinaryIO) -> str:
+    """The content digest of what lies on disk, to be compared with the header's."""
+    digests = []
+    for chunk, section in zip(record.wire_chunks(), record.sections, strict=True):
+        if chunk.compression is Compression.NONE:
+            digests.append(chunk.wire_digest)  # raw and wire bytes are the same
+        else:
+            raw = decompress(read_section(sections, section), chunk.compression, chunk.raw_nbytes)
+            digests.append(hashlib.sha256(raw).digest())
+    return content_digest(digests)
+
+
+def _write_sections(
+    path: Path, chunks: Iterable[bytes | memoryview], wanted: Compression
+) -> tuple[Section, ...]:
+    sections: list[Section] = []
+    offset = 0
+    with path.open("wb") as out:
+        for raw in chunks:
+            used, wire = compress(raw, wanted)
+            out.write(wire)
+            sections.append(Section(offset, int(used), len(wire), hashlib.sha256(wire).hexdigest()))
+            offset += len(wire)
+        out.flush()
+        os.fsync(out.fileno())
+    return tuple(sections)
+
+
+def _read_record(folder: Path) -> MemoryRecord:
+    path = folder / HEADER_FILE
+    try:
+        data = path.read_bytes()
+    except OSError as exc:
+        raise StateCorrupt(f"{path}: cannot be read ({exc.strerror})") from exc
+    record = strict_json.decode(MemoryRecord, data, what=str(path), max_nbytes=MAX_RECORD_NBYTES)
+    if record.version != RECORD_VERSION:
+        raise StateCorrupt(f"{path}: version {record.version}, this kvnet reads {RECORD_VERSION}")
+    if record.id != folder.name or len(record.sections) != len(record.plan):
+        raise StateCorrupt(f"{path}: does not describe the memory its folder is named for")
+    return record

@@ -1,0 +1,173 @@
+"""Transfers on their way in: what arrived is on disk before it is acknowledged, and survives a restart.
+
+A folder per transfer: `offer.json` (the signed offer), `sections.bin` (payloads in order of arrival)
+and `chunks.log` (fixed-size records: envelope, signature, offset). A torn last record is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvnet.errors import BadSignature, KvnetError
+from kvnet.format.envelope import ENVELOPE_NBYTES, Envelope
+from kvnet.identity.signing import SignedMessage, VerifiedChunk
+from kvnet.transfer.messages import Offer
+from kvnet.types import TransferId
+from kvnetd.store.disk import full_disk_refused, require_room
+from kvnetd.store.memories import (
+    RECORD_VERSION,
+    SECTIONS_FILE,
+    MemoryRecord,
+    MemoryStore,
+    Section,
+    content_digest_of,
+)
+
+SIGNATURE_NBYTES = 64
+_OFFSET = struct.Struct("<Q")
+_RECORD_NBYTES = ENVELOPE_NBYTES + SIGNATURE_NBYTES + _OFFSET.size
+CHUNK_LOG_FILE = "chunks.log"
+OFFER_FILE = "offer.bin"
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    section: Section
+    digest: bytes
+
+
+class IncomingTransfer:
+    """One transfer's folder, open for writing."""
+
+    def __init__(self, folder: Path, offer: Offer) -> None:
+        self._folder = folder
+        self._offer = offer
+        self._held: dict[int, _Held] = {}
+        self._sections = os.open(folder / SECTIONS_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+        self._log = os.open(folder / CHUNK_LOG_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+        self._end = self._recover()
+
+    @property
+    def held(self) -> dict[int, bytes]:
+        """Chunk index -> wire digest, of all that is durable."""
+        return {index: entry.digest for index, entry in self._held.items()}
+
+    def store(self, chunks: list[VerifiedChunk]) -> None:
+        """Write a batch and sync it. Raises StoreFull; what was durable before stays so."""
+        with full_disk_refused("transfer"):
+            fresh: list[tuple[int, _Held]] = []
+            end = self._end
+            records = b""
+            for chunk in chunks:
+                envelope = chunk.envelope
+                _write_all(self._sections, chunk.signed.payload, end)
+                records += chunk.signed.envelope + chunk.signed.signature + _OFFSET.pack(end)
+                fresh.append((envelope.key.index, _held(envelope, end)))
+                end += envelope.wire_nbytes
+            # Payloads first: a record in the log promises that its payload is there.
+            os.fdatasync(self._sections)
+            _write_all(self._log, records, len(self._held) * _RECORD_NBYTES)
+            os.fdatasync(self._log)
+        self._end = end
+        self._held.update(fresh)
+
+    def finish(self, memories: MemoryStore, *, created_at: str) -> MemoryRecord:
+        """Turn the complete transfer into a memory. Raises BadSignature when its contents belie its id."""
+        sections = tuple(self._held[index].section for index in range(self._offer.chunk_count))
+        record = MemoryRecord(RECORD_VERSION, self._offer.memory, created_at, self._offer.sender, sections)
+        with (self._folder / SECTIONS_FILE).open("rb") as written:
+            if content_digest_of(record, written) != record.header.content_digest:
+                raise BadSignature(
+                    f"transfer {self._offer.transfer_id}: the contents are not the memory offered"
+                )
+        self.close()
+        with full_disk_refused("transfer"):
+            return memories.adopt(self._folder, record)
+
+    def close(self) -> None:
+        """Close the files; the folder stays for a resume."""
+        for handle in (self._sections, self._log):
+            if handle >= 0:
+                os.close(handle)
+        self._sections = self._log = -1
+
+    def discard(self) -> None:
+        """Close and remove."""
+        self.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _recover(self) -> int:
+        log = os.pread(self._log, self._offer.chunk_count * _RECORD_NBYTES, 0)
+        end = 0
+        for start in range(0, len(log) - _RECORD_NBYTES + 1, _RECORD_NBYTES):
+            record = log[start : start + _RECORD_NBYTES]
+            try:
+                envelope = Envelope.unpack(record[:ENVELOPE_NBYTES])
+            except KvnetError:
+                break
+            (offset,) = _OFFSET.unpack(record[-_OFFSET.size :])
+            payload = os.pread(self._sections, envelope.wire_nbytes, offset)
+            if hashlib.sha256(payload).digest() != envelope.wire_digest:
+                break
+            self._held[envelope.key.index] = _held(envelope, offset)
+            end = offset + envelope.wire_nbytes
+        return end
+
+
+class Spool:
+    """The folder of unfinished transfers."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def open(self, offer: Offer, sealed: SignedMessage) -> IncomingTransfer:
+        """Start or resume a transfer. A folder of another offer with this id is started afresh.
+
+        Raises StoreFull when the memory would not fit.
+        """
+        folder = self.root / _folder_name(offer.transfer_id)
+        require_room(self.root, offer.memory.raw_nbytes, what="transfer")
+        known = folder / OFFER_FILE
+        if folder.exists() and (not known.exists() or known.read_bytes() != sealed.body):
+            shutil.rmtree(folder)
+        with full_disk_refused("transfer"):
+            if not folder.exists():
+                folder.mkdir(mode=0o700)
+                known.write_bytes(sealed.body)
+            return IncomingTransfer(folder, offer)
+
+    def pending(self) -> tuple[str, ...]:
+        """Ids of the transfers that can be resumed."""
+        return tuple(sorted(folder.name for folder in self.root.iterdir()))
+
+    def expire(self, *, older_than_s: float, now: float) -> int:
+        """Remove transfers untouched for so long; returns how many."""
+        gone = 0
+        for folder in self.root.iterdir():
+            if now - folder.stat().st_mtime > older_than_s:
+                shutil.rmtree(folder, ignore_errors=True)
+                gone += 1
+        return gone
+
+
+def _held(envelope: Envelope, offset: int) -> _Held:
+    section = Section(offset, int(envelope.compression), envelope.wire_nbytes, envelope.wire_digest.hex())
+    return _Held(section, envelope.wire_digest)
+
+
+def _folder_name(transfer_id: TransferId) -> str:
+    # Through bytes and back: what names a folder is 32 hex digits and nothing else.
+    return bytes.fromhex(transfer_id).hex()
+
+
+def _write_all(handle: int, data: bytes | memoryview, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(handle, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,135 @@
+"""What the daemon tells the SDK and the CLI: the twins of proto/kvnet/v1/control.proto.
+
+Field names are what `--json` prints and what others rely on; they do not change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvnet.types import Fingerprint, Geometry, MemoryHeader
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """A running node."""
+
+    node_id: str
+    name: str
+    grpc: str
+    model: str
+    pid: int
+    version: str
+    protocol: int
+    namespace: str
+    fingerprint: Fingerprint
+    geometry: Geometry
+    max_seq_len: int
+    memories: int
+    store_nbytes: int
+    peers: int
+    unread: int
+    uptime_s: float
+    mdns: bool
+    home: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryInfo:
+    """A memory in this node's store; `nbytes` is what its keys and values take uncompressed."""
+
+    id: str
+    name: str
+    tokens: int
+    layers: int
+    nbytes: int
+    model: str
+    origin: str
+    created_at: str
+    header: MemoryHeader
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Layers captured so far."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerProgress:
+    """A layer is durable at the receiver."""
+
+    layer_idx: int
+    chunks_done: int
+    chunks_total: int
+    wire_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendReport:
+    """A finished transfer; `seconds` runs from the request to the checked receipt."""
+
+    transfer_id: str
+    memory: str
+    peer: str
+    chunks: int
+    raw_bytes: int
+    wire_bytes: int
+    seconds: float
+    tier: str
+    resumed_chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class KvReport:
+    """What was reused: `reused_tokens` positions came from the memory, the rest was computed here."""
+
+    tier: str
+    reused_tokens: int
+    recomputed_tokens: int
+    fallback: str
+    ttft_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished reply."""
+
+    text: str
+    kv: KvReport
+    tokens: int
+    finish_reason: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class PeerInfo:
+    """A node this node knows of: added by hand, seen by mDNS, or both."""
+
+    node_id: str
+    name: str
+    addresses: tuple[str, ...]
+    source: str
+    added: bool
+    reachable: bool
+    model: str
+    tier: str
+    latency_s: float
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class InboxMessage:
+    """A memory that came from a peer, waiting until its agent acknowledges it."""
+
+    id: str
+    sender: str
+    sender_name: str
+    sender_agent: str
+    agent: str
+    memory: str
+    note: str
+    received_at: str
+    acknowledged_at: str

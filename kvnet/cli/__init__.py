@@ -1,0 +1,1 @@
+"""`kvnet`: answers on stdout, progress on stderr, `--json` everywhere. Talks to the daemon through the SDK."""

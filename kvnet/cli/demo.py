@@ -1,0 +1,154 @@
+"""demo: two nodes as two processes; one reads a text, the other answers from its memory."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kvnet.api import KvReport, MemoryInfo, NodeStatus, SendReport
+from kvnet.cli import spawn
+from kvnet.cli.output import Json, nbytes_text, print_json, seconds_text, table_lines
+from kvnet.client import Node
+from kvnet.paths import Home
+
+TEXT = (
+    "The code of the north gate is 4821. Mira's dog is called Pixel. The colour of the red box is amber. "
+    "Note: the city of Omar is Lisbon. We know that Petra's drink is tea. Jonas has the key 17. "
+    "For Greta, the animal is owl. Mira's city is Tokyo. The code of the south gate is 3390. "
+    "Omar's dog is called Bruno. Petra's city is Cairo. Jonas's drink is coffee."
+)
+QUESTIONS = (
+    ("What is the code of the north gate?", "4821"),
+    ("What is Mira's dog called?", "Pixel"),
+    ("What is the city of Omar?", "Lisbon"),
+    ("What is Petra's drink?", "tea"),
+    ("What is the code of the south gate?", "3390"),
+    ("What is Omar's dog called?", "Bruno"),
+)
+RUNS_FOR_TTFT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A question with both answers, and the kv report of the one from memory."""
+
+    question: str
+    expected: str
+    with_memory: str
+    without_memory: str
+    kv: KvReport
+
+
+def demo(
+    teller: Annotated[str, typer.Option(help="Model of the node that reads.")] = "ref-a",
+    answerer: Annotated[str, typer.Option(help="Model of the node that answers.")] = "ref-a",
+    as_json: Json = False,
+) -> None:
+    """Start two nodes, let one read a text, send its cache, and ask the other about it."""
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvnet-demo-")))
+        say("starting two nodes, each its own process with its own key and store")
+        alice = stack.enter_context(_node(folder / "alice", "alice", teller))
+        bob = stack.enter_context(_node(folder / "bob", "bob", answerer))
+        _introduce(alice, bob)
+        for status in (alice.status(), bob.status()):
+            say(f"  {status.name}: {status.model} on {status.grpc}, key {status.node_id[:13]}")
+        memory, report = _hand_over(alice, say)
+        replies = _ask_all(bob, memory)
+        ttft = _time_to_first_token(bob, memory)
+        _show(replies, report, ttft, say)
+        if as_json:
+            nodes = [_brief(alice.status()), _brief(bob.status())]
+            document: dict[str, Any] = {"nodes": nodes, "send": asdict(report)}
+            print_json({**document, "questions": [asdict(reply) for reply in replies], "ttft": ttft})
+
+
+@contextmanager
+def _node(folder: Path, name: str, model: str) -> Iterator[Node]:
+    home = Home(folder)
+    spawn.start(home, {"name": name, "model": model, "listen": "127.0.0.1:0", "mdns": "0"})
+    try:
+        with Node(home=folder) as node:
+            yield node
+    finally:
+        spawn.stop(home)
+
+
+def _introduce(alice: Node, bob: Node) -> None:
+    a, b = alice.status(), bob.status()
+    alice.add_peer(b.grpc, node_id=b.node_id, name="bob")
+    bob.add_peer(a.grpc, node_id=a.node_id, name="alice")
+
+
+def _hand_over(alice: Node, say: Callable[[str], None]) -> tuple[MemoryInfo, SendReport]:
+    say(f"\nalice reads {len(TEXT)} characters:\n  {TEXT}")
+    memory = alice.remember(TEXT, name="demo")
+    say(
+        f"\nher cache: {memory.tokens} tokens, {memory.layers} layers, {nbytes_text(memory.nbytes)}, {memory.id}"
+    )
+    say("she sends it to bob, layer by layer, each chunk signed:")
+    for step in alice.send_stream(memory, "bob", note="from the demo"):
+        if isinstance(step, SendReport):
+            return memory, step
+        say(
+            f"  layer {step.layer_idx}: durable at bob, {step.chunks_done}/{step.chunks_total} chunks, "
+            f"{nbytes_text(step.wire_bytes)}"
+        )
+    raise AssertionError("the transfer ended without a report")
+
+
+def _ask_all(bob: Node, memory: MemoryInfo) -> list[Reply]:
+    replies = []
+    for question, expected in QUESTIONS:
+        told = bob.ask(question, memory)
+        untold = bob.ask(question)
+        replies.append(Reply(question, expected, _clean(told.text), _clean(untold.text), told.kv))
+    return replies
+
+
+def _time_to_first_token(bob: Node, memory: MemoryInfo) -> dict[str, float]:
+    question = QUESTIONS[0][0]
+    from_memory = sorted(bob.ask(question, memory).kv.ttft_s for _ in range(RUNS_FOR_TTFT))
+    from_text = sorted(bob.ask(question, context=TEXT).kv.ttft_s for _ in range(RUNS_FOR_TTFT))
+    return {"memory_s": from_memory[RUNS_FOR_TTFT // 2], "text_s": from_text[RUNS_FOR_TTFT // 2]}
+
+
+def _show(
+    replies: list[Reply], report: SendReport, ttft: dict[str, float], say: Callable[[str], None]
+) -> None:
+    say(
+        f"sent: {report.chunks} chunks, {report.raw_bytes} bytes raw, {report.wire_bytes} on the wire, "
+        f"{seconds_text(report.seconds)}, tier {report.tier}\n\nbob never saw the text. He answers:\n"
+    )
+    columns = ("question", "expected", "with the memory", "without", "reused", "computed")
+    rows = [
+        (r.question, r.expected, r.with_memory, r.without_memory, r.kv.reused_tokens, r.kv.recomputed_tokens)
+        for r in replies
+    ]
+    for line in table_lines(columns, rows):
+        say(line)
+    right = sum(r.with_memory == r.expected for r in replies)
+    guessed = sum(r.without_memory == r.expected for r in replies)
+    say(
+        f"\n{right} of {len(replies)} right with the memory, {guessed} without. First token after "
+        f"{seconds_text(ttft['memory_s'])} with the memory, {seconds_text(ttft['text_s'])} when bob reads the text."
+    )
+
+
+def _clean(text: str) -> str:
+    return text.strip().removesuffix(".").strip()
+
+
+def _brief(status: NodeStatus) -> dict[str, Any]:
+    return {"name": status.name, "node_id": status.node_id, "model": status.model, "grpc": status.grpc}

@@ -1,0 +1,49 @@
+"""The `kvnet` command: the table of commands, and where errors become exit statuses."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from kvnet.cli import demo, doctor, exchange, inspect_model, log, memory, node
+from kvnet.cli.output import print_error
+from kvnet.errors import KvnetError
+
+app = typer.Typer(
+    name="kvnet",
+    help="One language model hands what it has read to another.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+for command in (node.up, node.down, node.status, node.serve):
+    app.command()(command)
+app.command()(memory.remember)
+app.add_typer(memory.mem, name="mem")
+app.add_typer(memory.inbox, name="inbox")
+for command in (exchange.send, exchange.pull, exchange.ask, exchange.peers):
+    app.command()(command)
+app.add_typer(exchange.peer, name="peer")
+app.command()(log.log)
+app.command()(doctor.doctor)
+app.command()(demo.demo)
+app.command("inspect-model")(inspect_model.inspect_model)
+
+
+def main() -> None:
+    """Run a command; what kvnet raises on purpose is one sentence and a status, never a traceback."""
+    try:
+        app()
+    except KvnetError as error:
+        print_error(error, as_json="--json" in sys.argv)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Start and stop the daemon as a separate process. Never imports it: `kvnetd` brings torch along."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from kvnet.api import NodeStatus
+from kvnet.client import Node
+from kvnet.errors import KvnetError, MissingExtra, NotRunning, OperatorError, error_from_code
+from kvnet.paths import Home
+
+READY_DEADLINE_S = 900.0
+STOP_DEADLINE_S = 60.0
+_POLL_S = 0.05
+
+
+def daemon_command(home: Home, flags: dict[str, str]) -> list[str]:
+    """What runs the daemon in the foreground. Raises MissingExtra without `kvnet[node]`."""
+    require_node_extra()
+    pairs = [part for key, value in flags.items() for part in (f"--{key}", value)]
+    return [sys.executable, "-m", "kvnetd.main", "--home", str(home.root), *pairs]
+
+
+def require_node_extra() -> None:
+    """Raise MissingExtra where models cannot be hosted."""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
+        raise MissingExtra(
+            "this installation is the client only; to host a model install the node: "
+            "pip install 'kvnet[node]'"
+        )
+
+
+def running(home: Home) -> NodeStatus | None:
+    """The status of the daemon that uses this home, if one answers."""
+    try:
+        with Node(home=home.root) as node:
+            return node.status()
+    except NotRunning:
+        return None
+
+
+def start(home: Home, flags: dict[str, str]) -> NodeStatus:
+    """Start a detached daemon and wait until it answers. Raises what kept it from starting."""
+    home.check()
+    command = daemon_command(home, flags)
+    try:
+        home.daemon_log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log = home.daemon_log.open("ab")
+    except OSError as exc:
+        raise OperatorError(
+            f"state folder {home.root}: cannot be written ({exc.strerror}); set KVNET_HOME to another"
+        ) from exc
+    with log:
+        said_before = log.tell()
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    deadline = time.monotonic() + READY_DEADLINE_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise _why_it_ended(home.daemon_log, said_before, process.returncode)
+        status = running(home)
+        if status is not None and status.pid == process.pid:
+            return status
+        time.sleep(_POLL_S)
+    process.terminate()
+    raise OperatorError(f"the daemon was not ready after {READY_DEADLINE_S:.0f} s; see {home.daemon_log}")
+
+
+def stop(home: Home) -> int:
+    """Ask the daemon to stop and wait until it has. Raises NotRunning."""
+    with Node(home=home.root) as node:
+        pid = node.shutdown()
+    deadline = time.monotonic() + STOP_DEADLINE_S
+    while time.monotonic() < deadline:
+        if not _is_alive(pid):
+            return pid
+        time.sleep(_POLL_S)
+    raise OperatorError(f"the daemon (pid {pid}) did not stop within {STOP_DEADLINE_S:.0f} s; kill it")
+
+
+def _is_alive(pid: int) -> bool:
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)  # our own child, if this process started it, would stay a zombie
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _why_it_ended(log: Path, said_before: int, status: int) -> KvnetError:
+    said = log.read_bytes()[said_before:].decode("utf-8", "replace").strip().splitlines()
+    for line in reversed(said):
+        try:
+            body = json.loads(line)
+            return error_from_code(body["code"], body["message"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    last = said[-1] if said else "it said nothing"
+    return OperatorError(f"the daemon ended with status {status} while starting ({last:.200}); see {log}")

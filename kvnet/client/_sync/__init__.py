@@ -1,0 +1,1 @@
+# Made from kvnet/client/_async by scripts/unasync; edit it there.

@@ -1,0 +1,250 @@
+# Made from kvnet/client/_async by scripts/unasync; edit it there.
+"""A node as a program sees it: remember, send, ask. Every call goes to the daemon on this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+
+from kvnet import wire
+from kvnet.api import (
+    Answer,
+    InboxMessage,
+    LayerProgress,
+    MemoryInfo,
+    NodeStatus,
+    PeerInfo,
+    Progress,
+    SendReport,
+)
+from kvnet.client.connect import CHANNEL_OPTIONS, TOKEN_METADATA_KEY, locate, not_running
+from kvnet.errors import RequestError
+from kvnet.v1 import control_pb2 as pb
+from kvnet.v1 import control_pb2_grpc
+
+T = TypeVar("T")
+
+CALL_DEADLINE_S = 30.0
+
+
+class Node:
+    """A connection to the local daemon.
+
+    `agent` names who is calling: its messages are sent under this name and its inbox is read.
+    `home` is the daemon's state folder (default: KVNET_HOME or the platform's data folder).
+    Every method raises KvnetError subclasses; NotRunning when no daemon answers.
+    """
+
+    def __init__(self, *, agent: str = "", home: str | Path | None = None) -> None:
+        self.agent = agent
+        self._home, token = locate(home)
+        self._metadata = ((TOKEN_METADATA_KEY, token),)
+        self._channel = grpc.insecure_channel(f"unix:{self._home.socket}", options=CHANNEL_OPTIONS)
+        self._stub = control_pb2_grpc.ControlStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; the daemon goes on."""
+        self._channel.close()
+
+    def status(self) -> NodeStatus:
+        """Who this node is and what it hosts."""
+        return wire.from_wire(self._call(self._stub.Status, pb.StatusRequest()), NodeStatus)
+
+    def shutdown(self) -> int:
+        """Ask the daemon to stop; returns its process id."""
+        reply = self._call(self._stub.Shutdown, pb.ShutdownRequest())
+        return int(reply.pid)
+
+    def remember(
+        self,
+        text: str | None = None,
+        *,
+        file: str | Path | None = None,
+        name: str = "",
+        compression: str = "",
+    ) -> MemoryInfo:
+        """Let the model read a text, or a file's text, and keep what it read as a memory."""
+        with closing(self.remember_stream(text, file=file, name=name, compression=compression)) as steps:
+            for step in steps:
+                if isinstance(step, MemoryInfo):
+                    return step
+        raise AssertionError("the daemon ended the reading without a memory")
+
+    def remember_stream(
+        self,
+        text: str | None = None,
+        *,
+        file: str | Path | None = None,
+        name: str = "",
+        compression: str = "",
+    ) -> Generator[Progress | MemoryInfo, None, None]:
+        """`remember`, yielding a Progress per layer and the memory last."""
+        request = pb.RememberRequest(text=_text_of(text, file), name=name, compression=compression)
+        for event in self._stream(self._stub.Remember, request):
+            if event.HasField("memory"):
+                yield wire.from_wire(event.memory, MemoryInfo)
+            else:
+                yield wire.from_wire(event.progress, Progress)
+
+    def memories(self) -> list[MemoryInfo]:
+        """Every memory in this node's store, oldest first."""
+        reply = self._call(self._stub.ListMemories, pb.ListMemoriesRequest())
+        return [wire.from_wire(info, MemoryInfo) for info in reply.memories]
+
+    def show(self, memory: str | MemoryInfo) -> MemoryInfo:
+        """A memory by id, start of an id, or name."""
+        request = pb.ShowMemoryRequest(memory=_id_of(memory))
+        return wire.from_wire(self._call(self._stub.ShowMemory, request), MemoryInfo)
+
+    def forget(self, memory: str | MemoryInfo) -> MemoryInfo:
+        """Remove a memory from the store; returns what it was."""
+        request = pb.ForgetRequest(memory=_id_of(memory))
+        return wire.from_wire(self._call(self._stub.Forget, request), MemoryInfo)
+
+    def send(self, memory: str | MemoryInfo, to: str, *, note: str = "") -> SendReport:
+        """Send a memory to a peer, or to one agent there (`to="bob/reviewer"`)."""
+        with closing(self.send_stream(memory, to, note=note)) as steps:
+            for step in steps:
+                if isinstance(step, SendReport):
+                    return step
+        raise AssertionError("the daemon ended the transfer without a report")
+
+    def send_stream(
+        self, memory: str | MemoryInfo, to: str, *, note: str = ""
+    ) -> Generator[LayerProgress | SendReport, None, None]:
+        """`send`, yielding a LayerProgress as each layer is durable at the peer, the report last."""
+        request = pb.SendRequest(memory=_id_of(memory), to=to, note=note, agent=self.agent)
+        for event in self._stream(self._stub.Send, request):
+            if event.HasField("report"):
+                yield wire.from_wire(event.report, SendReport)
+            else:
+                yield wire.from_wire(event.progress, LayerProgress)
+
+    def pull(self, memory: str, peer: str) -> SendReport:
+        """Fetch one of a peer's memories by its id."""
+        for event in self._stream(self._stub.Pull, pb.PullRequest(memory=memory, peer=peer)):
+            return wire.from_wire(event.report, SendReport)
+        raise AssertionError("the daemon ended the transfer without a report")
+
+    def ask(self, prompt: str, memory: str | MemoryInfo = "", **options: Any) -> Answer:
+        """Answer a prompt, after a memory if one is given. Options are those of `ask_stream`."""
+        with closing(self.ask_stream(prompt, memory, **options)) as steps:
+            for step in steps:
+                if isinstance(step, Answer):
+                    return step
+        raise AssertionError("the daemon ended the generation without an answer")
+
+    def ask_stream(
+        self,
+        prompt: str,
+        memory: str | MemoryInfo = "",
+        *,
+        context: str = "",
+        max_tokens: int = 0,
+        temperature: float = 0.0,
+        top_p: float = 0.0,
+        stop: tuple[str, ...] = (),
+        seed: int = 0,
+    ) -> Generator[str | Answer, None, None]:
+        """Pieces of text as they are certain, then the Answer with its kv report.
+
+        `context` is a text that this node reads before the prompt, instead of a memory. Zero means
+        the daemon's default: 64 tokens, greedy.
+        """
+        request = pb.AskRequest(
+            prompt=prompt,
+            memory=_id_of(memory),
+            context=context,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            stop=stop,
+            seed=seed,
+        )
+        for event in self._stream(self._stub.Ask, request):
+            if event.HasField("answer"):
+                yield wire.from_wire(event.answer, Answer)
+            else:
+                yield event.delta
+
+    def peers(self, *, probe: bool = False) -> list[PeerInfo]:
+        """Added peers and nodes seen by mDNS; with `probe`, each added one is dialled."""
+        reply = self._call(self._stub.ListPeers, pb.ListPeersRequest(probe=probe))
+        return [wire.from_wire(info, PeerInfo) for info in reply.peers]
+
+    def add_peer(self, address: str = "", *, node_id: str, name: str = "") -> PeerInfo:
+        """Add a node by its id; without an address it is found by mDNS."""
+        request = pb.AddPeerRequest(address=address, node_id=node_id, name=name)
+        return wire.from_wire(self._call(self._stub.AddPeer, request), PeerInfo)
+
+    def remove_peer(self, peer: str) -> PeerInfo:
+        """Remove a peer: nothing is taken from it any more."""
+        request = pb.RemovePeerRequest(peer=peer)
+        return wire.from_wire(self._call(self._stub.RemovePeer, request), PeerInfo)
+
+    def inbox(self, *, all: bool = False) -> list[InboxMessage]:  # reads as the CLI's flag
+        """Messages for this agent that were not acknowledged; with `all`, the others too."""
+        reply = self._call(self._stub.Inbox, pb.InboxRequest(agent=self.agent, all=all))
+        return [wire.from_wire(message, InboxMessage) for message in reply.messages]
+
+    def acknowledge(self, message: str | InboxMessage) -> InboxMessage:
+        """Say that a message was dealt with; until then it stays in the inbox."""
+        wanted = message.id if isinstance(message, InboxMessage) else message
+        reply = self._call(self._stub.Acknowledge, pb.AcknowledgeRequest(message=wanted))
+        return wire.from_wire(reply, InboxMessage)
+
+    def events(self, *, follow: bool = True, past: bool = False) -> Generator[dict[str, Any], None, None]:
+        """Events of the node's log, as they happen; with `past`, those before first."""
+        request = pb.EventsRequest(follow=follow, past=past)
+        for event in self._stream(self._stub.Events, request):
+            yield json.loads(event.line)
+
+    def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, metadata=self._metadata, timeout=CALL_DEADLINE_S)
+        except grpc.RpcError as exc:
+            raise self._translated(exc) from exc
+
+    def _stream(self, method: Any, request: Any) -> Generator[Any, None, None]:
+        call = method(request, metadata=self._metadata)
+        try:
+            for event in call:
+                yield event
+        except grpc.RpcError as exc:
+            raise self._translated(exc) from exc
+        finally:
+            call.cancel()
+
+    def _translated(self, failure: grpc.RpcError) -> Exception:
+        error = wire.status_to_error(failure, peer="daemon")
+        # An unreachable peer is told by the daemon; an unreachable daemon tells nothing.
+        return error if wire.carries_error(failure) else not_running(self._home)
+
+
+def _text_of(text: str | None, file: str | Path | None) -> str:
+    if (text is None) == (file is None):
+        raise RequestError("remember: give a text or a file, one of the two")
+    if text is not None:
+        return text
+    try:
+        return Path(str(file)).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise RequestError(f"file {file}: cannot be read as UTF-8 text ({exc})") from exc
+
+
+def _id_of(memory: str | MemoryInfo) -> str:
+    return memory.id if isinstance(memory, MemoryInfo) else memory

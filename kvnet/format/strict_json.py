@@ -1,0 +1,164 @@
+"""Strict JSON into frozen dataclasses, for every document that a stranger may have written.
+
+Refuses what `json.loads` lets through: duplicate keys, NaN and infinities, deep nesting, huge
+documents, missing or unknown fields, a bool where a number belongs. Source: FORMAT.md §1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from enum import Enum
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from kvnet.errors import MalformedMessage
+
+MAX_DOCUMENT_NBYTES = 1 << 20
+MAX_DEPTH = 16
+MAX_STRING_CHARS = 4096
+MAX_INTEGER = (1 << 63) - 1
+
+T = TypeVar("T")
+
+
+def loads(data: bytes, *, what: str, max_nbytes: int = MAX_DOCUMENT_NBYTES) -> Any:
+    """Parse one JSON document. Raises MalformedMessage; `what` names the document in the message."""
+    if len(data) > max_nbytes:
+        raise MalformedMessage(f"{what}: {len(data)} bytes, at most {max_nbytes} are read")
+    _check_depth(data, what)
+    try:
+        return json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+            parse_int=_bounded_int,
+        )
+    except (ValueError, UnicodeDecodeError) as exc:
+        raise MalformedMessage(f"{what}: not strict JSON ({exc})") from exc
+
+
+def decode(cls: type[T], data: bytes, *, what: str, max_nbytes: int = MAX_DOCUMENT_NBYTES) -> T:
+    """Parse a document into the frozen dataclass `cls`, every field checked."""
+    return from_plain(cls, loads(data, what=what, max_nbytes=max_nbytes), what=what)
+
+
+def from_plain(cls: type[T], plain: Any, *, what: str) -> T:
+    """Build `cls` from parsed JSON. Missing, unknown or wrongly typed fields are refused."""
+    if not isinstance(plain, dict):
+        raise MalformedMessage(f"{what}: expected an object, got {type(plain).__name__}")
+    plain_cls: Any = cls
+    hints = _hints(plain_cls)
+    known = {f.name: f for f in dataclasses.fields(plain_cls)}
+    unknown = sorted(set(plain) - set(known))
+    if unknown:
+        raise MalformedMessage(f"{what}: unknown field {unknown[0]!r}")
+    values = {}
+    for name, spec in known.items():
+        if name in plain:
+            values[name] = _coerce(hints[name], plain[name], f"{what}.{name}")
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            raise MalformedMessage(f"{what}: field {name!r} is missing")
+    return cls(**values)
+
+
+def _coerce(hint: Any, value: Any, what: str) -> Any:
+    origin = typing.get_origin(hint)
+    if hint is Any:
+        return value
+    if isinstance(hint, typing.NewType):
+        return _coerce(hint.__supertype__, value, what)
+    if origin is types.UnionType or origin is typing.Union:
+        inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        return None if value is None else _coerce(inner[0], value, what)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise MalformedMessage(f"{what}: expected a list, got {type(value).__name__}")
+        item = typing.get_args(hint)[0]
+        return tuple(_coerce(item, entry, f"{what}[{i}]") for i, entry in enumerate(value))
+    if origin in (dict, Mapping):
+        if not isinstance(value, dict):
+            raise MalformedMessage(f"{what}: expected an object, got {type(value).__name__}")
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_plain(hint, value, what=what)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return _enum(hint, value, what)
+    return _scalar(hint, value, what)
+
+
+def _scalar(hint: Any, value: Any, what: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise MalformedMessage(f"{what}: expected {hint.__name__}, got {type(value).__name__}")
+    if isinstance(value, str) and len(value) > MAX_STRING_CHARS:
+        raise MalformedMessage(f"{what}: {len(value)} characters, at most {MAX_STRING_CHARS} are read")
+    if hint is int and value < 0:
+        raise MalformedMessage(f"{what}: {value} is negative")
+    return value
+
+
+def _enum(hint: type[Enum], value: Any, what: str) -> Enum:
+    try:
+        return hint(value)
+    except ValueError as exc:
+        known = ", ".join(str(member.value) for member in hint)
+        raise MalformedMessage(f"{what}: {value!r:.40} is none of {known}") from exc
+
+
+@lru_cache(maxsize=64)
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _check_depth(data: bytes, what: str) -> None:
+    # Before json.loads: deep nesting there is a RecursionError, not a ValueError.
+    depth = 0
+    in_string = escaped = False
+    for byte in data:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                in_string = False
+        elif byte == 0x22:
+            in_string = True
+        elif byte in b"[{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise MalformedMessage(f"{what}: nested deeper than {MAX_DEPTH}")
+        elif byte in b"]}":
+            depth -= 1
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key!r} appears twice")
+        found[key] = value
+    return found
+
+
+def _refuse_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not a number")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{text:.40} is out of range")
+    return value
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > 20 or abs(int(text)) > MAX_INTEGER:
+        raise ValueError(f"integer {text:.24} is out of range")
+    return int(text)

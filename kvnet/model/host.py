@@ -1,0 +1,246 @@
+"""The model on this node: it reads texts into memories, takes memories in, and generates.
+
+Not thread-safe: `ModelRunner` owns it. Knows no peers, no event loop, no files but its checkpoint.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+import torch
+
+from kvnet.errors import RequestError, TextTooLong
+from kvnet.model.cache import (
+    Cache,
+    LayerKV,
+    build_cache,
+    cache_seq_len,
+    export_layers,
+    geometry_of,
+    new_cache,
+    observe_geometry,
+)
+from kvnet.model.fingerprint import fingerprint_of
+from kvnet.model.generation import Generated, TextDelta, decode, never, refuse_cancelled
+from kvnet.model.loader import LoadedModel, ModelSpec, load
+from kvnet.model.memory import pack_memory, refuse_incompatible, unpack_memory
+from kvnet.model.sampling import Sampling
+from kvnet.model.text import tokenize_context, tokenize_question
+from kvnet.types import DType, Fingerprint, Geometry, RawMemory
+
+_DEFAULT_MAX_SEQ_LEN: Final = 2048  # for configs that name no limit
+_PREFILL_BLOCK: Final = 512  # tokens between two looks at whether the caller is still there
+
+
+class ModelHost:
+    """A loaded model with its name, fingerprint, geometry and context length."""
+
+    def __init__(self, loaded: LoadedModel, fingerprint: Fingerprint) -> None:
+        self.name = loaded.name
+        self.fingerprint = fingerprint
+        self.tokenizer = loaded.tokenizer
+        self._model = loaded.model
+        self._config = loaded.model.config
+        self._accepted = frozenset(inspect.signature(type(loaded.model).forward).parameters)
+        text_config = self._config.get_text_config(decoder=True)
+        limit = getattr(text_config, "max_position_embeddings", None)
+        self.max_seq_len: int = limit or _DEFAULT_MAX_SEQ_LEN
+        self.geometry: Geometry = self._probe_geometry()
+        self.eos_ids = _eos_ids(loaded)
+
+    @classmethod
+    def load(cls, spec: ModelSpec, cache_dir: Path) -> Self:
+        """Load a model; `cache_dir` keeps file digests and random-weight checkpoints.
+
+        Raises UnknownModel, UnsupportedModel, or ConfigError for a device that is not here.
+        """
+        loaded = load(spec, cache_dir=cache_dir)
+        fingerprint = fingerprint_of(
+            loaded.folder, model=loaded.name, quantization=spec.quantization, cache_dir=cache_dir
+        )
+        return cls(loaded, fingerprint)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return torch.device(self._model.device)
+
+    def tokenize_context(self, text: str) -> list[int]:
+        """Ids of a text that begins at position 0, with the BOS if the model has one."""
+        return tokenize_context(self.tokenizer, text)
+
+    def tokenize_question(self, prompt: str, *, after_memory: bool) -> list[int]:
+        """Ids of a prompt, as a user turn if the model is a chat model; no BOS after a memory."""
+        return tokenize_question(self.tokenizer, prompt, after_memory=after_memory)
+
+    def capture(
+        self,
+        text: str,
+        *,
+        on_layer: Callable[[LayerKV], None] | None = None,
+        token_block: int | None = None,
+        cancelled: Callable[[], bool] = never,
+    ) -> RawMemory:
+        """Read `text` and return the memory of it.
+
+        `on_layer` sees each layer once, while the next one is still being computed. `token_block`
+        bounds the activations of a long text; layers are then complete only in the last block.
+        Raises RequestError for an empty text, TextTooLong, Cancelled.
+        """
+        if not text.strip():
+            raise RequestError("the text is empty; a memory needs something to remember")
+        token_ids = self.tokenize_context(text)
+        self._refuse_too_long(len(token_ids), "the text has")
+
+        def on_update(layer: LayerKV) -> None:
+            refuse_cancelled(cancelled)
+            if on_layer is not None and layer.keys.shape[-2] == len(token_ids):
+                on_layer(layer)
+
+        cache = new_cache(self._config, on_update)
+        self.prefill(token_ids, cache, token_block=token_block or len(token_ids))
+        return pack_memory(
+            export_layers(cache), fingerprint=self.fingerprint, geometry=self.geometry, token_ids=token_ids
+        )
+
+    def inject(self, memory: RawMemory) -> Cache:
+        """A fresh cache holding the memory; the memory itself stays as it is, however often it is used.
+
+        Raises IncompatibleModel (with every differing field), TextTooLong, MalformedChunk.
+        """
+        refuse_incompatible(memory.header, self.geometry)
+        self._refuse_too_long(memory.header.seq_len, "the memory has")
+        layers = unpack_memory(memory, dtype=self.geometry.dtype, device=self.device)
+        return build_cache(layers, self._config)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        memory: RawMemory | None = None,
+        context: str | None = None,
+        sampling: Sampling | None = None,
+        cancelled: Callable[[], bool] = never,
+    ) -> Iterator[TextDelta | Generated]:
+        """Answer `prompt`, after a memory, or after a `context` that is read here, or after nothing.
+
+        Yields TextDelta as text becomes certain, and Generated last.
+        Raises RequestError, TextTooLong, Cancelled, and what `inject` raises.
+        """
+        started = time.perf_counter()
+        sampling = sampling or Sampling()
+        token_ids = self._recomputed_ids(prompt, memory=memory, context=context)
+        num_remembered = memory.header.seq_len if memory else 0
+        self._refuse_too_long(
+            num_remembered + len(token_ids) + sampling.max_tokens,
+            f"memory ({num_remembered}), prompt ({len(token_ids)}) and reply ({sampling.max_tokens}) have",
+        )
+        cache = self.inject(memory) if memory else self.new_cache()
+        logits = self.prefill(token_ids, cache, cancelled=cancelled)
+        reused_tokens = cache_seq_len(cache) - len(token_ids)
+        if reused_tokens != num_remembered:
+            raise AssertionError(f"{reused_tokens} positions were reused, the memory has {num_remembered}")
+        continuation = yield from decode(
+            logits,
+            lambda token_id: self.next_logits([token_id], cache),
+            tokenizer=self.tokenizer,
+            eos_ids=self.eos_ids,
+            sampling=sampling,
+            cancelled=cancelled,
+        )
+        yield Generated(
+            text=continuation.text,
+            token_ids=continuation.token_ids,
+            reused_tokens=reused_tokens,
+            recomputed_tokens=len(token_ids),
+            ttft_s=continuation.first_token_at - started,
+            finish_reason=continuation.finish_reason,
+        )
+
+    def new_cache(self) -> Cache:
+        """An empty cache of this model."""
+        return new_cache(self._config)
+
+    def prefill(
+        self,
+        token_ids: Sequence[int],
+        cache: Cache,
+        *,
+        token_block: int = _PREFILL_BLOCK,
+        cancelled: Callable[[], bool] = never,
+    ) -> torch.Tensor:
+        """Append `token_ids` to `cache`, block by block; logits [vocab_size] after the last one."""
+        if not token_ids:
+            raise RequestError("the prompt is empty; ask something")
+        for start in range(0, len(token_ids), token_block):
+            refuse_cancelled(cancelled)
+            logits = self.next_logits(token_ids[start : start + token_block], cache)
+        return logits
+
+    def next_logits(self, token_ids: Sequence[int], cache: Cache) -> torch.Tensor:
+        """Append `token_ids` to `cache` in one pass; logits [vocab_size] after the last one."""
+        return self._forward(token_ids, cache, num_logits=1)[-1]
+
+    def all_logits(self, token_ids: Sequence[int], cache: Cache) -> torch.Tensor:
+        """Append `token_ids` to `cache` in one pass; logits [num_tokens, vocab_size] after each one."""
+        return self._forward(token_ids, cache, num_logits=len(token_ids))
+
+    def _forward(self, token_ids: Sequence[int], cache: Cache, *, num_logits: int) -> torch.Tensor:
+        start = cache_seq_len(cache)
+        stop = start + len(token_ids)
+        self._refuse_too_long(stop, "the sequence has")
+        arguments: dict[str, Any] = {
+            "input_ids": torch.tensor([token_ids], device=self.device),
+            # One column for every position, old and new: a mask one short is not an error to
+            # transformers, it only changes the text.
+            "attention_mask": torch.ones(1, stop, dtype=torch.long, device=self.device),
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        if "position_ids" in self._accepted:
+            arguments["position_ids"] = torch.arange(start, stop, device=self.device)[None]  # [1, T]
+        if "logits_to_keep" in self._accepted:
+            arguments["logits_to_keep"] = num_logits
+        with torch.no_grad():
+            logits: torch.Tensor = self._model(**arguments).logits
+        if cache_seq_len(cache) != stop:
+            raise AssertionError(f"the cache holds {cache_seq_len(cache)} positions instead of {stop}")
+        return logits[0, -num_logits:]
+
+    def _recomputed_ids(self, prompt: str, *, memory: RawMemory | None, context: str | None) -> list[int]:
+        if memory is not None and context is not None:
+            raise RequestError("both a memory and a context were given; give one")
+        if not prompt.strip():
+            raise RequestError("the prompt is empty; ask something")
+        follows = memory is not None or context is not None
+        question = self.tokenize_question(prompt, after_memory=follows)
+        return question if context is None else self.tokenize_context(context) + question
+
+    def _refuse_too_long(self, num_tokens: int, subject: str) -> None:
+        if num_tokens > self.max_seq_len:
+            raise TextTooLong(
+                f"{subject} {num_tokens} tokens, {self.name} holds {self.max_seq_len}; shorten one of them"
+            )
+
+    def _probe_geometry(self) -> Geometry:
+        """Let the model read two tokens, and look at the cache it really makes."""
+        with torch.no_grad():
+            output = self._model(
+                input_ids=torch.zeros(1, 2, dtype=torch.long, device=self.device), use_cache=True
+            )
+        dtype = DType(str(self._model.dtype).removeprefix("torch."))
+        return observe_geometry(getattr(output, "past_key_values", None), geometry_of(self._config, dtype))
+
+
+def _eos_ids(loaded: LoadedModel) -> frozenset[int]:
+    """Every id that ends a reply: chat models list several, in three places."""
+    text_config = loaded.model.config.get_text_config(decoder=True)
+    found: set[int] = set()
+    for holder in (loaded.model.generation_config, text_config, loaded.tokenizer):
+        ids = getattr(holder, "eos_token_id", None)
+        found |= {ids} if isinstance(ids, int) else set(ids or ())
+    return frozenset(found)

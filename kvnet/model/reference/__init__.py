@@ -1,0 +1,1 @@
+"""Three tiny reference models and the templated world they were trained on. Imports no torch."""

@@ -1,0 +1,18 @@
+"""Where the packaged reference models lie. Knows names and folders; loads nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+REFERENCE_MODELS: Final[tuple[str, ...]] = ("ref-a", "ref-b", "ref-c")
+
+_DATA: Final = Path(__file__).parent / "data"
+
+
+def reference_path(name: str) -> Path | None:
+    """The folder of reference model `name` (as `from_pretrained` takes it), or None if unknown."""
+    if name not in REFERENCE_MODELS:
+        return None
+    folder = _DATA / name
+    return folder if (folder / "model.safetensors").is_file() else None

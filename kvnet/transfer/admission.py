@@ -1,0 +1,92 @@
+"""Whether to take an offer: a pure function of the offer, this node and the time.
+
+Every check here runs before a byte is allocated for the transfer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvnet.compat import require_tier
+from kvnet.errors import (
+    IncompatibleModel,
+    MalformedMessage,
+    PeerError,
+    ReplayedMessage,
+    StoreFull,
+    TextTooLong,
+)
+from kvnet.transfer.messages import MAX_NOTE_CHARS, Limits, Offer
+from kvnet.types import Fingerprint, Geometry, KeySpace, NodeId, Tier, count_chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    """What this node is and has room for, when the offer arrives."""
+
+    node_id: NodeId
+    fingerprint: Fingerprint
+    geometry: Geometry
+    limits: Limits
+    free_nbytes: int
+
+
+def admit_offer(offer: Offer, *, sender: NodeId, receiver: Receiver, now: int) -> Tier:
+    """Decide an offer and say which tier its memory reaches here.
+
+    Raises MalformedMessage, ReplayedMessage, IncompatibleModel, TextTooLong or StoreFull.
+    """
+    _check_parties(offer, sender, receiver, now)
+    _check_shape(offer, receiver.limits)
+    memory = offer.memory
+    tier = require_tier((memory.fingerprint, memory.geometry), (receiver.fingerprint, receiver.geometry))
+    if memory.start_pos or memory.key_space is not KeySpace.ROTATED:
+        raise IncompatibleModel(
+            f"memory: starts at {memory.start_pos} with {memory.key_space} keys; "
+            "this version takes whole prefixes with rotated keys"
+        )
+    if memory.seq_len > receiver.limits.max_seq_len:
+        raise TextTooLong(
+            f"memory of {memory.seq_len} tokens: this node's model reads at most "
+            f"{receiver.limits.max_seq_len}; send a shorter one"
+        )
+    if memory.raw_nbytes > min(receiver.limits.max_transfer_nbytes, receiver.free_nbytes):
+        raise StoreFull(
+            f"memory of {memory.raw_nbytes} bytes: this node has room for "
+            f"{min(receiver.limits.max_transfer_nbytes, receiver.free_nbytes)}; forget some memories there"
+        )
+    return tier
+
+
+def _check_parties(offer: Offer, sender: NodeId, receiver: Receiver, now: int) -> None:
+    if offer.sender != sender:
+        raise PeerError("offer: names another sender than the key that signed it")
+    if offer.receiver != receiver.node_id:
+        raise ReplayedMessage("offer: made for another receiver")
+    skew = receiver.limits.clock_skew_s
+    if not offer.created_at - skew <= now <= offer.expires_at + skew:
+        raise ReplayedMessage(
+            f"offer: valid from {offer.created_at} to {offer.expires_at}, it is {now} here; "
+            "send again, or set the clocks"
+        )
+    if offer.expires_at - offer.created_at > receiver.limits.offer_life_s:
+        raise MalformedMessage(f"offer: lives longer than {receiver.limits.offer_life_s} s")
+
+
+def _check_shape(offer: Offer, limits: Limits) -> None:
+    geometry = offer.memory.geometry
+    bounds = (
+        ("num_layers", geometry.num_layers, limits.max_layers),
+        ("num_kv_heads", geometry.num_kv_heads, limits.max_kv_heads),
+        ("head_dim", geometry.head_dim, limits.max_head_dim),
+    )
+    for name, value, most in bounds:
+        if not 1 <= value <= most:
+            raise MalformedMessage(f"offer: {name} {value}, allowed are 1 to {most}")
+    if not 1 <= offer.memory.seq_len < 1 << 31:
+        raise MalformedMessage(f"offer: {offer.memory.seq_len} tokens, a memory has at least one")
+    planned = count_chunks(geometry, offer.memory.seq_len)
+    if offer.chunk_count != planned:
+        raise MalformedMessage(f"offer: {offer.chunk_count} chunks, its geometry makes {planned}")
+    if len(offer.note) > MAX_NOTE_CHARS:
+        raise MalformedMessage(f"offer: a note of {len(offer.note)} characters, at most {MAX_NOTE_CHARS}")

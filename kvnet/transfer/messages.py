@@ -1,0 +1,168 @@
+"""The signed control messages and their bytes. Knows no sockets, no clock, no store.
+
+A body is strict JSON; it is verified and digested as the bytes that came, never re-encoded.
+Source: FORMAT.md §2.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from kvnet.errors import MalformedMessage
+from kvnet.format import strict_json
+from kvnet.identity.keys import NodeKey
+from kvnet.identity.signing import SignedMessage, VerifiedMessage, sign_message, verify_message
+from kvnet.types import Fingerprint, Geometry, MemoryHeader, MemoryId, NodeId, TransferId, canonical_json
+
+PROTOCOL_VERSION = 1
+MAX_NOTE_CHARS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a node takes from one transfer; stated in its hello, enforced at the offer."""
+
+    max_seq_len: int
+    max_transfer_nbytes: int = 4 << 30
+    max_layers: int = 512
+    max_kv_heads: int = 256
+    max_head_dim: int = 1024
+    offer_life_s: int = 600
+    clock_skew_s: int = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Who a node is and what it hosts, bound to the caller's nonce."""
+
+    TYPE: ClassVar[str] = "kvnet/hello/v1"
+
+    protocol: int
+    nonce: str
+    node_id: NodeId
+    name: str
+    namespace: str
+    fingerprint: Fingerprint
+    geometry: Geometry
+    limits: Limits
+    free_nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What is about to be sent, to whom, and until when."""
+
+    TYPE: ClassVar[str] = "kvnet/offer/v1"
+
+    transfer_id: TransferId
+    memory: MemoryHeader
+    sender: NodeId
+    receiver: NodeId
+    chunk_count: int
+    created_at: int
+    expires_at: int
+    note: str = ""
+    sender_agent: str = ""
+    agent: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """The receiver's consent: a fresh nonce and the chunks it already holds."""
+
+    TYPE: ClassVar[str] = "kvnet/accept/v1"
+
+    transfer_id: TransferId
+    offer_digest: str
+    nonce: str
+    held: str  # base64 of a bitmap, chunk i at bit i % 8 of byte i // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The sender's last word: the digest over all chunk digests in order."""
+
+    TYPE: ClassVar[str] = "kvnet/commit/v1"
+
+    transfer_id: TransferId
+    offer_digest: str
+    nonce: str
+    chunks_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The receiver's proof that it holds the memory, durably."""
+
+    TYPE: ClassVar[str] = "kvnet/receipt/v1"
+
+    transfer_id: TransferId
+    offer_digest: str
+    chunks_digest: str
+    memory: MemoryId
+    tier: str
+    received_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class PullRequest:
+    """Ask a peer to send one of its memories."""
+
+    TYPE: ClassVar[str] = "kvnet/pull/v1"
+
+    memory: MemoryId
+    receiver: NodeId
+    sender: NodeId
+    created_at: int
+    nonce: str
+
+
+class Message(Protocol):
+    """Any of the dataclasses above."""
+
+    TYPE: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+M = TypeVar("M", bound=Message)
+
+
+def seal(key: NodeKey, message: Message) -> SignedMessage:
+    """Encode and sign."""
+    return sign_message(key, message.TYPE, canonical_json(asdict(message)))
+
+
+def open_sealed(cls: type[M], sealed: SignedMessage, *, signer: bytes | None) -> tuple[M, VerifiedMessage]:
+    """Inverse of `seal`: verify, then decode. The VerifiedMessage carries signer and digest."""
+    verified = verify_message(sealed, type_=cls.TYPE, signer=signer)
+    return strict_json.decode(cls, verified.body, what=cls.TYPE), verified
+
+
+def pack_bitmap(held: frozenset[int] | set[int], count: int) -> str:
+    """Chunk indices as base64 of a bitmap."""
+    bits = bytearray(-(-count // 8))
+    for index in held:
+        bits[index // 8] |= 1 << (index % 8)
+    return base64.b64encode(bytes(bits)).decode()
+
+
+def unpack_bitmap(text: str, count: int) -> frozenset[int]:
+    """Inverse of `pack_bitmap`. Raises MalformedMessage for another length or bits beyond `count`."""
+    try:
+        bits = base64.b64decode(text, validate=True)
+    except ValueError as exc:
+        raise MalformedMessage("accept: the bitmap is not base64") from exc
+    held = frozenset(i for i in range(len(bits) * 8) if bits[i // 8] >> (i % 8) & 1)
+    if len(bits) != -(-count // 8) or any(index >= count for index in held):
+        raise MalformedMessage(f"accept: the bitmap has {len(bits)} bytes for {count} chunks")
+    return held
+
+
+def chunks_digest(wire_digests: list[bytes] | tuple[bytes, ...]) -> str:
+    """Digest over the wire digests of all chunks in order; what Commit and Receipt bind."""
+    joined = b"kvnet/chunks/v1\0" + b"".join(wire_digests)
+    return "sha256:" + hashlib.sha256(joined).hexdigest()

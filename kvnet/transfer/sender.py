@@ -1,0 +1,104 @@
+"""The sending half of a transfer as a state machine: what is still to send, what is acknowledged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from kvnet.errors import BadSignature, MalformedMessage, ReplayedMessage
+from kvnet.format.envelope import Envelope
+from kvnet.identity.keys import public_key_of
+from kvnet.transfer.messages import Accept, Commit, Offer, Receipt, chunks_digest, unpack_bitmap
+from kvnet.types import ChunkKey, Compression, plan_chunks
+
+
+@dataclass(frozen=True, slots=True)
+class WireChunk:
+    """What the sender knows of a chunk before it is bound to a transfer."""
+
+    key: ChunkKey
+    compression: Compression
+    raw_nbytes: int
+    wire_nbytes: int
+    wire_digest: bytes
+
+
+class SenderSession:
+    """One offer on its way. Chunks are given in plan order."""
+
+    def __init__(self, offer: Offer, *, offer_digest: bytes, chunks: Sequence[WireChunk]) -> None:
+        plan = plan_chunks(offer.memory.geometry, offer.memory.seq_len)
+        if tuple(chunk.key for chunk in chunks) != plan:
+            raise ValueError("chunks are not those of the offer's plan")
+        self.offer = offer
+        self.chunks = tuple(chunks)
+        self._offer_digest = offer_digest
+        self._nonce = b""
+        self._acked: set[int] = set()
+        self._chunks_digest = chunks_digest([chunk.wire_digest for chunk in chunks])
+
+    @property
+    def acked_count(self) -> int:
+        """Chunks the receiver holds durably."""
+        return len(self._acked)
+
+    def accepted(self, accept: Accept) -> tuple[WireChunk, ...]:
+        """Take the receiver's answer; returns the chunks it lacks, in order.
+
+        Raises ReplayedMessage or MalformedMessage.
+        """
+        if accept.transfer_id != self.offer.transfer_id or accept.offer_digest != self._offer_digest.hex():
+            raise ReplayedMessage("accept: belongs to another offer")
+        try:
+            nonce = bytes.fromhex(accept.nonce)
+        except ValueError:
+            nonce = b""
+        if len(nonce) != 16:
+            raise MalformedMessage("accept: the nonce is not 16 bytes of hex")
+        self._nonce = nonce
+        self._acked = set(unpack_bitmap(accept.held, len(self.chunks)))
+        return tuple(chunk for chunk in self.chunks if chunk.key.index not in self._acked)
+
+    def envelope(self, chunk: WireChunk) -> Envelope:
+        """Bind a chunk to this transfer; the result is what gets signed."""
+        return Envelope(
+            sender_key=public_key_of(self.offer.sender),
+            receiver_key=public_key_of(self.offer.receiver),
+            transfer_id=bytes.fromhex(self.offer.transfer_id),
+            nonce=self._nonce,
+            offer_digest=self._offer_digest,
+            key=chunk.key,
+            total=len(self.chunks),
+            compression=chunk.compression,
+            raw_nbytes=chunk.raw_nbytes,
+            wire_nbytes=chunk.wire_nbytes,
+            wire_digest=chunk.wire_digest,
+        )
+
+    def acked(self, indices: Iterable[int]) -> bool:
+        """Take acknowledgements; true once every chunk is durable at the receiver."""
+        for index in indices:
+            if index >= len(self.chunks):
+                raise MalformedMessage(f"ack: chunk {index} of {len(self.chunks)}")
+            self._acked.add(index)
+        return len(self._acked) == len(self.chunks)
+
+    def layer_done(self, layer_idx: int) -> bool:
+        """Whether every chunk of a layer is acknowledged."""
+        return all(c.key.index in self._acked for c in self.chunks if c.key.layer_idx == layer_idx)
+
+    def commit(self) -> Commit:
+        """The last word, once everything is acknowledged."""
+        return Commit(
+            transfer_id=self.offer.transfer_id,
+            offer_digest=self._offer_digest.hex(),
+            nonce=self._nonce.hex(),
+            chunks_digest=self._chunks_digest,
+        )
+
+    def finish(self, receipt: Receipt) -> None:
+        """Check the receipt: it must name this offer, these chunks and this memory."""
+        if receipt.transfer_id != self.offer.transfer_id or receipt.offer_digest != self._offer_digest.hex():
+            raise ReplayedMessage("receipt: belongs to another offer")
+        if receipt.chunks_digest != self._chunks_digest or receipt.memory != self.offer.memory.id:
+            raise BadSignature("receipt: confirms other contents than were sent")

@@ -1,0 +1,103 @@
+"""The peer API's client: dial a node, be sure it is that node, push to it, pull from it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from kvnet import wire
+from kvnet.errors import BadSignature, ProtocolMismatch, ReplayedMessage, WrongPeer
+from kvnet.identity.keys import short_id
+from kvnet.identity.signing import SignedMessage
+from kvnet.transfer.messages import PROTOCOL_VERSION, Hello, open_sealed
+from kvnet.transport.frames import CHANNEL_OPTIONS, FrameStream
+from kvnet.transport.receiving import Inbound, receive_memory
+from kvnet.transport.sending import AckProgress, Outbound, Sent, send_memory
+from kvnet.v1 import peer_pb2, peer_pb2_grpc
+
+HELLO_DEADLINE_S = 10.0
+
+
+class PeerClient:
+    """A channel to one address. `public`, when given, is the only key that may answer there."""
+
+    def __init__(self, address: str, *, public: bytes | None, peer: str) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._stub = peer_pb2_grpc.PeerStub(self._channel)
+        self._public = public
+        self._peer = peer
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+
+    async def hello(self, *, namespace: str = "", deadline_s: float = HELLO_DEADLINE_S) -> Hello:
+        """Ask who answers. Raises WrongPeer when it is not the key that was dialled."""
+        nonce = os.urandom(16)
+        request = peer_pb2.HelloRequest(protocol=PROTOCOL_VERSION, nonce=nonce, namespace=namespace)
+        try:
+            reply = await self._stub.Hello(request, timeout=deadline_s)
+        except grpc.RpcError as exc:
+            raise wire.status_to_error(exc, peer=self._peer) from exc
+        return _check_hello(wire.message_from_wire(reply), nonce=nonce, public=self._public, peer=self._peer)
+
+    async def push(
+        self, outbound: Outbound, on_progress: Callable[[AckProgress], None] | None = None
+    ) -> Sent:
+        """Send a memory."""
+        async with self._frames(self._stub.Push()) as stream:
+            return await send_memory(stream, outbound, on_progress)
+
+    async def pull(
+        self,
+        sealed_request: SignedMessage,
+        open_inbound: Callable[[SignedMessage], Awaitable[Inbound]],
+        pool: Executor,
+    ) -> Inbound:
+        """Fetch a memory: ask for it, then take the peer's offer as any other."""
+        async with self._frames(self._stub.Pull()) as stream:
+            await stream.write_control(sealed_request)
+            inbound = await open_inbound(await stream.read_control())
+            failure: BaseException | None = None
+            try:
+                await receive_memory(stream, inbound, pool)
+            except BaseException as error:
+                failure = error
+                raise
+            finally:
+                await inbound.close(failure)
+            return inbound
+
+    @asynccontextmanager
+    async def _frames(
+        self, call: grpc.aio.StreamStreamCall[peer_pb2.Frame, peer_pb2.Frame]
+    ) -> AsyncIterator[FrameStream]:
+        try:
+            yield FrameStream(call, peer=self._peer)
+            await call.done_writing()
+            await call.code()  # the server's last word; without it the stream ends as CANCELLED there
+        finally:
+            call.cancel()
+
+
+def _check_hello(sealed: SignedMessage, *, nonce: bytes, public: bytes | None, peer: str) -> Hello:
+    if public is not None and sealed.signer != public:
+        raise WrongPeer(f"{peer}: another node answers at this address; check the address, or the id given")
+    hello, verified = open_sealed(Hello, sealed, signer=public)
+    if hello.node_id != verified.signer:
+        raise BadSignature(f"{peer}: says it is {short_id(hello.node_id)} but signs as another key")
+    if hello.nonce != nonce.hex():
+        raise ReplayedMessage(f"{peer}: answered with a hello made for another caller")
+    if hello.protocol != PROTOCOL_VERSION:
+        raise ProtocolMismatch(f"{peer}: speaks protocol {hello.protocol}, this node {PROTOCOL_VERSION}")
+    return hello

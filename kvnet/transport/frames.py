@@ -1,0 +1,100 @@
+"""A bidirectional stream of frames with a deadline on every read and write, alike on both ends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+import grpc
+
+from kvnet import wire
+from kvnet.errors import KvnetError, MalformedMessage, PeerUnreachable, TransferIncomplete
+from kvnet.identity.signing import SignedChunk, SignedMessage
+from kvnet.v1 import peer_pb2
+
+IDLE_DEADLINE_S = 20.0
+MAX_MESSAGE_NBYTES = 4 << 20
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_NBYTES),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_frame_size", 1 << 20),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class Call(Protocol):
+    """What grpc.aio's client call and servicer context have in common."""
+
+    async def read(self) -> Any: ...
+
+    async def write(self, message: Any) -> None: ...
+
+
+class FrameStream:
+    """Frames out and in. Errors of the transport leave as KvnetError."""
+
+    def __init__(self, call: Call, *, peer: str, idle_deadline_s: float = IDLE_DEADLINE_S) -> None:
+        self._call = call
+        self._peer = peer
+        self._idle_deadline_s = idle_deadline_s
+
+    async def write_control(self, message: SignedMessage) -> None:
+        """Send a signed control message."""
+        await self._write(peer_pb2.Frame(control=wire.message_to_wire(message)))
+
+    async def write_chunk(self, chunk: SignedChunk) -> None:
+        """Send a signed chunk."""
+        await self._write(peer_pb2.Frame(chunk=wire.chunk_to_wire(chunk)))
+
+    async def write_ack(self, indices: list[int]) -> None:
+        """Tell the sender which chunks are durable."""
+        await self._write(peer_pb2.Frame(ack=peer_pb2.Ack(index=indices)))
+
+    async def read(self) -> SignedMessage | SignedChunk | list[int]:
+        """The next frame: a control message, a chunk, or acknowledged indices.
+
+        Raises TransferIncomplete when the other side ends the stream, PeerUnreachable on silence.
+        """
+        try:
+            async with asyncio.timeout(self._idle_deadline_s):
+                frame = await self._call.read()
+        except TimeoutError as exc:
+            raise self._silence() from exc
+        except grpc.RpcError as exc:
+            raise wire.status_to_error(exc, peer=self._peer) from exc
+        if frame is grpc.aio.EOF:
+            raise TransferIncomplete(f"{self._peer}: ended the stream early; send again to resume")
+        which = frame.WhichOneof("frame")
+        if which == "control":
+            return wire.message_from_wire(frame.control)
+        if which == "chunk":
+            return wire.chunk_from_wire(frame.chunk)
+        if which == "ack":
+            return list(frame.ack.index)
+        raise MalformedMessage(f"{self._peer}: sent an empty frame")
+
+    async def read_control(self) -> SignedMessage:
+        """The next frame, which must be a control message."""
+        frame = await self.read()
+        if not isinstance(frame, SignedMessage):
+            raise MalformedMessage(f"{self._peer}: expected a control message, got another frame")
+        return frame
+
+    async def _write(self, frame: peer_pb2.Frame) -> None:
+        try:
+            async with asyncio.timeout(self._idle_deadline_s):
+                await self._call.write(frame)
+        except TimeoutError as exc:
+            raise self._silence() from exc
+        except grpc.RpcError as exc:
+            raise wire.status_to_error(exc, peer=self._peer) from exc
+        except asyncio.InvalidStateError as exc:
+            raise PeerUnreachable(f"{self._peer}: closed the stream; send again to resume") from exc
+
+    def _silence(self) -> KvnetError:
+        return PeerUnreachable(
+            f"{self._peer}: silent for {self._idle_deadline_s:.0f} s; check the link and send again to resume"
+        )

@@ -1,0 +1,95 @@
+"""Drive a ReceiverSession over a frame stream: the same code for Push (callee) and Pull (caller)."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from typing import Protocol
+
+from kvnet.errors import MalformedMessage
+from kvnet.identity.keys import NodeKey, public_key_of
+from kvnet.identity.signing import SignedChunk, SignedMessage, VerifiedChunk, verify_chunk
+from kvnet.transfer.messages import Commit, open_sealed, seal
+from kvnet.transfer.receiver import AlreadyHeld, ReceiverSession
+from kvnet.transport.frames import FrameStream
+from kvnet.transport.tasks import run_together
+
+MAX_WAITING_CHUNKS = 16
+
+
+class Inbound(Protocol):
+    """An admitted transfer on its way in; the daemon's store stands behind it."""
+
+    session: ReceiverSession
+    key: NodeKey
+
+    async def store(self, chunks: list[VerifiedChunk]) -> None:
+        """Make chunks durable; they are on disk when this returns."""
+        ...
+
+    async def finish(self, sealed_commit: SignedMessage) -> SignedMessage:
+        """Turn the complete transfer into a memory, durably; returns the sealed receipt."""
+        ...
+
+    async def close(self, error: BaseException | None) -> None:
+        """Release what the transfer holds; what is durable stays for a resume."""
+        ...
+
+
+_Item = VerifiedChunk | AlreadyHeld | None
+
+
+async def receive_memory(stream: FrameStream, inbound: Inbound, pool: Executor) -> None:
+    """Accept, take chunks until all are durable, check the commit, answer with the receipt."""
+    session = inbound.session
+    await stream.write_control(seal(inbound.key, session.accept()))
+    waiting: asyncio.Queue[_Item] = asyncio.Queue(maxsize=MAX_WAITING_CHUNKS)
+    commits: list[SignedMessage] = []
+    await run_together(
+        _read_chunks(stream, session, waiting, commits, pool),
+        _store_chunks(stream, inbound, waiting),
+    )
+    sender_key = public_key_of(session.offer.sender)
+    commit, _ = open_sealed(Commit, commits[0], signer=sender_key)
+    session.commit(commit)
+    await stream.write_control(await inbound.finish(commits[0]))
+
+
+async def _read_chunks(
+    stream: FrameStream,
+    session: ReceiverSession,
+    waiting: asyncio.Queue[_Item],
+    commits: list[SignedMessage],
+    pool: Executor,
+) -> None:
+    loop = asyncio.get_running_loop()
+    while not commits:
+        frame = await stream.read()
+        if isinstance(frame, SignedMessage):
+            commits.append(frame)
+        elif isinstance(frame, SignedChunk):
+            # Hashing a MiB takes longer than a turn of the loop may.
+            verified = await loop.run_in_executor(pool, verify_chunk, frame, session.binding)
+            decided = session.receive(verified)
+            await waiting.put(decided if isinstance(decided, AlreadyHeld) else decided.chunk)
+        else:
+            raise MalformedMessage("expected a chunk or a commit, got acknowledgements")
+    await waiting.put(None)
+
+
+async def _store_chunks(stream: FrameStream, inbound: Inbound, waiting: asyncio.Queue[_Item]) -> None:
+    ended = False
+    while not ended:
+        batch = [await waiting.get()]
+        while not waiting.empty():
+            batch.append(waiting.get_nowait())
+        ended = batch[-1] is None
+        fresh = [item for item in batch if isinstance(item, VerifiedChunk)]
+        repeated = [item.index for item in batch if isinstance(item, AlreadyHeld)]
+        if fresh:
+            await inbound.store(fresh)
+        indices = [chunk.envelope.key.index for chunk in fresh]
+        for index in indices:
+            inbound.session.durable(index)
+        if indices or repeated:
+            await stream.write_ack(indices + repeated)

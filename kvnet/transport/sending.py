@@ -1,0 +1,105 @@
+"""Drive a SenderSession over a frame stream: the same code for Push (caller) and Pull (callee)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvnet.errors import MalformedMessage
+from kvnet.identity.keys import NodeKey, public_key_of
+from kvnet.identity.signing import SignedChunk, SignedMessage, sign_chunk
+from kvnet.transfer.messages import Accept, Receipt, open_sealed, seal
+from kvnet.transfer.sender import SenderSession, WireChunk
+from kvnet.transport.frames import FrameStream
+from kvnet.transport.tasks import run_together
+
+
+class Outbound(Protocol):
+    """A transfer that this node is about to send; the daemon's store stands behind it."""
+
+    session: SenderSession
+    sealed_offer: SignedMessage
+    key: NodeKey
+
+    async def payload(self, chunk: WireChunk) -> bytes | memoryview:
+        """The chunk's wire bytes."""
+        ...
+
+    async def close(self, failure: BaseException | None) -> None:
+        """Release what the transfer holds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AckProgress:
+    """A layer of the memory is durable at the receiver."""
+
+    layer_idx: int
+    chunks_done: int
+    chunks_total: int
+    wire_nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A finished transfer, from the sender's side."""
+
+    receipt: Receipt
+    sealed_receipt: SignedMessage
+    resumed_chunks: int
+    wire_nbytes: int
+
+
+async def send_memory(
+    stream: FrameStream, outbound: Outbound, on_progress: Callable[[AckProgress], None] | None = None
+) -> Sent:
+    """Offer, wait for the accept, stream what is missing, commit, check the receipt."""
+    session = outbound.session
+    receiver_key = public_key_of(session.offer.receiver)
+    await stream.write_control(outbound.sealed_offer)
+    accept, _ = open_sealed(Accept, await stream.read_control(), signer=receiver_key)
+    missing = session.accepted(accept)
+    resumed = len(session.chunks) - len(missing)
+    if missing:
+        await run_together(
+            _write_chunks(stream, outbound, missing),
+            _read_acks(stream, session, on_progress),
+        )
+    await stream.write_control(seal(outbound.key, session.commit()))
+    sealed_receipt = await stream.read_control()
+    receipt, _ = open_sealed(Receipt, sealed_receipt, signer=receiver_key)
+    session.finish(receipt)
+    return Sent(receipt, sealed_receipt, resumed, sum(chunk.wire_nbytes for chunk in missing))
+
+
+async def _write_chunks(stream: FrameStream, outbound: Outbound, missing: tuple[WireChunk, ...]) -> None:
+    for chunk in missing:
+        payload = await outbound.payload(chunk)
+        await stream.write_chunk(_bind(outbound, chunk, payload))
+
+
+def _bind(outbound: Outbound, chunk: WireChunk, payload: bytes | memoryview) -> SignedChunk:
+    return sign_chunk(outbound.key, outbound.session.envelope(chunk), payload)
+
+
+async def _read_acks(
+    stream: FrameStream, session: SenderSession, on_progress: Callable[[AckProgress], None] | None
+) -> None:
+    pending_layers = {chunk.key.layer_idx for chunk in session.chunks}
+    sizes = {chunk.key.index: chunk.wire_nbytes for chunk in session.chunks}
+    acked_nbytes = 0
+    complete = False
+    while not complete:
+        indices = await stream.read()
+        if not isinstance(indices, list):
+            raise MalformedMessage("expected acknowledgements, got another frame")
+        complete = session.acked(indices)
+        acked_nbytes += sum(sizes[index] for index in indices)
+        done = sorted(layer for layer in pending_layers if session.layer_done(layer))
+        pending_layers.difference_update(done)
+        for layer_idx in done:
+            if on_progress is not None:
+                on_progress(AckProgress(layer_idx, session.acked_count, len(session.chunks), acked_nbytes))
+        await asyncio.sleep(0)

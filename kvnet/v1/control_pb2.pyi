@@ -1,0 +1,364 @@
+from kvnet.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class NodeStatus(_message.Message):
+    __slots__ = ("node_id", "name", "grpc", "model", "pid", "version", "protocol", "namespace", "fingerprint", "geometry", "max_seq_len", "memories", "store_nbytes", "peers", "unread", "uptime_s", "mdns", "home")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    GRPC_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    GEOMETRY_FIELD_NUMBER: _ClassVar[int]
+    MAX_SEQ_LEN_FIELD_NUMBER: _ClassVar[int]
+    MEMORIES_FIELD_NUMBER: _ClassVar[int]
+    STORE_NBYTES_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    UNREAD_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    MDNS_FIELD_NUMBER: _ClassVar[int]
+    HOME_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    name: str
+    grpc: str
+    model: str
+    pid: int
+    version: str
+    protocol: int
+    namespace: str
+    fingerprint: _types_pb2.Fingerprint
+    geometry: _types_pb2.Geometry
+    max_seq_len: int
+    memories: int
+    store_nbytes: int
+    peers: int
+    unread: int
+    uptime_s: float
+    mdns: bool
+    home: str
+    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., grpc: _Optional[str] = ..., model: _Optional[str] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., protocol: _Optional[int] = ..., namespace: _Optional[str] = ..., fingerprint: _Optional[_Union[_types_pb2.Fingerprint, _Mapping]] = ..., geometry: _Optional[_Union[_types_pb2.Geometry, _Mapping]] = ..., max_seq_len: _Optional[int] = ..., memories: _Optional[int] = ..., store_nbytes: _Optional[int] = ..., peers: _Optional[int] = ..., unread: _Optional[int] = ..., uptime_s: _Optional[float] = ..., mdns: _Optional[bool] = ..., home: _Optional[str] = ...) -> None: ...
+
+class ShutdownRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ShutdownReply(_message.Message):
+    __slots__ = ("pid",)
+    PID_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    def __init__(self, pid: _Optional[int] = ...) -> None: ...
+
+class RememberRequest(_message.Message):
+    __slots__ = ("text", "name", "compression")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    COMPRESSION_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    name: str
+    compression: str
+    def __init__(self, text: _Optional[str] = ..., name: _Optional[str] = ..., compression: _Optional[str] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("done", "total")
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    done: int
+    total: int
+    def __init__(self, done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
+
+class RememberEvent(_message.Message):
+    __slots__ = ("progress", "memory")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    memory: MemoryInfo
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., memory: _Optional[_Union[MemoryInfo, _Mapping]] = ...) -> None: ...
+
+class MemoryInfo(_message.Message):
+    __slots__ = ("id", "name", "tokens", "layers", "nbytes", "model", "origin", "created_at", "header")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    NBYTES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    name: str
+    tokens: int
+    layers: int
+    nbytes: int
+    model: str
+    origin: str
+    created_at: str
+    header: _types_pb2.MemoryHeader
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., tokens: _Optional[int] = ..., layers: _Optional[int] = ..., nbytes: _Optional[int] = ..., model: _Optional[str] = ..., origin: _Optional[str] = ..., created_at: _Optional[str] = ..., header: _Optional[_Union[_types_pb2.MemoryHeader, _Mapping]] = ...) -> None: ...
+
+class ListMemoriesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class MemoryList(_message.Message):
+    __slots__ = ("memories",)
+    MEMORIES_FIELD_NUMBER: _ClassVar[int]
+    memories: _containers.RepeatedCompositeFieldContainer[MemoryInfo]
+    def __init__(self, memories: _Optional[_Iterable[_Union[MemoryInfo, _Mapping]]] = ...) -> None: ...
+
+class ShowMemoryRequest(_message.Message):
+    __slots__ = ("memory",)
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    memory: str
+    def __init__(self, memory: _Optional[str] = ...) -> None: ...
+
+class ForgetRequest(_message.Message):
+    __slots__ = ("memory",)
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    memory: str
+    def __init__(self, memory: _Optional[str] = ...) -> None: ...
+
+class SendRequest(_message.Message):
+    __slots__ = ("memory", "to", "note", "agent")
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    memory: str
+    to: str
+    note: str
+    agent: str
+    def __init__(self, memory: _Optional[str] = ..., to: _Optional[str] = ..., note: _Optional[str] = ..., agent: _Optional[str] = ...) -> None: ...
+
+class LayerProgress(_message.Message):
+    __slots__ = ("layer_idx", "chunks_done", "chunks_total", "wire_bytes")
+    LAYER_IDX_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_DONE_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    WIRE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    layer_idx: int
+    chunks_done: int
+    chunks_total: int
+    wire_bytes: int
+    def __init__(self, layer_idx: _Optional[int] = ..., chunks_done: _Optional[int] = ..., chunks_total: _Optional[int] = ..., wire_bytes: _Optional[int] = ...) -> None: ...
+
+class SendReport(_message.Message):
+    __slots__ = ("transfer_id", "memory", "peer", "chunks", "raw_bytes", "wire_bytes", "seconds", "tier", "resumed_chunks")
+    TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    RAW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WIRE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    transfer_id: str
+    memory: str
+    peer: str
+    chunks: int
+    raw_bytes: int
+    wire_bytes: int
+    seconds: float
+    tier: str
+    resumed_chunks: int
+    def __init__(self, transfer_id: _Optional[str] = ..., memory: _Optional[str] = ..., peer: _Optional[str] = ..., chunks: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., tier: _Optional[str] = ..., resumed_chunks: _Optional[int] = ...) -> None: ...
+
+class SendEvent(_message.Message):
+    __slots__ = ("progress", "report")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    progress: LayerProgress
+    report: SendReport
+    def __init__(self, progress: _Optional[_Union[LayerProgress, _Mapping]] = ..., report: _Optional[_Union[SendReport, _Mapping]] = ...) -> None: ...
+
+class PullRequest(_message.Message):
+    __slots__ = ("memory", "peer")
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    memory: str
+    peer: str
+    def __init__(self, memory: _Optional[str] = ..., peer: _Optional[str] = ...) -> None: ...
+
+class AskRequest(_message.Message):
+    __slots__ = ("prompt", "memory", "max_tokens", "temperature", "top_p", "stop", "seed", "context")
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    prompt: str
+    memory: str
+    max_tokens: int
+    temperature: float
+    top_p: float
+    stop: _containers.RepeatedScalarFieldContainer[str]
+    seed: int
+    context: str
+    def __init__(self, prompt: _Optional[str] = ..., memory: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., context: _Optional[str] = ...) -> None: ...
+
+class KvReport(_message.Message):
+    __slots__ = ("tier", "reused_tokens", "recomputed_tokens", "fallback", "ttft_s")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    REUSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FALLBACK_FIELD_NUMBER: _ClassVar[int]
+    TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    reused_tokens: int
+    recomputed_tokens: int
+    fallback: str
+    ttft_s: float
+    def __init__(self, tier: _Optional[str] = ..., reused_tokens: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., fallback: _Optional[str] = ..., ttft_s: _Optional[float] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("text", "kv", "tokens", "finish_reason", "seconds")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    KV_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    kv: KvReport
+    tokens: int
+    finish_reason: str
+    seconds: float
+    def __init__(self, text: _Optional[str] = ..., kv: _Optional[_Union[KvReport, _Mapping]] = ..., tokens: _Optional[int] = ..., finish_reason: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class AskEvent(_message.Message):
+    __slots__ = ("delta", "answer")
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    delta: str
+    answer: Answer
+    def __init__(self, delta: _Optional[str] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
+
+class PeerInfo(_message.Message):
+    __slots__ = ("node_id", "name", "addresses", "source", "added", "reachable", "model", "tier", "latency_s", "problem")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    ADDED_FIELD_NUMBER: _ClassVar[int]
+    REACHABLE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_S_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    name: str
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    source: str
+    added: bool
+    reachable: bool
+    model: str
+    tier: str
+    latency_s: float
+    problem: str
+    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., added: _Optional[bool] = ..., reachable: _Optional[bool] = ..., model: _Optional[str] = ..., tier: _Optional[str] = ..., latency_s: _Optional[float] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class ListPeersRequest(_message.Message):
+    __slots__ = ("probe",)
+    PROBE_FIELD_NUMBER: _ClassVar[int]
+    probe: bool
+    def __init__(self, probe: _Optional[bool] = ...) -> None: ...
+
+class PeerList(_message.Message):
+    __slots__ = ("peers",)
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    peers: _containers.RepeatedCompositeFieldContainer[PeerInfo]
+    def __init__(self, peers: _Optional[_Iterable[_Union[PeerInfo, _Mapping]]] = ...) -> None: ...
+
+class AddPeerRequest(_message.Message):
+    __slots__ = ("address", "node_id", "name")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    node_id: str
+    name: str
+    def __init__(self, address: _Optional[str] = ..., node_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class RemovePeerRequest(_message.Message):
+    __slots__ = ("peer",)
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    def __init__(self, peer: _Optional[str] = ...) -> None: ...
+
+class ProbePeerRequest(_message.Message):
+    __slots__ = ("peer",)
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    def __init__(self, peer: _Optional[str] = ...) -> None: ...
+
+class InboxRequest(_message.Message):
+    __slots__ = ("agent", "all")
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    ALL_FIELD_NUMBER: _ClassVar[int]
+    agent: str
+    all: bool
+    def __init__(self, agent: _Optional[str] = ..., all: _Optional[bool] = ...) -> None: ...
+
+class InboxMessage(_message.Message):
+    __slots__ = ("id", "sender", "sender_name", "sender_agent", "agent", "memory", "note", "received_at", "acknowledged_at")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    SENDER_NAME_FIELD_NUMBER: _ClassVar[int]
+    SENDER_AGENT_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_AT_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_AT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    sender: str
+    sender_name: str
+    sender_agent: str
+    agent: str
+    memory: str
+    note: str
+    received_at: str
+    acknowledged_at: str
+    def __init__(self, id: _Optional[str] = ..., sender: _Optional[str] = ..., sender_name: _Optional[str] = ..., sender_agent: _Optional[str] = ..., agent: _Optional[str] = ..., memory: _Optional[str] = ..., note: _Optional[str] = ..., received_at: _Optional[str] = ..., acknowledged_at: _Optional[str] = ...) -> None: ...
+
+class MessageList(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[InboxMessage]
+    def __init__(self, messages: _Optional[_Iterable[_Union[InboxMessage, _Mapping]]] = ...) -> None: ...
+
+class AcknowledgeRequest(_message.Message):
+    __slots__ = ("message",)
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    message: str
+    def __init__(self, message: _Optional[str] = ...) -> None: ...
+
+class EventsRequest(_message.Message):
+    __slots__ = ("follow", "past")
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    PAST_FIELD_NUMBER: _ClassVar[int]
+    follow: bool
+    past: bool
+    def __init__(self, follow: _Optional[bool] = ..., past: _Optional[bool] = ...) -> None: ...
+
+class Event(_message.Message):
+    __slots__ = ("line",)
+    LINE_FIELD_NUMBER: _ClassVar[int]
+    line: str
+    def __init__(self, line: _Optional[str] = ...) -> None: ...

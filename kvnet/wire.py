@@ -1,0 +1,183 @@
+"""Between kvnet's dataclasses and protobuf, between its errors and gRPC status. Nothing else knows both."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from enum import Enum
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from kvnet.errors import (
+    AlreadyRunning,
+    CapacityError,
+    KvnetError,
+    MalformedMessage,
+    OperatorError,
+    PeerError,
+    PeerNotAdded,
+    PeerUnreachable,
+    RequestError,
+    UnknownMemory,
+    UnknownPeer,
+    error_from_code,
+)
+from kvnet.identity.signing import SignedChunk, SignedMessage
+from kvnet.v1 import peer_pb2
+
+T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+
+ERROR_METADATA_KEY = "kvnet-error-bin"
+MAX_ERROR_NBYTES = 4096
+_MAX_DETAILS_NBYTES = 3000
+
+# The first class that matches decides; subclasses stand before their bases.
+_STATUS: tuple[tuple[type[KvnetError], grpc.StatusCode], ...] = (
+    (UnknownMemory, grpc.StatusCode.NOT_FOUND),
+    (UnknownPeer, grpc.StatusCode.NOT_FOUND),
+    (PeerNotAdded, grpc.StatusCode.PERMISSION_DENIED),
+    (AlreadyRunning, grpc.StatusCode.ALREADY_EXISTS),
+    (CapacityError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (PeerUnreachable, grpc.StatusCode.UNAVAILABLE),
+    (RequestError, grpc.StatusCode.INVALID_ARGUMENT),
+    (PeerError, grpc.StatusCode.FAILED_PRECONDITION),
+    (OperatorError, grpc.StatusCode.FAILED_PRECONDITION),
+    (KvnetError, grpc.StatusCode.INTERNAL),
+)
+
+
+def error_to_status(error: KvnetError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
+    """Status code, details and trailing metadata that carry an error to the other side."""
+    status = next(code for cls, code in _STATUS if isinstance(error, cls))
+    body = {"code": error.code, "message": error.message[:1000], "details": error.details}
+    packed = json.dumps(body).encode()
+    if len(packed) > _MAX_DETAILS_NBYTES:
+        packed = json.dumps({**body, "details": {}}).encode()
+    return status, error.message[:1000], ((ERROR_METADATA_KEY, packed),)
+
+
+def status_to_error(error: grpc.RpcError, *, peer: str) -> KvnetError:
+    """Inverse of `error_to_status`; a bare transport failure becomes PeerUnreachable."""
+    call = typing.cast("Any", error)
+    for key, value in call.trailing_metadata() or ():
+        if key == ERROR_METADATA_KEY and len(value) <= MAX_ERROR_NBYTES:
+            try:
+                body = json.loads(value)
+                return error_from_code(str(body["code"]), str(body["message"]), dict(body["details"]))
+            except (ValueError, KeyError, TypeError):
+                break
+    code = call.code()
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return CapacityError(f"{peer}: {call.details()}")
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+        reason = code.name.lower()
+        return PeerUnreachable(f"{peer}: no answer ({reason}); is it up, and can this node reach it?")
+    return PeerError(f"{peer}: {code.name.lower()}: {call.details()}")
+
+
+def carries_error(error: grpc.RpcError) -> bool:
+    """Whether the status was made by `error_to_status`, and not by the transport itself."""
+    metadata = typing.cast("Any", error).trailing_metadata() or ()
+    return any(key == ERROR_METADATA_KEY for key, _ in metadata)
+
+
+def to_wire(value: Any, message_type: type[M]) -> M:
+    """A dataclass as the protobuf message with the same field names."""
+    message = message_type()
+    _fill(message, value)
+    return message
+
+
+def from_wire(message: Message, cls: type[T]) -> T:
+    """Inverse of `to_wire`. Raises MalformedMessage for values the dataclass cannot hold."""
+    plain_cls: Any = cls
+    hints = _hints(plain_cls)
+    values: dict[str, Any] = {}
+    for spec in dataclasses.fields(plain_cls):
+        hint = hints[spec.name]
+        if f"{spec.name}_json" in message.DESCRIPTOR.fields_by_name:
+            text = getattr(message, f"{spec.name}_json")
+            values[spec.name] = json.loads(text) if text else {}
+        elif _optional(hint) and not message.HasField(spec.name):
+            values[spec.name] = None
+        else:
+            values[spec.name] = _lift(getattr(message, spec.name), hint, f"{cls.__name__}.{spec.name}")
+    return cls(**values)
+
+
+def message_to_wire(message: SignedMessage) -> peer_pb2.SignedMessage:
+    """A control message for the peer API."""
+    return to_wire(message, peer_pb2.SignedMessage)
+
+
+def message_from_wire(message: peer_pb2.SignedMessage) -> SignedMessage:
+    """Inverse of `message_to_wire`; nothing is verified."""
+    return SignedMessage(message.type, message.body, message.signer, message.signature)
+
+
+def chunk_to_wire(chunk: SignedChunk) -> peer_pb2.Chunk:
+    """A chunk for the peer API."""
+    return peer_pb2.Chunk(envelope=chunk.envelope, signature=chunk.signature, payload=bytes(chunk.payload))
+
+
+def chunk_from_wire(chunk: peer_pb2.Chunk) -> SignedChunk:
+    """Inverse of `chunk_to_wire`; nothing is verified."""
+    return SignedChunk(chunk.envelope, chunk.signature, chunk.payload)
+
+
+def _fill(message: Message, value: Any) -> None:
+    for spec in dataclasses.fields(value):
+        entry = getattr(value, spec.name)
+        if f"{spec.name}_json" in message.DESCRIPTOR.fields_by_name:
+            setattr(message, f"{spec.name}_json", json.dumps(entry, sort_keys=True) if entry else "")
+        elif entry is None:
+            continue
+        elif dataclasses.is_dataclass(entry):
+            getattr(message, spec.name).SetInParent()
+            _fill(getattr(message, spec.name), entry)
+        elif isinstance(entry, tuple | list):
+            _fill_repeated(getattr(message, spec.name), entry)
+        else:
+            setattr(message, spec.name, entry.value if isinstance(entry, Enum) else entry)
+
+
+def _fill_repeated(repeated: Any, entries: tuple[Any, ...] | list[Any]) -> None:
+    for entry in entries:
+        if dataclasses.is_dataclass(entry):
+            _fill(repeated.add(), entry)
+        else:
+            repeated.append(entry)
+
+
+def _lift(value: Any, hint: Any, what: str) -> Any:
+    if _optional(hint):
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        return tuple(_lift(entry, item, what) for entry in value)
+    if isinstance(hint, typing.NewType):
+        hint = hint.__supertype__
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_wire(value, hint)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        try:
+            return hint(value)
+        except ValueError as exc:
+            raise MalformedMessage(f"{what}: unknown value {value!r:.40}") from exc
+    return value
+
+
+def _optional(hint: Any) -> bool:
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return union and type(None) in typing.get_args(hint)
+
+
+@lru_cache(maxsize=128)
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)

@@ -1,0 +1,1 @@
+"""How the reference models are made: tokenizers, curriculum, initialisation, training, measuring."""
