@@ -87,7 +87,10 @@ def find_home(environ: dict[str, str] | None = None) -> Home:
     """KVNET_HOME, or the platform's data folder for kvnet (XDG on Linux)."""
     named = (os.environ if environ is None else environ).get("KVNET_HOME")
     if named:
-        return Home(Path(named).expanduser().absolute())
+        try:
+            return Home(Path(named).expanduser().absolute())
+        except RuntimeError as exc:
+            raise ConfigError(f"KVNET_HOME {named}: there is no such user; name a folder") from exc
     import platformdirs
 
     return Home(Path(platformdirs.user_data_dir("kvnet")))

@@ -27,6 +27,7 @@ from kvnet.errors import (
     UnknownPeer,
     error_from_code,
 )
+from kvnet.format import strict_json
 from kvnet.identity.signing import SignedChunk, SignedMessage
 from kvnet.v1 import peer_pb2
 
@@ -36,6 +37,7 @@ M = TypeVar("M", bound=Message)
 ERROR_METADATA_KEY = "kvnet-error-bin"
 MAX_ERROR_NBYTES = 4096
 _MAX_DETAILS_NBYTES = 3000
+_MAX_MESSAGE_NBYTES = 2000
 
 # The first class that matches decides; subclasses stand before their bases.
 _STATUS: tuple[tuple[type[KvnetError], grpc.StatusCode], ...] = (
@@ -55,23 +57,21 @@ _STATUS: tuple[tuple[type[KvnetError], grpc.StatusCode], ...] = (
 def error_to_status(error: KvnetError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
     """Status code, details and trailing metadata that carry an error to the other side."""
     status = next(code for cls, code in _STATUS if isinstance(error, cls))
-    body = {"code": error.code, "message": error.message[:1000], "details": error.details}
+    message = _clipped(error.message)
+    body = {"code": error.code, "message": message, "details": error.details}
     packed = json.dumps(body).encode()
     if len(packed) > _MAX_DETAILS_NBYTES:
         packed = json.dumps({**body, "details": {}}).encode()
-    return status, error.message[:1000], ((ERROR_METADATA_KEY, packed),)
+    return status, message, ((ERROR_METADATA_KEY, packed),)
 
 
 def status_to_error(error: grpc.RpcError, *, peer: str) -> KvnetError:
     """Inverse of `error_to_status`; a bare transport failure becomes PeerUnreachable."""
     call = typing.cast("Any", error)
     for key, value in call.trailing_metadata() or ():
-        if key == ERROR_METADATA_KEY and len(value) <= MAX_ERROR_NBYTES:
-            try:
-                body = json.loads(value)
-                return error_from_code(str(body["code"]), str(body["message"]), dict(body["details"]))
-            except (ValueError, KeyError, TypeError):
-                break
+        carried = _read_error(value) if key == ERROR_METADATA_KEY else None
+        if carried is not None:
+            return carried
     code = call.code()
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return CapacityError(f"{peer}: {call.details()}")
@@ -102,8 +102,7 @@ def from_wire(message: Message, cls: type[T]) -> T:
     for spec in dataclasses.fields(plain_cls):
         hint = hints[spec.name]
         if f"{spec.name}_json" in message.DESCRIPTOR.fields_by_name:
-            text = getattr(message, f"{spec.name}_json")
-            values[spec.name] = json.loads(text) if text else {}
+            values[spec.name] = _read_json(getattr(message, f"{spec.name}_json"), f"{cls.__name__}.{spec.name}")
         elif _optional(hint) and not message.HasField(spec.name):
             values[spec.name] = None
         else:
@@ -129,6 +128,30 @@ def chunk_to_wire(chunk: SignedChunk) -> peer_pb2.Chunk:
 def chunk_from_wire(chunk: peer_pb2.Chunk) -> SignedChunk:
     """Inverse of `chunk_to_wire`; nothing is verified."""
     return SignedChunk(chunk.envelope, chunk.signature, chunk.payload)
+
+
+def _clipped(message: str) -> str:
+    # Trailing metadata has 8 KiB in all, and JSON writes up to 12 bytes for a character.
+    text = message[:1000].encode("utf-8", "replace").decode()
+    while len(json.dumps(text)) > _MAX_MESSAGE_NBYTES:
+        text = text[: len(text) * 3 // 4]
+    return text
+
+
+def _read_error(packed: bytes) -> KvnetError | None:
+    try:
+        body = strict_json.loads(packed, what="error", max_nbytes=MAX_ERROR_NBYTES)
+        details = {name: [str(value) for value in pair] for name, pair in body["details"].items()}
+        return error_from_code(str(body["code"]), str(body["message"]), details)
+    except (MalformedMessage, AttributeError, KeyError, TypeError):
+        return None
+
+
+def _read_json(text: str, what: str) -> dict[str, Any]:
+    found = strict_json.loads(text.encode(), what=what) if text else {}
+    if not isinstance(found, dict):
+        raise MalformedMessage(f"{what}: expected an object, got {type(found).__name__}")
+    return found
 
 
 def _fill(message: Message, value: Any) -> None:

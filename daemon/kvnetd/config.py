@@ -92,14 +92,20 @@ def _typed(key: str, value: Any) -> Any:
         if kind == "bool":
             return value if isinstance(value, bool) else _BOOLS[value]
         if kind == "int":
-            return int(value)
+            return _natural(value)
         if kind == "tuple[str, ...]":
-            return tuple(value.split(",")) if isinstance(value, str) else tuple(str(v) for v in value)
+            return tuple(filter(None, value.split(","))) if isinstance(value, str) else tuple(map(str, value))
     except (KeyError, ValueError, TypeError) as exc:
         raise ConfigError(f"setting {key}: {value!r} is not a {kind}") from exc
     if not isinstance(value, str):
         raise ConfigError(f"setting {key}: {value!r} is not text")
     return value
+
+
+def _natural(value: Any) -> int:
+    if isinstance(value, bool | float) or int(value) < 0:
+        raise ValueError(value)
+    return int(value)
 
 
 def _check(config: Config) -> None:
@@ -116,7 +122,7 @@ def _check(config: Config) -> None:
 def _split_listen(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
     host = host.strip("[]")
-    if not host or not port.isdigit() or int(port) > 65535:
+    if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise ConfigError(f"setting listen: {listen!r} is not HOST:PORT; for example 0.0.0.0:7447")
     return host, int(port)
 

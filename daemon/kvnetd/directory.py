@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvnet.discovery import Discovery
+from kvnet.discovery import Discovery, Endpoint
 from kvnet.errors import PeerUnreachable
 from kvnet.identity.keys import short_id
 from kvnet.identity.peers import AddedPeer
@@ -41,6 +41,14 @@ class Directory:
             short: tuple(f"{endpoint.address}:{endpoint.port}" for endpoint in endpoints)
             for short, endpoints in self._discovery.peers().items()
         }
+
+    def judge(self, node_id: str, address: str, *, answered: bool) -> None:
+        """Tell discovery whether the peer itself answered at an address that mDNS showed."""
+        if self._discovery is None or address not in self.seen(node_id):
+            return
+        host, _, port = address.rpartition(":")
+        verdict = self._discovery.confirm if answered else self._discovery.doubt
+        verdict(short_id(node_id), Endpoint(host, int(port)))
 
     def know(self, node_ids: tuple[str, ...]) -> None:
         """Tell discovery whom a flood of adverts must not push out."""

@@ -1,1 +1,4 @@
-"""`kvnet`: answers on stdout, progress on stderr, `--json` everywhere. Talks to the daemon through the SDK."""
+"""`kvnet`: answers on stdout, progress on stderr, `--json` everywhere.
+
+Talks to the daemon through the SDK, starts it as a process, and never imports it.
+"""

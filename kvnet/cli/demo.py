@@ -33,6 +33,8 @@ QUESTIONS = (
     ("What is Omar's dog called?", "Bruno"),
 )
 RUNS_FOR_TTFT = 5
+MAX_TOKENS = 16
+SHOWN_CHARS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +96,13 @@ def _introduce(alice: Node, bob: Node) -> None:
 def _hand_over(alice: Node, say: Callable[[str], None]) -> tuple[MemoryInfo, SendReport]:
     say(f"\nalice reads {len(TEXT)} characters:\n  {TEXT}")
     memory = alice.remember(TEXT, name="demo")
-    say(
-        f"\nher cache: {memory.tokens} tokens, {memory.layers} layers, {nbytes_text(memory.nbytes)}, {memory.id}"
-    )
-    say("she sends it to bob, layer by layer, each chunk signed:")
+    say(f"\nher cache: {memory.tokens} tokens, {memory.layers} layers, {nbytes_text(memory.nbytes)}")
+    say(f"  {memory.id}\nshe sends it to bob, layer by layer, each chunk signed:")
     for step in alice.send_stream(memory, "bob", note="from the demo"):
         if isinstance(step, SendReport):
             return memory, step
         say(
-            f"  layer {step.layer_idx}: durable at bob, {step.chunks_done}/{step.chunks_total} chunks, "
+            f"  layer {step.layer_idx} durable at bob, {step.chunks_done}/{step.chunks_total} chunks, "
             f"{nbytes_text(step.wire_bytes)}"
         )
     raise AssertionError("the transfer ended without a report")
@@ -111,8 +111,8 @@ def _hand_over(alice: Node, say: Callable[[str], None]) -> tuple[MemoryInfo, Sen
 def _ask_all(bob: Node, memory: MemoryInfo) -> list[Reply]:
     replies = []
     for question, expected in QUESTIONS:
-        told = bob.ask(question, memory)
-        untold = bob.ask(question)
+        told = bob.ask(question, memory, max_tokens=MAX_TOKENS)
+        untold = bob.ask(question, max_tokens=MAX_TOKENS)
         replies.append(Reply(question, expected, _clean(told.text), _clean(untold.text), told.kv))
     return replies
 
@@ -131,9 +131,12 @@ def _show(
         f"sent: {report.chunks} chunks, {report.raw_bytes} bytes raw, {report.wire_bytes} on the wire, "
         f"{seconds_text(report.seconds)}, tier {report.tier}\n\nbob never saw the text. He answers:\n"
     )
-    columns = ("question", "expected", "with the memory", "without", "reused", "computed")
+    columns = ("question", "expected", "with the memory", "without it", "reused", "computed")
     rows = [
-        (r.question, r.expected, r.with_memory, r.without_memory, r.kv.reused_tokens, r.kv.recomputed_tokens)
+        (
+            *(r.question, r.expected, _short(r.with_memory), _short(r.without_memory)),
+            *(r.kv.reused_tokens, r.kv.recomputed_tokens),
+        )
         for r in replies
     ]
     for line in table_lines(columns, rows):
@@ -141,13 +144,18 @@ def _show(
     right = sum(r.with_memory == r.expected for r in replies)
     guessed = sum(r.without_memory == r.expected for r in replies)
     say(
-        f"\n{right} of {len(replies)} right with the memory, {guessed} without. First token after "
-        f"{seconds_text(ttft['memory_s'])} with the memory, {seconds_text(ttft['text_s'])} when bob reads the text."
+        f"\n{right} of {len(replies)} right with the memory, {guessed} without it. First token after "
+        f"{seconds_text(ttft['memory_s'])} with the memory, {seconds_text(ttft['text_s'])} reading the text."
     )
 
 
 def _clean(text: str) -> str:
     return text.strip().removesuffix(".").strip()
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN_CHARS else line[: SHOWN_CHARS - 1] + "…"
 
 
 def _brief(status: NodeStatus) -> dict[str, Any]:

@@ -17,13 +17,17 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for command in (node.up, node.down, node.status, node.serve):
-    app.command()(command)
+app.command()(node.up)
+app.command()(node.down)
+app.command()(node.status)
+app.command()(node.serve)
 app.command()(memory.remember)
 app.add_typer(memory.mem, name="mem")
 app.add_typer(memory.inbox, name="inbox")
-for command in (exchange.send, exchange.pull, exchange.ask, exchange.peers):
-    app.command()(command)
+app.command()(exchange.send)
+app.command()(exchange.pull)
+app.command()(exchange.ask)
+app.command()(exchange.peers)
 app.add_typer(exchange.peer, name="peer")
 app.command()(log.log)
 app.command()(doctor.doctor)

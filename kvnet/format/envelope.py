@@ -32,6 +32,8 @@ from kvnet.types import MAX_CHUNK_RAW_NBYTES, ChunkKey, Compression, Kind
 DOMAIN = b"kvnet/chunk/v1\0\0"
 _LAYOUT = struct.Struct("<16s32s32s16s16s32sIBBHIIIIII32s")
 ENVELOPE_NBYTES = _LAYOUT.size
+_KINDS = frozenset(int(kind) for kind in Kind)
+_COMPRESSIONS = frozenset(int(compression) for compression in Compression)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +83,11 @@ class Envelope:
         layer, kind, comp, zero, start, stop, index, total, raw, wire, digest = rest
         if domain != DOMAIN:
             raise MalformedChunk("envelope: wrong domain tag; the peer speaks another version")
-        if zero or kind not in Kind or comp not in Compression:
+        if zero or kind not in _KINDS or comp not in _COMPRESSIONS:
             raise MalformedChunk(f"envelope: kind {kind}, compression {comp}, reserved {zero} are not of §4")
         if raw > MAX_CHUNK_RAW_NBYTES or wire > raw:
             raise MalformedChunk(f"envelope: raw {raw} and wire {wire} bytes, at most {MAX_CHUNK_RAW_NBYTES}")
+        if comp == Compression.NONE and wire != raw:
+            raise MalformedChunk(f"envelope: {wire} wire bytes uncompressed, but {raw} raw bytes")
         key = ChunkKey(index, layer, Kind(kind), start, stop)
         return cls(sender, receiver, transfer, nonce, offer, key, total, Compression(comp), raw, wire, digest)

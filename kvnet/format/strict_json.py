@@ -31,13 +31,17 @@ def loads(data: bytes, *, what: str, max_nbytes: int = MAX_DOCUMENT_NBYTES) -> A
         raise MalformedMessage(f"{what}: {len(data)} bytes, at most {max_nbytes} are read")
     _check_depth(data, what)
     try:
-        return json.loads(
+        parsed = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=_unique_keys,
             parse_constant=_refuse_constant,
             parse_float=_finite_float,
             parse_int=_bounded_int,
         )
+        if b"\\u" in data:
+            # Half a surrogate pair parses, but no file, database or wire takes it afterwards.
+            json.dumps(parsed, ensure_ascii=False).encode()
+        return parsed
     except (ValueError, UnicodeDecodeError) as exc:
         raise MalformedMessage(f"{what}: not strict JSON ({exc})") from exc
 

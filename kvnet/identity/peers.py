@@ -13,10 +13,11 @@ from pathlib import Path
 
 from kvnet.errors import KvnetError, RequestError, StateCorrupt, UnknownPeer
 from kvnet.format import strict_json
-from kvnet.identity.keys import public_key_of, short_id
+from kvnet.identity.keys import node_id_of, public_key_of, short_id
 from kvnet.types import NodeId
 
 MAX_PEERS = 256
+FILE_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class PeerList:
 
     def add(self, peer: AddedPeer) -> AddedPeer:
         """Add or replace a peer; the address of an earlier entry is kept when the new one has none."""
-        public_key_of(peer.node_id)
+        peer = _plain(peer)
         before = self._peers.get(peer.node_id)
         if before is None and len(self._peers) >= MAX_PEERS:
             raise RequestError(f"peer list: {MAX_PEERS} peers already; remove one first")
@@ -104,7 +105,7 @@ class PeerList:
         return peer
 
     def _write(self) -> None:
-        document = {"version": 1, "peers": [asdict(peer) for peer in self._peers.values()]}
+        document = {"version": FILE_VERSION, "peers": [asdict(peer) for peer in self._peers.values()]}
         fresh = self._path.with_suffix(".new")
         with fresh.open("w", encoding="utf-8") as out:
             json.dump(document, out, indent=1)
@@ -113,15 +114,21 @@ class PeerList:
         fresh.replace(self._path)
 
 
+def _plain(peer: AddedPeer) -> AddedPeer:
+    # Whoever calls is looked up by the plain form of its id, however the id was written here.
+    return replace(peer, node_id=node_id_of(public_key_of(peer.node_id)))
+
+
 def _read(path: Path) -> tuple[AddedPeer, ...]:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return ()
     try:
-        listed = strict_json.decode(_PeerFile, data, what=str(path)).peers
-        for peer in listed:
-            public_key_of(peer.node_id)
+        found = strict_json.decode(_PeerFile, data, what=str(path))
+        if found.version != FILE_VERSION:
+            raise StateCorrupt(f"{path}: version {found.version}, this kvnet reads {FILE_VERSION}")
+        listed = tuple(_plain(peer) for peer in found.peers)
     except KvnetError as exc:
         raise StateCorrupt(f"{exc.message}; mend or move the file away, kvnet left it untouched") from exc
     return listed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Final
 
 from kvnet.errors import BadSignature, MalformedChunk, MalformedMessage, ReplayedMessage
@@ -39,10 +39,10 @@ class VerifiedMessage:
     type: str
     body: bytes
     signer: NodeId
-    _witness: object
+    _witness: InitVar[object]  # no field, so that dataclasses.replace cannot copy it
 
-    def __post_init__(self) -> None:
-        if self._witness is not _WITNESS:
+    def __post_init__(self, _witness: object) -> None:
+        if _witness is not _WITNESS:
             raise TypeError("VerifiedMessage is made by verify_message")
 
     @property
@@ -66,10 +66,10 @@ class VerifiedChunk:
 
     envelope: Envelope
     signed: SignedChunk
-    _witness: object
+    _witness: InitVar[object]  # no field, so that dataclasses.replace cannot copy it
 
-    def __post_init__(self) -> None:
-        if self._witness is not _WITNESS:
+    def __post_init__(self, _witness: object) -> None:
+        if _witness is not _WITNESS:
             raise TypeError("VerifiedChunk is made by verify_chunk")
 
 

@@ -52,7 +52,8 @@ class TextStream:
 
     Never emits half a character, and keeps the blanks between tokens: a tokenizer that marks words
     with a metaspace drops the blank of the first token it decodes, so each token is decoded together
-    with the ones before it. The pieces add up to what decoding all ids at once gives.
+    with the ones before it. The pieces add up to what decoding all ids at once gives; only for bytes
+    that are no text may the two write different replacement characters.
     """
 
     def __init__(self, tokenizer: Any) -> None:

@@ -60,7 +60,7 @@ RECIPES: Final[dict[str, Recipe]] = {
     ),
     "ref-c": Recipe(
         shape=Shape(
-            num_layers=5,
+            num_layers=4,
             hidden_size=128,
             intermediate_size=256,
             num_heads=8,
@@ -73,6 +73,6 @@ RECIPES: Final[dict[str, Recipe]] = {
         tokenizer_seed=3,
         vocab_size=680,
         seed=33,
-        schedule=Schedule(num_steps=8000, limit_s=3600, lr=2e-3, hold_share=0.55),
+        schedule=Schedule(num_steps=6000, limit_s=3600, lr=2e-3, hold_share=0.5),
     ),
 }

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.lan, pytest.mark.timeout(60)]
 _NODE = str(Path(__file__).with_name("discovery_node.py"))
 _LEFT, _RIGHT = "a" * 13, "b" * 13
 _DEFAULT_TTL_S = "120"
-_SHORT_TTL_S = "3"
+_SHORT_TTL_S = "2"
 _FOUND_S = 5.0
 
 

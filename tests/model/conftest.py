@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from kvnet.model.host import ModelHost
 from kvnet.model.loader import ModelSpec
 
 VOCAB_SIZE = 400
+BYTE_IDS = slice(3, 3 + 256)
 TEXTS = (
     "The harbour opens at seven. Anna keeps the key in the blue tin.",
     "When two nodes talk, one of them has read the letter.",
@@ -47,7 +49,25 @@ def metaspace_tokenizer(chat_template: str | None = None) -> PreTrainedTokenizer
         show_progress=False,
     )
     tokenizer.train_from_iterator(TEXTS * 4, trainer)
-    return finish(tokenizer, chat_template)
+    # The trainer takes the bytes for special tokens, which decoding would skip.
+    state = json.loads(tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] in specials]
+    return finish(Tokenizer.from_str(json.dumps(state)), chat_template)
+
+
+def train_byte_level() -> PreTrainedTokenizerFast:
+    """GPT-2-style: bytes shown as characters, a blank as "\u0120"."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS * 4, trainer)
+    return finish(tokenizer)
 
 
 def finish(tokenizer: Tokenizer, chat_template: str | None = None) -> PreTrainedTokenizerFast:
@@ -88,7 +108,10 @@ def save_checkpoint(
     """A random-weight checkpoint folder, as `from_pretrained` takes it."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.lm_head.weight[BYTE_IDS] = 0  # so that it writes letters, and single bytes but rarely
+    model.save_pretrained(folder)
     (tokenizer or metaspace_tokenizer()).save_pretrained(folder)
     return folder
 
@@ -118,6 +141,11 @@ def checkpoint(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    return train_byte_level()
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,9 @@ async def say_hello(services: Services, peer: AddedPeer) -> tuple[Hello, str, fl
                 hello = await client.hello(namespace=services.config.namespace)
         except KvnetError as error:
             failure = error
+            services.directory.judge(peer.node_id, address, answered=False)
         else:
+            services.directory.judge(peer.node_id, address, answered=True)
             return hello, address, time.perf_counter() - began
     raise failure or PeerUnreachable(f"peer {peer.name}: no address to dial")
 

@@ -135,6 +135,8 @@ class MemoryStore:
             shutil.rmtree(folder)
             return known
         write_durably(folder / HEADER_FILE, canonical_json(asdict(record)))
+        if self.damaged.pop(record.id, None) is not None:
+            shutil.rmtree(self.root / record.id)
         folder.rename(self.root / record.id)
         sync_folder(self.root)
         self._records[record.id] = record
@@ -235,4 +237,10 @@ def _read_record(folder: Path) -> MemoryRecord:
         raise StateCorrupt(f"{path}: version {record.version}, this kvnet reads {RECORD_VERSION}")
     if record.id != folder.name or len(record.sections) != len(record.plan):
         raise StateCorrupt(f"{path}: does not describe the memory its folder is named for")
+    try:
+        fits = all(chunk.wire_nbytes <= chunk.raw_nbytes for chunk in record.wire_chunks())
+    except ValueError:
+        fits = False
+    if not fits:
+        raise StateCorrupt(f"{path}: its section table is not one that kvnet wrote")
     return record

@@ -116,6 +116,9 @@ class IncomingTransfer:
                 break
             self._held[envelope.key.index] = _held(envelope, offset)
             end = offset + envelope.wire_nbytes
+        # Else a later recovery could take what lay behind the damage for chunks of its own.
+        os.ftruncate(self._log, len(self._held) * _RECORD_NBYTES)
+        os.ftruncate(self._sections, end)
         return end
 
 

@@ -1,0 +1,305 @@
+"""Texts in, memories out, and memories in again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from kvnet.errors import Cancelled, IncompatibleModel, MalformedChunk, RequestError, TextTooLong
+from kvnet.model.cache import LayerKV, cache_seq_len, export_layers
+from kvnet.model.host import ModelHost
+from kvnet.model.memory import digest_tokens
+from kvnet.types import (
+    MAX_CHUNK_RAW_NBYTES,
+    DType,
+    KeySpace,
+    RawMemory,
+    Rope,
+    content_digest,
+    count_chunks,
+)
+
+Checkpoint = Callable[..., Any]
+LoadHost = Callable[..., ModelHost]
+
+
+@pytest.fixture(scope="session")
+def memory(host: ModelHost, texts: tuple[str, ...]) -> RawMemory:
+    return host.capture(texts[0])
+
+
+def changed(memory: RawMemory, **changes: Any) -> RawMemory:
+    return replace(memory, header=replace(memory.header, **changes))
+
+
+def reshaped(memory: RawMemory, **changes: Any) -> RawMemory:
+    return changed(memory, geometry=replace(memory.header.geometry, **changes))
+
+
+# Tokens
+
+
+def test_context_begins_with_exactly_one_bos(host: ModelHost) -> None:
+    token_ids = host.tokenize_context("The harbour opens.")
+    assert token_ids[0] == host.tokenizer.bos_token_id
+    assert token_ids.count(host.tokenizer.bos_token_id) == 1
+
+
+def test_question_has_a_bos_only_when_nothing_precedes_it(host: ModelHost) -> None:
+    bos = host.tokenizer.bos_token_id
+    follows = host.tokenize_question("Who?", after_memory=True)
+    assert bos not in follows
+    assert host.tokenize_question("Who?", after_memory=False) == [bos, *follows]
+
+
+def test_context_and_question_are_tokenized_apart_as_they_are_together(host: ModelHost) -> None:
+    apart = host.tokenize_context("The key.") + host.tokenize_question("Who?", after_memory=True)
+    assert apart == host.tokenize_context("The key. Who?")
+
+
+def test_chat_template_is_rendered_whole_and_with_one_bos(chat_host: ModelHost) -> None:
+    first = chat_host.tokenizer.decode(chat_host.tokenize_question("Who?", after_memory=False))
+    after = chat_host.tokenizer.decode(chat_host.tokenize_question("Who?", after_memory=True))
+    assert first.count("<s>") == 1
+    assert "<s>" not in after
+    assert after.strip() == "<|user|>Who?<|end|><|assistant|>"
+
+
+def test_literal_bos_in_a_template_is_stripped_after_a_memory(chat_host: ModelHost) -> None:
+    tokenizer = chat_host.tokenizer
+    before = tokenizer.chat_template
+    try:
+        tokenizer.chat_template = "<s>[INST] {{ messages[0]['content'] }} [/INST]"
+        first = chat_host.tokenize_question("Who?", after_memory=False)
+        assert chat_host.tokenize_question("Who?", after_memory=True) == first[1:]
+    finally:
+        tokenizer.chat_template = before
+
+
+def test_turn_opener_that_is_named_bos_is_not_cut_off(chat_host: ModelHost) -> None:
+    tokenizer = chat_host.tokenizer
+    before = tokenizer.chat_template, tokenizer._tokenizer.post_processor
+    try:  # as SmolLM2: BOS is "<|im_start|>", and texts do not begin with it
+        tokenizer._tokenizer.post_processor = type(before[1])(single="$A", special_tokens=[])
+        tokenizer.chat_template = "<s>user {{ messages[0]['content'] }}</s>"
+        after = chat_host.tokenize_question("Who?", after_memory=True)
+        assert after[0] == tokenizer.bos_token_id
+        assert chat_host.tokenize_context("Who?")[0] != tokenizer.bos_token_id
+    finally:
+        tokenizer.chat_template, tokenizer._tokenizer.post_processor = before
+
+
+# Capture
+
+
+def test_memory_says_what_it_holds(host: ModelHost, texts: tuple[str, ...], memory: RawMemory) -> None:
+    token_ids = host.tokenize_context(texts[0])
+    header = memory.header
+    assert header.fingerprint == host.fingerprint
+    assert header.geometry == host.geometry
+    assert (header.seq_len, header.start_pos) == (len(token_ids), 0)
+    assert header.key_space is KeySpace.ROTATED
+    assert header.token_digest == digest_tokens(token_ids)
+    digests = [hashlib.sha256(chunk).digest() for chunk in memory.chunks]
+    assert header.content_digest == content_digest(digests)
+    assert sum(len(chunk) for chunk in memory.chunks) == header.raw_nbytes
+
+
+def test_token_digest_is_over_little_endian_uint32() -> None:
+    wanted = hashlib.sha256(bytes.fromhex("01000000" + "00010000")).hexdigest()
+    assert digest_tokens([1, 256]) == "sha256:" + wanted
+
+
+def test_same_text_gives_the_same_memory_id(host: ModelHost, texts: tuple[str, ...]) -> None:
+    ids = {host.capture(text).header.id for text in (texts[0], texts[0], texts[1])}
+    assert len(ids) == 2
+
+
+@pytest.mark.parametrize("text", ["", " \n\t"])
+def test_empty_text_is_refused(host: ModelHost, text: str) -> None:
+    with pytest.raises(RequestError, match="empty"):
+        host.capture(text)
+
+
+def test_text_beyond_the_context_is_refused_with_both_lengths(host: ModelHost) -> None:
+    with pytest.raises(TextTooLong, match=r"\d+ tokens, tiny holds 256"):
+        host.capture("harbour " * 300)
+
+
+def test_each_layer_is_shown_while_the_next_is_computed(host: ModelHost, texts: tuple[str, ...]) -> None:
+    seen: list[LayerKV] = []
+    memory = host.capture(texts[0], on_layer=seen.append)
+    assert [layer.layer_idx for layer in seen] == [0, 1, 2]
+    assert {layer.keys.shape[-2] for layer in seen} == {memory.header.seq_len}
+
+
+def test_blockwise_capture_holds_the_same_and_shows_each_layer_once(
+    host: ModelHost, texts: tuple[str, ...], memory: RawMemory
+) -> None:
+    seen: list[LayerKV] = []
+    blockwise = host.capture(texts[0], on_layer=seen.append, token_block=5)
+    assert [layer.layer_idx for layer in seen] == [0, 1, 2]
+    assert blockwise.header.token_digest == memory.header.token_digest
+    for one, other in zip(
+        export_layers(host.inject(blockwise)), export_layers(host.inject(memory)), strict=True
+    ):
+        assert torch.allclose(one.keys, other.keys, atol=1e-5)
+        assert torch.allclose(one.values, other.values, atol=1e-5)
+
+
+def test_cancelled_capture_stops_between_layers(host: ModelHost, texts: tuple[str, ...]) -> None:
+    seen: list[LayerKV] = []
+    with pytest.raises(Cancelled):
+        host.capture(texts[0], on_layer=seen.append, cancelled=lambda: bool(seen))
+    assert len(seen) == 1
+
+
+def test_long_memory_is_cut_into_chunks_and_joined_again(checkpoint: Checkpoint, cache_dir: Any) -> None:
+    from kvnet.model.loader import ModelSpec
+
+    folder = checkpoint(
+        "wide", num_hidden_layers=1, num_key_value_heads=4, head_dim=256, max_position_embeddings=1024
+    )
+    host = ModelHost.load(ModelSpec(str(folder), device="cpu"), cache_dir)
+    text = "When two nodes talk. " * 90
+    memory = host.capture(text)
+    assert len(memory.chunks) == count_chunks(host.geometry, memory.header.seq_len) > 2
+    assert max(len(chunk) for chunk in memory.chunks) <= MAX_CHUNK_RAW_NBYTES
+    cache = host.new_cache()
+    host.next_logits(host.tokenize_context(text), cache)
+    (own,), (injected,) = export_layers(cache), export_layers(host.inject(memory))
+    assert torch.equal(own.keys, injected.keys)
+    assert torch.equal(own.values, injected.values)
+
+
+# Inject
+
+
+def test_injected_cache_holds_every_position_of_the_memory(host: ModelHost, memory: RawMemory) -> None:
+    assert cache_seq_len(host.inject(memory)) == memory.header.seq_len
+
+
+def test_memory_in_views_of_one_buffer_is_not_changed_by_its_use(host: ModelHost, memory: RawMemory) -> None:
+    buffers = [bytearray(chunk) for chunk in memory.chunks]
+    borrowed = replace(memory, chunks=tuple(memoryview(buffer) for buffer in buffers))
+    for layer in export_layers(host.inject(borrowed)):
+        layer.keys.zero_()
+        layer.values.zero_()
+    assert [bytes(buffer) for buffer in buffers] == list(memory.chunks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "got", "wanted"),
+    [
+        ({"num_layers": 22}, "num_layers", "22", "3"),
+        ({"num_kv_heads": 4}, "num_kv_heads", "4", "2"),
+        ({"head_dim": 64}, "head_dim", "64", "16"),
+        ({"rope": Rope("default", 5e5)}, "rope.rope_theta", "500000.0", "10000.0"),
+        ({"rope": Rope("llama3", 1e4, 1.0, {"factor": 8})}, "rope.extra", '{"factor":8}', "{}"),
+    ],
+)
+def test_other_geometry_is_refused_field_by_field(
+    host: ModelHost, memory: RawMemory, changes: dict[str, Any], field: str, got: str, wanted: str
+) -> None:
+    with pytest.raises(IncompatibleModel, match="this model needs") as caught:
+        host.inject(reshaped(memory, **changes))
+    assert caught.value.details[field] == [got, wanted]
+
+
+def test_every_differing_field_is_named(host: ModelHost, memory: RawMemory) -> None:
+    with pytest.raises(IncompatibleModel) as caught:
+        host.inject(reshaped(memory, num_layers=2, head_dim=8))
+    assert set(caught.value.details) == {"num_layers", "head_dim"}
+
+
+@pytest.mark.parametrize("changes", [{"key_space": KeySpace.CONTENT}, {"start_pos": 7}])
+def test_memory_that_is_not_rotated_from_position_zero_is_refused(
+    host: ModelHost, memory: RawMemory, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(IncompatibleModel) as caught:
+        host.inject(changed(memory, **changes))
+    assert set(caught.value.details) == set(changes)
+
+
+def test_memory_of_another_dtype_is_converted(
+    load_host: LoadHost, texts: tuple[str, ...], memory: RawMemory
+) -> None:
+    half = load_host(dtype="float16")
+    cache = half.inject(memory)
+    assert half.geometry.dtype is DType.FLOAT16
+    assert {layer.keys.dtype for layer in export_layers(cache)} == {torch.float16}
+
+
+def test_claimed_length_beyond_the_context_is_refused_before_the_chunks_are_read(
+    host: ModelHost, memory: RawMemory
+) -> None:
+    with pytest.raises(TextTooLong):
+        host.inject(changed(memory, seq_len=10**12))
+
+
+@pytest.mark.parametrize("seq_len", [0, -1, 3, 200])
+def test_claimed_length_that_the_chunks_do_not_have_is_refused(
+    host: ModelHost, memory: RawMemory, seq_len: int
+) -> None:
+    with pytest.raises(MalformedChunk):
+        host.inject(changed(memory, seq_len=seq_len))
+
+
+def test_missing_chunk_is_refused(host: ModelHost, memory: RawMemory) -> None:
+    with pytest.raises(MalformedChunk, match="5 chunks"):
+        host.inject(replace(memory, chunks=memory.chunks[:-1]))
+
+
+# Logits
+
+
+def test_all_logits_are_those_of_each_prefix(host: ModelHost) -> None:
+    token_ids = host.tokenize_context("The key is blue.")
+    every = host.all_logits(token_ids, host.new_cache())
+    cache = host.new_cache()
+    for position, token_id in enumerate(token_ids):
+        assert torch.allclose(host.next_logits([token_id], cache), every[position], atol=1e-4)
+
+
+def test_mask_and_positions_cover_memory_and_prompt(
+    host: ModelHost, memory: RawMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+    forward = host._model.forward
+    monkeypatch.setattr(host._model, "forward", lambda **kwargs: seen.append(kwargs) or forward(**kwargs))
+    host.next_logits([5, 6, 7], host.inject(memory))
+    past = memory.header.seq_len
+    assert seen[0]["attention_mask"].shape == (1, past + 3)
+    assert bool(seen[0]["attention_mask"].all())
+    assert seen[0]["position_ids"].tolist() == [[past, past + 1, past + 2]]
+
+
+def test_one_mask_short_changes_the_logits_without_an_error(host: ModelHost, memory: RawMemory) -> None:
+    """Why the host passes every mask and position itself."""
+    right = host.next_logits([5, 6, 7], host.inject(memory))
+    short = torch.ones(1, memory.header.seq_len + 2, dtype=torch.long)
+    with torch.no_grad():
+        wrong = host._model(
+            input_ids=torch.tensor([[5, 6, 7]]), past_key_values=host.inject(memory), attention_mask=short
+        ).logits[0, -1]
+    assert not torch.allclose(right, wrong, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, torch sees none")
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+def test_memory_moves_between_cuda_and_cpu(
+    load_host: LoadHost, texts: tuple[str, ...], quantization: str
+) -> None:
+    cuda = load_host(device="cuda", dtype="float16", quantization=quantization)
+    cpu = load_host(device="cpu", dtype="float16", quantization=quantization)
+    memory = cuda.capture(texts[0])
+    for host in (cuda, cpu):
+        cache = host.inject(memory)
+        assert export_layers(cache)[0].keys.device.type == host.device.type
+        assert not torch.isnan(host.next_logits([5, 6, 7], cache)).any()

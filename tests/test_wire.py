@@ -1,0 +1,199 @@
+"""Every dataclass and its protobuf twin have the same fields; every error survives the crossing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
+
+import kvnet.api
+import kvnet.types
+from kvnet import wire
+from kvnet.errors import (
+    CapacityError,
+    IncompatibleModel,
+    KvnetError,
+    MalformedMessage,
+    PeerError,
+    PeerUnreachable,
+    all_error_types,
+)
+from kvnet.identity.signing import SignedChunk, sign_message
+from kvnet.v1 import control_pb2, peer_pb2, types_pb2
+from tests.builders import SENDER, make_geometry
+
+_INTEGERS = {
+    FieldDescriptor.TYPE_UINT32: st.integers(0, 2**32 - 1),
+    FieldDescriptor.TYPE_UINT64: st.integers(0, 2**64 - 1),
+}
+_json_scalars = st.booleans() | st.integers(-(2**60), 2**60) | st.floats(-1e9, 1e9) | st.text(max_size=5)
+
+
+def _pairs() -> dict[str, tuple[type[Message], type[Any]]]:
+    found = {}
+    for module in (types_pb2, control_pb2):
+        for name in module.DESCRIPTOR.message_types_by_name:
+            twin = getattr(kvnet.api, name, None) or getattr(kvnet.types, name, None)
+            if twin is not None:
+                found[name] = (getattr(module, name), twin)
+    return found
+
+
+PAIRS = _pairs()
+
+
+def values(cls: type[Any], descriptor: Descriptor) -> st.SearchStrategy[Any]:
+    """Any value of `cls` that its message can carry."""
+    hints = typing.get_type_hints(cls)
+    parts = {
+        spec.name: _entries(hints[spec.name], descriptor.fields_by_name.get(spec.name))
+        for spec in dataclasses.fields(cls)
+    }
+    return st.builds(cls, **parts)
+
+
+def _entries(hint: Any, spec: FieldDescriptor | None) -> st.SearchStrategy[Any]:
+    origin = typing.get_origin(hint)
+    if origin is Mapping:
+        return st.dictionaries(st.text(max_size=5), _json_scalars, max_size=3)
+    if origin is tuple:
+        return st.lists(st.text(max_size=5), max_size=3).map(tuple)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        assert spec is not None
+        return values(hint, spec.message_type)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return st.sampled_from(hint)
+    if hint is int:
+        assert spec is not None
+        return _INTEGERS[spec.type]
+    return {
+        str: st.text(max_size=8),
+        float: st.floats(allow_nan=False),
+        bool: st.booleans(),
+    }[hint]
+
+
+def test_every_dataclass_of_the_api_has_a_twin() -> None:
+    classes = {name for name, value in vars(kvnet.api).items() if dataclasses.is_dataclass(value)}
+    assert classes <= set(PAIRS)
+    assert {"Rope", "Geometry", "Fingerprint", "MemoryHeader"} <= set(PAIRS)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_twins_have_the_same_fields_in_the_same_order(name: str) -> None:
+    message, cls = PAIRS[name]
+    on_wire = [field.name.removesuffix("_json") for field in message.DESCRIPTOR.fields]
+    assert on_wire == [spec.name for spec in dataclasses.fields(cls)]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@given(data=st.data())
+def test_from_wire_is_the_inverse_of_to_wire(name: str, data: st.DataObject) -> None:
+    message, cls = PAIRS[name]
+    value = data.draw(values(cls, message.DESCRIPTOR))
+    sent = wire.to_wire(value, message).SerializeToString()
+    assert wire.from_wire(message.FromString(sent), cls) == value
+
+
+def test_unknown_enum_value_is_refused() -> None:
+    message = wire.to_wire(make_geometry(), types_pb2.Geometry)
+    message.dtype = "float8"
+    with pytest.raises(MalformedMessage, match="float8"):
+        wire.from_wire(message, kvnet.types.Geometry)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "[" * 5000, '{"a":NaN}'])
+def test_broken_json_field_is_refused(text: str) -> None:
+    message = wire.to_wire(make_geometry().rope, types_pb2.Rope)
+    message.extra_json = text
+    with pytest.raises(MalformedMessage):
+        wire.from_wire(message, kvnet.types.Rope)
+
+
+def test_signed_messages_and_chunks_cross_unchanged() -> None:
+    message = sign_message(SENDER, "kvnet/test/v1", b"body")
+    chunk = SignedChunk(b"envelope", b"signature", memoryview(b"payload"))
+    assert wire.message_from_wire(wire.message_to_wire(message)) == message
+    assert wire.chunk_from_wire(wire.chunk_to_wire(chunk)) == chunk
+    assert isinstance(wire.chunk_to_wire(chunk), peer_pb2.Chunk)
+
+
+def failed_call(
+    status: grpc.StatusCode, details: str = "", metadata: tuple[tuple[str, bytes], ...] = ()
+) -> grpc.aio.AioRpcError:
+    """What a gRPC client raises."""
+    return grpc.aio.AioRpcError(status, grpc.aio.Metadata(), grpc.aio.Metadata(*metadata), details)
+
+
+@pytest.mark.parametrize("code", sorted(all_error_types()))
+def test_error_keeps_its_type_message_and_details(code: str) -> None:
+    error = all_error_types()[code]("layer 7: head_dim 96, wanted 64 — é", details={"head_dim": ["96", "64"]})
+    call = failed_call(*wire.error_to_status(error))
+    back = wire.status_to_error(call, peer="bob")
+    assert (type(back), back.message, back.details) == (type(error), error.message, error.details)
+    assert wire.carries_error(call)
+
+
+@pytest.mark.parametrize("message", ["😀" * 4000, "a" * 4000, "\x00\n\u202e"])
+def test_error_of_any_length_fits_the_metadata_and_keeps_its_type(message: str) -> None:
+    error = IncompatibleModel(message, details={f"field {i}": ["x" * 100, "y" * 100] for i in range(50)})
+    status, details, metadata = wire.error_to_status(error)
+    assert len(metadata[0][1]) <= wire.MAX_ERROR_NBYTES
+    assert len(details.encode()) <= wire.MAX_ERROR_NBYTES
+    assert type(wire.status_to_error(failed_call(status, details, metadata), peer="bob")) is IncompatibleModel
+
+
+@pytest.mark.parametrize(
+    ("status", "wanted"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, PeerUnreachable),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, PeerUnreachable),
+        (grpc.StatusCode.CANCELLED, PeerUnreachable),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, CapacityError),
+        (grpc.StatusCode.UNKNOWN, PeerError),
+    ],
+)
+def test_status_that_is_not_ours_becomes_what_it_means(
+    status: grpc.StatusCode, wanted: type[KvnetError]
+) -> None:
+    call = failed_call(status, "why")
+    error = wire.status_to_error(call, peer="bob")
+    assert type(error) is wanted
+    assert error.message.startswith("bob: ")
+    assert not wire.carries_error(call)
+
+
+def test_code_from_a_newer_version_becomes_the_base() -> None:
+    body = json.dumps({"code": "from_the_future", "message": "what", "details": {}}).encode()
+    call = failed_call(grpc.StatusCode.UNKNOWN, "", ((wire.ERROR_METADATA_KEY, body),))
+    assert type(wire.status_to_error(call, peer="bob")) is KvnetError
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b"[" * 4000,
+        b'{"code":1}',
+        b'{"code":"peer","message":"m","details":[1]}',
+        b'{"code":"peer","message":"m","details":{"a":1}}',
+        b'{"code":"peer","message":"\\ud800","details":{}}',
+        b"x" * (wire.MAX_ERROR_NBYTES + 1),
+    ],
+)
+def test_hostile_error_metadata_is_ignored(body: bytes) -> None:
+    call = failed_call(grpc.StatusCode.UNAVAILABLE, "why", ((wire.ERROR_METADATA_KEY, body),))
+    assert type(wire.status_to_error(call, peer="bob")) is PeerUnreachable
