@@ -102,7 +102,8 @@ def from_wire(message: Message, cls: type[T]) -> T:
     for spec in dataclasses.fields(plain_cls):
         hint = hints[spec.name]
         if f"{spec.name}_json" in message.DESCRIPTOR.fields_by_name:
-            values[spec.name] = _read_json(getattr(message, f"{spec.name}_json"), f"{cls.__name__}.{spec.name}")
+            text = getattr(message, f"{spec.name}_json")
+            values[spec.name] = _read_json(text, f"{cls.__name__}.{spec.name}")
         elif _optional(hint) and not message.HasField(spec.name):
             values[spec.name] = None
         else:

@@ -83,7 +83,7 @@ def test_bytes_of_a_token_are_keys_and_values_of_all_layers() -> None:
 
 
 def test_memory_id_is_the_one_it_always_was() -> None:
-    assert make_memory(7).header.id == "mem_GOLDEN"
+    assert make_memory(7).header.id == "mem_tvbdvd4r7czhvjkvgcztd6cz6hx47nor23pkmokq6jizwlfazfzq"
 
 
 def test_memory_id_changes_with_every_field() -> None:

@@ -31,19 +31,23 @@ def loads(data: bytes, *, what: str, max_nbytes: int = MAX_DOCUMENT_NBYTES) -> A
         raise MalformedMessage(f"{what}: {len(data)} bytes, at most {max_nbytes} are read")
     _check_depth(data, what)
     try:
-        parsed = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_unique_keys,
-            parse_constant=_refuse_constant,
-            parse_float=_finite_float,
-            parse_int=_bounded_int,
-        )
-        if b"\\u" in data:
-            # Half a surrogate pair parses, but no file, database or wire takes it afterwards.
-            json.dumps(parsed, ensure_ascii=False).encode()
-        return parsed
+        return _parse(data)
     except (ValueError, UnicodeDecodeError) as exc:
         raise MalformedMessage(f"{what}: not strict JSON ({exc})") from exc
+
+
+def _parse(data: bytes) -> Any:
+    parsed = json.loads(
+        data.decode("utf-8"),
+        object_pairs_hook=_unique_keys,
+        parse_constant=_refuse_constant,
+        parse_float=_finite_float,
+        parse_int=_bounded_int,
+    )
+    if b"\\u" in data:
+        # Half a surrogate pair parses, but no file, database or wire takes it afterwards.
+        json.dumps(parsed, ensure_ascii=False).encode()
+    return parsed
 
 
 def decode(cls: type[T], data: bytes, *, what: str, max_nbytes: int = MAX_DOCUMENT_NBYTES) -> T:
@@ -60,7 +64,7 @@ def from_plain(cls: type[T], plain: Any, *, what: str) -> T:
     known = {f.name: f for f in dataclasses.fields(plain_cls)}
     unknown = sorted(set(plain) - set(known))
     if unknown:
-        raise MalformedMessage(f"{what}: unknown field {unknown[0]!r}")
+        raise MalformedMessage(f"{what}: unknown field {unknown[0]!r:.60}")
     values = {}
     for name, spec in known.items():
         if name in plain:
@@ -146,7 +150,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"key {key!r} appears twice")
+            raise ValueError(f"key {key!r:.60} appears twice")
         found[key] = value
     return found
 

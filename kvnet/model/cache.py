@@ -98,7 +98,9 @@ def geometry_of(config: Any, dtype: DType) -> Geometry:
 def _rope_of(text_config: Any) -> Rope:
     parameters = dict(getattr(text_config, "rope_parameters", None) or {})
     if not parameters:
-        return Rope(rope_type="none", rope_theta=0.0)
+        # GPT-J and CodeGen rotate too, but say so in their own way.
+        rope_type = "none" if getattr(text_config, "rotary_dim", None) is None else "gptj"
+        return Rope(rope_type=rope_type, rope_theta=0.0)
     return Rope(
         rope_type=str(parameters.pop("rope_type", "default")),
         rope_theta=float(parameters.pop("rope_theta", 10000.0)),

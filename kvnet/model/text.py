@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from jinja2 import TemplateError
+
+from kvnet.errors import UnsupportedModel
+
 _BROKEN: Final = "\ufffd"  # what a decoder writes for bytes that are no character (yet)
 
 
@@ -44,7 +48,11 @@ def _render(tokenizer: Any, prompt: str, *, after_memory: bool) -> str:
     # the turn, emptying the variable drops it only where a template writes it as a BOS.
     override = {"bos_token": ""} if after_memory else {}
     turn = [{"role": "user", "content": prompt}]
-    return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **override))
+    try:
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, **override)
+    except TemplateError as exc:
+        raise UnsupportedModel(f"the model's chat template refuses a single user turn ({exc})") from exc
+    return str(text)
 
 
 class TextStream:

@@ -190,5 +190,11 @@ def test_partial_rotary_factor_is_read() -> None:
     assert geometry_of(AutoConfig.for_model("phi", **SMALL), DType.FLOAT32).rope.partial_rotary_factor == 0.5
 
 
-def test_learned_positions_have_no_rope() -> None:
-    assert geometry_of(AutoConfig.for_model("gpt2", **GPT2), DType.FLOAT32).rope.rope_type == "none"
+@pytest.mark.parametrize(
+    ("model_type", "values", "rope_type"), [("gpt2", {}, "none"), ("gptj", {"rotary_dim": 4}, "gptj")]
+)
+def test_rope_outside_of_rope_parameters_is_not_taken_for_none(
+    model_type: str, values: dict[str, Any], rope_type: str
+) -> None:
+    config = AutoConfig.for_model(model_type, **GPT2, **values)
+    assert geometry_of(config, DType.FLOAT32).rope.rope_type == rope_type

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerFast
 
 from kvnet.errors import Cancelled, RequestError, TextTooLong, UnsupportedModel
 from kvnet.model.generation import Generated, TextDelta
 from kvnet.model.host import ModelHost
-from kvnet.model.sampling import Sampling, new_generator, pick_token
-from kvnet.model.text import StopStrings, TextStream
+from kvnet.model.sampling import Sampling
 from kvnet.types import RawMemory
 
 LoadHost = Callable[..., ModelHost]
@@ -221,9 +217,6 @@ def test_memory_of_nan_is_refused_instead_of_answered(host: ModelHost, texts: tu
         ask(host, "Who?", memory=poisoned)
 
 
-# Sampling
-
-
 def test_same_seed_gives_the_same_reply_and_another_seed_another(host: ModelHost) -> None:
     replies = [
         ask(host, "Who?", sampling=Sampling(max_tokens=16, temperature=1.5, seed=seed)).token_ids
@@ -235,120 +228,6 @@ def test_same_seed_gives_the_same_reply_and_another_seed_another(host: ModelHost
 def test_without_a_seed_every_reply_draws_anew(host: ModelHost) -> None:
     sampling = Sampling(max_tokens=16, temperature=2.0)
     assert len({ask(host, "Who?", sampling=sampling).token_ids for _ in range(4)}) > 1
-
-
-def test_tiny_temperature_is_greedy_without_overflow() -> None:
-    logits = torch.tensor([1.0, 3.0, 2.0])
-    sampling = Sampling(temperature=1e-9, seed=0)
-    assert pick_token(logits, sampling, new_generator(sampling)) == 1
-
-
-def test_top_p_keeps_the_fewest_tokens_that_reach_it() -> None:
-    logits = torch.log(torch.tensor([0.1, 0.5, 0.05, 0.35]))
-    for top_p, wanted in ((0.01, {1}), (0.49, {1}), (0.6, {1, 3}), (0.86, {0, 1, 3}), (1.0, {0, 1, 2, 3})):
-        sampling = Sampling(temperature=1.0, top_p=top_p, seed=0)
-        generator = new_generator(sampling)
-        assert {pick_token(logits, sampling, generator) for _ in range(400)} == wanted
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"max_tokens": 0},
-        {"temperature": -0.1},
-        {"temperature": float("nan")},
-        {"temperature": float("inf")},
-        {"top_p": 0.0},
-        {"top_p": 1.1},
-        {"top_p": float("nan")},
-        {"seed": -1},
-        {"seed": 2**63},
-        {"stop": ("",)},
-        {"stop": ("x" * 257,)},
-        {"stop": ("x",) * 17},
-    ],
-)
-def test_sampling_out_of_range_is_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(RequestError):
-        Sampling(**values)
-
-
-# Text as a stream
-
-
-@pytest.fixture(scope="module")
-def tokenizers(
-    host: ModelHost, byte_level_tokenizer: PreTrainedTokenizerFast
-) -> tuple[PreTrainedTokenizerFast, ...]:
-    return host.tokenizer, byte_level_tokenizer
-
-
-def stream(tokenizer: Any, token_ids: list[int]) -> Iterator[str]:
-    texts = TextStream(tokenizer)
-    yield from map(texts.push, token_ids)
-    yield texts.flush()
-
-
-@given(text=st.text(max_size=60))
-def test_streamed_text_is_the_decoded_text(
-    tokenizers: tuple[PreTrainedTokenizerFast, ...], text: str
-) -> None:
-    for tokenizer in tokenizers:
-        token_ids = tokenizer.encode(text, add_special_tokens=False)
-        pieces = list(stream(tokenizer, token_ids))
-        assert "".join(pieces) == tokenizer.decode(token_ids, skip_special_tokens=True)
-        assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
-
-
-@pytest.mark.parametrize("text", ["a b  c", "Zürich 東京 x", "👩‍🚀 sails", " leading", "one\ntwo", "é" * 5])
-def test_blanks_and_characters_of_many_tokens_arrive_whole(
-    tokenizers: tuple[PreTrainedTokenizerFast, ...], text: str
-) -> None:
-    for tokenizer in tokenizers:
-        token_ids = tokenizer.encode(text, add_special_tokens=False)
-        pieces = list(stream(tokenizer, token_ids))
-        assert "".join(pieces) == tokenizer.decode(token_ids)
-        assert all(piece.encode().decode() == piece and "\ufffd" not in piece for piece in pieces)
-
-
-def test_half_a_character_at_the_end_is_flushed_as_a_replacement(host: ModelHost) -> None:
-    token_ids = host.tokenizer.encode("a 東", add_special_tokens=False)[:-1]
-    *pieces, rest = stream(host.tokenizer, token_ids)
-    assert "\ufffd" not in "".join(pieces)
-    assert set(rest.strip()) == {"\ufffd"}
-
-
-@given(
-    text=st.text(alphabet="ab.", max_size=30),
-    stops=st.lists(st.text(alphabet="ab.", min_size=1, max_size=4), max_size=3),
-    cuts=st.lists(st.integers(0, 30), max_size=8),
-)
-def test_stop_strings_are_found_wherever_the_text_is_cut(
-    text: str, stops: list[str], cuts: list[int]
-) -> None:
-    edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    matcher = StopStrings(stops)
-    shown = ""
-    for start, stop in itertools.pairwise(edges):
-        if not matcher.found:
-            shown += matcher.push(text[start:stop])
-    shown += matcher.flush()
-    assert matcher.found == any(stop in text for stop in stops)
-    assert not any(stop in shown for stop in stops)
-    assert text.startswith(shown)
-    if not matcher.found:
-        assert shown == text
-
-
-def test_text_that_cannot_begin_a_stop_string_is_not_held_back() -> None:
-    matcher = StopStrings(["\n\nQ:"])
-    assert [matcher.push(text) for text in ("one", " two\n", "three\n\n", "Q")] == [
-        "one",
-        " two",
-        "\nthree",
-        "",
-    ]
-    assert matcher.push("uit") == "\n\nQuit"
 
 
 @pytest.mark.gpu

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from kvnet.errors import Cancelled, IncompatibleModel, MalformedChunk, RequestError, TextTooLong
+from kvnet.errors import (
+    Cancelled,
+    IncompatibleModel,
+    MalformedChunk,
+    RequestError,
+    TextTooLong,
+)
 from kvnet.model.cache import LayerKV, cache_seq_len, export_layers
 from kvnet.model.host import ModelHost
 from kvnet.model.memory import digest_tokens
@@ -39,59 +45,6 @@ def changed(memory: RawMemory, **changes: Any) -> RawMemory:
 
 def reshaped(memory: RawMemory, **changes: Any) -> RawMemory:
     return changed(memory, geometry=replace(memory.header.geometry, **changes))
-
-
-# Tokens
-
-
-def test_context_begins_with_exactly_one_bos(host: ModelHost) -> None:
-    token_ids = host.tokenize_context("The harbour opens.")
-    assert token_ids[0] == host.tokenizer.bos_token_id
-    assert token_ids.count(host.tokenizer.bos_token_id) == 1
-
-
-def test_question_has_a_bos_only_when_nothing_precedes_it(host: ModelHost) -> None:
-    bos = host.tokenizer.bos_token_id
-    follows = host.tokenize_question("Who?", after_memory=True)
-    assert bos not in follows
-    assert host.tokenize_question("Who?", after_memory=False) == [bos, *follows]
-
-
-def test_context_and_question_are_tokenized_apart_as_they_are_together(host: ModelHost) -> None:
-    apart = host.tokenize_context("The key.") + host.tokenize_question("Who?", after_memory=True)
-    assert apart == host.tokenize_context("The key. Who?")
-
-
-def test_chat_template_is_rendered_whole_and_with_one_bos(chat_host: ModelHost) -> None:
-    first = chat_host.tokenizer.decode(chat_host.tokenize_question("Who?", after_memory=False))
-    after = chat_host.tokenizer.decode(chat_host.tokenize_question("Who?", after_memory=True))
-    assert first.count("<s>") == 1
-    assert "<s>" not in after
-    assert after.strip() == "<|user|>Who?<|end|><|assistant|>"
-
-
-def test_literal_bos_in_a_template_is_stripped_after_a_memory(chat_host: ModelHost) -> None:
-    tokenizer = chat_host.tokenizer
-    before = tokenizer.chat_template
-    try:
-        tokenizer.chat_template = "<s>[INST] {{ messages[0]['content'] }} [/INST]"
-        first = chat_host.tokenize_question("Who?", after_memory=False)
-        assert chat_host.tokenize_question("Who?", after_memory=True) == first[1:]
-    finally:
-        tokenizer.chat_template = before
-
-
-def test_turn_opener_that_is_named_bos_is_not_cut_off(chat_host: ModelHost) -> None:
-    tokenizer = chat_host.tokenizer
-    before = tokenizer.chat_template, tokenizer._tokenizer.post_processor
-    try:  # as SmolLM2: BOS is "<|im_start|>", and texts do not begin with it
-        tokenizer._tokenizer.post_processor = type(before[1])(single="$A", special_tokens=[])
-        tokenizer.chat_template = "<s>user {{ messages[0]['content'] }}</s>"
-        after = chat_host.tokenize_question("Who?", after_memory=True)
-        assert after[0] == tokenizer.bos_token_id
-        assert chat_host.tokenize_context("Who?")[0] != tokenizer.bos_token_id
-    finally:
-        tokenizer.chat_template, tokenizer._tokenizer.post_processor = before
 
 
 # Capture

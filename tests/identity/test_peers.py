@@ -1,0 +1,158 @@
+"""The trust list: what was added is found again after a restart, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvnet.errors import RequestError, StateCorrupt, UnknownPeer
+from kvnet.identity.keys import NodeKey, grouped, node_id_of, short_id
+from kvnet.identity.peers import MAX_PEERS, AddedPeer, PeerList
+from kvnet.types import NodeId
+
+ALICE = AddedPeer(NodeKey(b"a" * 32).node_id, "alice", "10.0.0.1:7447", "2026-01-01T00:00:00Z")
+BOB = AddedPeer(NodeKey(b"b" * 32).node_id, "bob", "", "2026-01-02T00:00:00Z")
+# Two ids that start alike: a public key is any 32 bytes here.
+TWIN = AddedPeer(node_id_of(BOB.public[:31] + bytes([BOB.public[31] ^ 1])), "twin", "", "")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "peers.json"
+
+
+@pytest.fixture
+def peers(path: Path) -> PeerList:
+    """Alice and Bob."""
+    found = PeerList(path)
+    found.add(ALICE)
+    found.add(BOB)
+    return found
+
+
+def test_no_file_means_no_peers(path: Path) -> None:
+    assert PeerList(path).all() == ()
+    assert not path.exists()
+
+
+def test_peers_are_the_same_after_a_restart(path: Path, peers: PeerList) -> None:
+    assert PeerList(path).all() == peers.all() == (ALICE, BOB)
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["peers.json"]
+
+
+_peers = st.builds(
+    AddedPeer,
+    st.binary(min_size=32, max_size=32).map(node_id_of),
+    st.text(max_size=20),
+    st.text(max_size=20),
+    st.text(max_size=20),
+)
+
+
+@given(st.lists(_peers, max_size=5, unique_by=(lambda peer: peer.node_id, lambda peer: peer.name)))
+def test_any_peers_survive_the_file(tmp_path_factory: pytest.TempPathFactory, found: list[AddedPeer]) -> None:
+    path = tmp_path_factory.mktemp("peers") / "peers.json"
+    written = PeerList(path)
+    for peer in found:
+        written.add(peer)
+    assert PeerList(path).all() == tuple(found)
+
+
+def test_removed_peer_is_gone_at_once_and_after_a_restart(path: Path, peers: PeerList) -> None:
+    assert peers.remove("alice") == ALICE
+    assert peers.get(ALICE.node_id) is None
+    assert PeerList(path).all() == (BOB,)
+
+
+@pytest.mark.parametrize(
+    "wanted", ["bob", BOB.node_id, BOB.node_id[:4], grouped(BOB.node_id), BOB.node_id.upper()]
+)
+def test_peer_is_found_by_name_id_start_or_groups(peers: PeerList, wanted: str) -> None:
+    assert peers.find(wanted) == BOB
+
+
+def test_peer_is_looked_up_by_whole_id_and_by_short_id(peers: PeerList) -> None:
+    assert peers.get(BOB.node_id) == BOB
+    assert peers.get(BOB.node_id[:51]) is None
+    assert peers.by_short_id(short_id(BOB.node_id)) == BOB
+    assert peers.by_short_id(short_id(TWIN.node_id[::-1])) is None
+
+
+@pytest.mark.parametrize("wanted", ["carol", "", BOB.node_id[:3], "Bob"])
+def test_unknown_peer_is_refused_with_those_that_are_known(peers: PeerList, wanted: str) -> None:
+    with pytest.raises(UnknownPeer, match="alice, bob"):
+        peers.find(wanted)
+
+
+def test_start_of_several_ids_is_refused_and_a_whole_id_is_not(peers: PeerList) -> None:
+    peers.add(TWIN)
+    with pytest.raises(RequestError, match="2 peers match"):
+        peers.find(BOB.node_id[:10])
+    assert peers.find(TWIN.node_id) == TWIN
+
+
+def test_name_that_is_taken_is_refused_and_changes_nothing(path: Path, peers: PeerList) -> None:
+    with pytest.raises(RequestError, match="already names"):
+        peers.add(replace(TWIN, name="bob"))
+    assert peers.all() == PeerList(path).all() == (ALICE, BOB)
+
+
+def test_adding_again_renames_and_keeps_the_known_address(peers: PeerList) -> None:
+    assert peers.add(replace(ALICE, name="anna", address="")) == replace(ALICE, name="anna")
+    assert peers.add(replace(ALICE, address="10.0.0.9:1")).address == "10.0.0.9:1"
+    assert len(peers.all()) == 2
+
+
+def test_id_written_in_groups_is_the_plain_id(path: Path, peers: PeerList) -> None:
+    peers.add(replace(TWIN, node_id=NodeId(grouped(TWIN.node_id).upper())))
+    assert peers.get(TWIN.node_id) == TWIN
+    text = path.read_text().replace(ALICE.node_id, grouped(ALICE.node_id))
+    path.write_text(text)
+    assert PeerList(path).get(ALICE.node_id) == ALICE
+
+
+def test_id_that_is_no_key_is_refused(peers: PeerList) -> None:
+    with pytest.raises(RequestError, match="base32"):
+        peers.add(replace(ALICE, node_id=NodeId("alice")))
+
+
+def test_full_list_takes_no_stranger_and_still_takes_changes(
+    peers: PeerList, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvnet.identity.peers.MAX_PEERS", 2)
+    with pytest.raises(RequestError, match="remove one"):
+        peers.add(TWIN)
+    assert peers.add(replace(BOB, name="robert")).name == "robert"
+    assert MAX_PEERS > 2
+
+
+def document(**changes: Any) -> str:
+    """A peer file with one peer, changed."""
+    return json.dumps({"version": 1, "peers": [asdict(ALICE)], **changes})
+
+
+CORRUPT = {
+    "empty": "",
+    "noise": "\x00\x01\x02",
+    "cut short": document()[:-20],
+    "newer version": document(version=2),
+    "unknown field": document(surprise=1),
+    "no peers": '{"version":1}',
+    "peer without a name": document(peers=[{"node_id": ALICE.node_id}]),
+    "id that is no key": document(peers=[{**asdict(ALICE), "node_id": "alice"}]),
+    "peer twice in one object": '{"version":1,"peers":[],"peers":[]}',
+}
+
+
+@pytest.mark.parametrize("text", CORRUPT.values(), ids=CORRUPT)
+def test_corrupt_file_is_refused_and_left_untouched(path: Path, text: str) -> None:
+    path.write_text(text)
+    with pytest.raises(StateCorrupt, match=r"peers\.json.*untouched"):
+        PeerList(path)
+    assert path.read_text() == text
