@@ -98,7 +98,7 @@ class UnknownModel(RequestError):
 
 
 class UnsupportedModel(RequestError):
-    """The model loads, but its cache is not plain whole-prefix keys and values."""
+    """The checkpoint is not one this node can host: its cache, its weight files or its numbers."""
 
     code = "unsupported_model"
 

@@ -6,7 +6,8 @@ import asyncio
 import functools
 import hmac
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -43,15 +44,16 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     async def Remember(
         self, request: pb.RememberRequest, context: Context
-    ) -> AsyncIterator[pb.RememberEvent]:
+    ) -> AsyncGenerator[pb.RememberEvent, None]:
         steps = memories.remember(
             self._services, request.text, name=request.name, compression=request.compression
         )
-        async for step in steps:
-            if isinstance(step, Progress):
-                yield pb.RememberEvent(progress=wire.to_wire(step, pb.Progress))
-            else:
-                yield pb.RememberEvent(memory=wire.to_wire(step, pb.MemoryInfo))
+        async with aclosing(steps):
+            async for step in steps:
+                if isinstance(step, Progress):
+                    yield pb.RememberEvent(progress=wire.to_wire(step, pb.Progress))
+                else:
+                    yield pb.RememberEvent(memory=wire.to_wire(step, pb.MemoryInfo))
 
     async def ListMemories(self, request: pb.ListMemoriesRequest, context: Context) -> pb.MemoryList:
         found = await memories.list_memories(self._services)
@@ -64,7 +66,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def Forget(self, request: pb.ForgetRequest, context: Context) -> pb.MemoryInfo:
         return wire.to_wire(await memories.forget(self._services, request.memory), pb.MemoryInfo)
 
-    async def Send(self, request: pb.SendRequest, context: Context) -> AsyncIterator[pb.SendEvent]:
+    async def Send(self, request: pb.SendRequest, context: Context) -> AsyncGenerator[pb.SendEvent, None]:
         steps = send.send(
             self._services,
             self._transfers,
@@ -73,24 +75,27 @@ class ControlService(control_pb2_grpc.ControlServicer):
             note=request.note,
             agent=request.agent,
         )
-        async for step in steps:
-            if isinstance(step, LayerProgress):
-                yield pb.SendEvent(progress=wire.to_wire(step, pb.LayerProgress))
-            else:
-                yield pb.SendEvent(report=wire.to_wire(step, pb.SendReport))
+        async with aclosing(steps):
+            async for step in steps:
+                if isinstance(step, LayerProgress):
+                    yield pb.SendEvent(progress=wire.to_wire(step, pb.LayerProgress))
+                else:
+                    yield pb.SendEvent(report=wire.to_wire(step, pb.SendReport))
 
-    async def Pull(self, request: pb.PullRequest, context: Context) -> AsyncIterator[pb.SendEvent]:
+    async def Pull(self, request: pb.PullRequest, context: Context) -> AsyncGenerator[pb.SendEvent, None]:
         report = await send.pull(
             self._services, self._transfers, memory=request.memory, peer_name=request.peer
         )
         yield pb.SendEvent(report=wire.to_wire(report, pb.SendReport))
 
-    async def Ask(self, request: pb.AskRequest, context: Context) -> AsyncIterator[pb.AskEvent]:
-        async for step in ask.ask(self._services, wire.from_wire(request, ask.Question)):
-            if isinstance(step, str):
-                yield pb.AskEvent(delta=step)
-            else:
-                yield pb.AskEvent(answer=wire.to_wire(step, pb.Answer))
+    async def Ask(self, request: pb.AskRequest, context: Context) -> AsyncGenerator[pb.AskEvent, None]:
+        steps = ask.ask(self._services, wire.from_wire(request, ask.Question))
+        async with aclosing(steps):
+            async for step in steps:
+                if isinstance(step, str):
+                    yield pb.AskEvent(delta=step)
+                else:
+                    yield pb.AskEvent(answer=wire.to_wire(step, pb.Answer))
 
     async def ListPeers(self, request: pb.ListPeersRequest, context: Context) -> pb.PeerList:
         found = await peers.list_peers(self._services, probe=request.probe)
@@ -121,9 +126,11 @@ class ControlService(control_pb2_grpc.ControlServicer):
         message = await services.in_store(services.ledger.acknowledge, request.message, at=utc_now())
         return wire.to_wire(message, pb.InboxMessage)
 
-    async def Events(self, request: pb.EventsRequest, context: Context) -> AsyncIterator[pb.Event]:
-        async for line in status.events(self._services, follow=request.follow, past=request.past):
-            yield pb.Event(line=line)
+    async def Events(self, request: pb.EventsRequest, context: Context) -> AsyncGenerator[pb.Event, None]:
+        lines = status.events(self._services, follow=request.follow, past=request.past)
+        async with aclosing(lines):
+            async for line in lines:
+                yield pb.Event(line=line)
 
 
 class _TokenCheck(grpc.aio.ServerInterceptor):
@@ -177,12 +184,15 @@ def _unary_guard(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitab
     return guarded
 
 
-def _stream_guard(method: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
+def _stream_guard(
+    method: Callable[..., AsyncGenerator[Any, None]],
+) -> Callable[..., AsyncGenerator[Any, None]]:
     @functools.wraps(method)
-    async def guarded(request: Any, context: Context) -> AsyncIterator[Any]:
+    async def guarded(request: Any, context: Context) -> AsyncGenerator[Any, None]:
         try:
-            async for item in method(request, context):
-                yield item
+            async with aclosing(method(request, context)) as items:
+                async for item in items:
+                    yield item
         except KvnetError as error:
             await _abort(context, error)
 

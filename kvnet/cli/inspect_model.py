@@ -16,11 +16,14 @@ def inspect_model(
     model: Annotated[str, typer.Option(help="As for `kvnet up`.")] = "ref-a",
     quantization: Annotated[str, typer.Option(help="none, int8 or nf4.")] = "none",
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, float16 or bfloat16.")] = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Always so: the answer is one JSON document.")
+    ] = True,
 ) -> None:
     """Print, as JSON, the shapes and sizes of a cache captured during generation."""
     spawn.require_node_extra()
     # A process of its own: only the model side may import torch.
-    command = [sys.executable, "-m", "kvnet.model.inspect", "--model", model, "--quantization", quantization]
-    command += ["--dtype", dtype, "--cache-dir", str(find_home().cache)]
+    command = [sys.executable, "-m", "kvnet.model.inspect_main", "--model", model]
+    command += ["--quantization", quantization, "--dtype", dtype, "--cache-dir", str(find_home().cache)]
     ended = subprocess.run(command, check=False)
     raise typer.Exit(ended.returncode)

@@ -125,10 +125,12 @@ def _read(path: Path) -> tuple[AddedPeer, ...]:
     except FileNotFoundError:
         return ()
     try:
-        found = strict_json.decode(_PeerFile, data, what=str(path))
+        found = strict_json.decode(_PeerFile, data, what="peer list")
         if found.version != FILE_VERSION:
-            raise StateCorrupt(f"{path}: version {found.version}, this kvnet reads {FILE_VERSION}")
+            raise StateCorrupt(f"version {found.version}, this kvnet reads {FILE_VERSION}")
         listed = tuple(_plain(peer) for peer in found.peers)
     except KvnetError as exc:
-        raise StateCorrupt(f"{exc.message}; mend or move the file away, kvnet left it untouched") from exc
+        raise StateCorrupt(
+            f"{path}: {exc.message}; mend or move the file away, kvnet left it untouched"
+        ) from exc
     return listed

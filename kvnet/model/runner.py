@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -61,7 +61,9 @@ class ModelRunner:
         """
         return await asyncio.wrap_future(self._submit(partial(fn, *args, **kwargs)))
 
-    async def stream(self, make_items: Callable[[Callable[[], bool]], Iterator[_T]]) -> AsyncIterator[_T]:
+    async def stream(
+        self, make_items: Callable[[Callable[[], bool]], Iterator[_T]]
+    ) -> AsyncGenerator[_T, None]:
         """The items of `make_items(cancelled)`, which is iterated and closed on the model's thread.
 
         `cancelled()` turns true when the reader stops reading: leave the loop through

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -85,7 +86,9 @@ class PeerClient:
         try:
             yield FrameStream(call, peer=self._peer)
             await call.done_writing()
-            await call.code()  # the server's last word; without it the stream ends as CANCELLED there
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HELLO_DEADLINE_S):
+                    await call.code()  # let the server finish; else the stream ends as cancelled there
         finally:
             call.cancel()
 

@@ -20,6 +20,11 @@ from kvnet.v1 import peer_pb2, peer_pb2_grpc
 
 MAX_CONCURRENT_RPCS = 64
 NONCE_NBYTES = 16
+SERVER_OPTIONS = (
+    *CHANNEL_OPTIONS,
+    ("grpc.so_reuseport", 0),  # a taken port is an error, not a share
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # our clients ping every 20 s
+)
 
 
 class PeerBackend(Protocol):
@@ -106,7 +111,7 @@ async def serve_peers(backend: PeerBackend, *, host: str, port: int) -> tuple[gr
     Raises PortInUse.
     """
     server = grpc.aio.server(
-        options=(*CHANNEL_OPTIONS, ("grpc.so_reuseport", 0)),
+        options=SERVER_OPTIONS,
         maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS,
     )
     peer_pb2_grpc.add_PeerServicer_to_server(_PeerService(backend), server)

@@ -18,7 +18,12 @@ _SEED_COORDINATE_STDS = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of one reference model; `offsets` are the look-back distances of layer 0's heads."""
+    """Sizes of one reference model, and how its layer 0 starts.
+
+    `offsets` are the look-back distances of its heads. Few of them are better: all heads write into
+    one subspace at first, and a token is found again by the bag of tokens before it. Every
+    `num_value_maps`-th KV head starts with the same value map.
+    """
 
     num_layers: int
     hidden_size: int
@@ -28,6 +33,7 @@ class Shape:
     head_dim: int
     rope_theta: float
     offsets: tuple[int, ...]
+    num_value_maps: int = 1
 
 
 def build_model(shape: Shape, vocab_size: int, seed: int) -> LlamaForCausalLM:
@@ -64,9 +70,10 @@ def _make_mimetic(model: LlamaForCausalLM, shape: Shape, *, query_scale: float, 
         if layer_idx == 0:
             attention.q_proj.weight.mul_(0.3)
             attention.k_proj.weight.mul_(0.3)
-            for kv_head in range(1, shape.num_kv_heads):
+            for kv_head in range(shape.num_value_maps, shape.num_kv_heads):
+                source = kv_head % shape.num_value_maps * dim
                 rows = slice(kv_head * dim, (kv_head + 1) * dim)
-                attention.v_proj.weight[rows] = attention.v_proj.weight[:dim]
+                attention.v_proj.weight[rows] = attention.v_proj.weight[source : source + dim]
         for head in range(shape.num_heads):
             rows = slice(head * dim, (head + 1) * dim)
             kv_rows = slice(head // group_size * dim, (head // group_size + 1) * dim)

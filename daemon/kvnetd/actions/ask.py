@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
@@ -33,7 +34,7 @@ class Question:
     seed: int = 0
 
 
-async def ask(services: Services, question: Question) -> AsyncIterator[str | Answer]:
+async def ask(services: Services, question: Question) -> AsyncGenerator[str | Answer, None]:
     """Yield the reply piece by piece and an Answer, with its kv report, last."""
     began = time.perf_counter()
     if question.memory and question.context:
@@ -42,11 +43,13 @@ async def ask(services: Services, question: Question) -> AsyncIterator[str | Ans
         memory, tier = await _load(services, question.memory)
         waited_s = time.perf_counter() - began
         generated: Generated | None = None
-        async for item in services.runner.stream(partial(_generate, services, question, memory)):
-            if isinstance(item, TextDelta):
-                yield item.text
-            else:
-                generated = item
+        make_items = partial(_generate, services, question, memory)
+        async with aclosing(services.runner.stream(make_items)) as items:
+            async for item in items:
+                if isinstance(item, TextDelta):
+                    yield item.text
+                else:
+                    generated = item
         if generated is None:
             raise AssertionError("the generation ended without a result")
         kv = KvReport(

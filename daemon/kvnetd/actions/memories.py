@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncGenerator
+from functools import partial
 
 from kvnet.api import MemoryInfo, Progress
 from kvnet.errors import RequestError
@@ -17,7 +19,7 @@ MAX_NAME_CHARS = 64
 
 async def remember(
     services: Services, text: str, *, name: str, compression: str
-) -> AsyncIterator[Progress | MemoryInfo]:
+) -> AsyncGenerator[Progress | MemoryInfo, None]:
     """Read a text into a memory; yields a Progress per layer and the MemoryInfo last."""
     _check_name(name)
     wanted = Compression[(compression or services.config.compression).upper()]
@@ -29,7 +31,9 @@ async def remember(
 
     total = services.host.geometry.num_layers
     with services.log.span("prefill", model=services.host.name) as span:
-        reading = asyncio.create_task(services.runner.run(services.host.capture, text, on_layer=on_layer))
+        abandoned = threading.Event()
+        capture = partial(services.host.capture, text, on_layer=on_layer, cancelled=abandoned.is_set)
+        reading = asyncio.create_task(services.runner.run(capture))
         try:
             for _ in range(total):
                 step = asyncio.create_task(layers.get())
@@ -40,6 +44,7 @@ async def remember(
                 yield Progress(step.result(), total)
             memory = await reading
         finally:
+            abandoned.set()
             reading.cancel()
         created_at = utc_now()
         record = await services.in_store(services.memories.put, memory, wanted=wanted, created_at=created_at)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from kvnet.api import LayerProgress, SendReport
 from kvnet.compat import require_tier
@@ -22,7 +22,7 @@ from kvnetd.transfers import Transfers
 
 async def send(
     services: Services, transfers: Transfers, *, memory: str, to: str, note: str, agent: str
-) -> AsyncIterator[LayerProgress | SendReport]:
+) -> AsyncGenerator[LayerProgress | SendReport, None]:
     """Send a memory to `peer` or `peer/agent`; yields a LayerProgress per layer, the report last."""
     began = time.perf_counter()
     if len(note) > MAX_NOTE_CHARS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from kvnet.api import NodeStatus
 from kvnet.transfer.messages import PROTOCOL_VERSION
@@ -41,7 +41,7 @@ async def status(services: Services) -> NodeStatus:
     )
 
 
-async def events(services: Services, *, follow: bool, past: bool) -> AsyncIterator[str]:
+async def events(services: Services, *, follow: bool, past: bool) -> AsyncGenerator[str, None]:
     """Lines of the event log: those it still holds, those to come, or both.
 
     A reader slower than the log loses the oldest lines, never the daemon's memory.

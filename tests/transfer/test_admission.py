@@ -1,0 +1,191 @@
+"""Every reason to refuse an offer, before a byte is allocated for it."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kvnet.errors import (
+    IncompatibleModel,
+    KvnetError,
+    MalformedMessage,
+    PeerError,
+    ReplayedMessage,
+    StoreFull,
+    TextTooLong,
+)
+from kvnet.transfer.admission import Receiver, admit_offer
+from kvnet.transfer.messages import MAX_NOTE_CHARS, Limits, Offer
+from kvnet.types import DType, KeySpace, Rope, Tier, count_chunks
+from tests.builders import (
+    NOW,
+    RECEIVER,
+    SENDER,
+    STRANGER,
+    make_fingerprint,
+    make_geometry,
+    make_memory,
+    make_offer,
+    make_receiver,
+)
+
+HEADER = make_memory().header
+
+
+def admit(offer: Offer, receiver: Receiver | None = None, *, now: int = NOW) -> Tier:
+    """Decide an offer that SENDER signed."""
+    return admit_offer(offer, sender=SENDER.node_id, receiver=receiver or make_receiver(), now=now)
+
+
+def offer_of(**changes: Any) -> Offer:
+    """An offer of a memory whose header or geometry says this, with the chunk count that follows."""
+    geometry = {name: changes.pop(name) for name in list(changes) if name in ("num_layers", "num_kv_heads")}
+    geometry.update({name: changes.pop(name) for name in ("head_dim", "dtype", "rope") if name in changes})
+    header = replace(HEADER, geometry=replace(HEADER.geometry, **geometry), **changes)
+    try:
+        planned = count_chunks(header.geometry, header.seq_len)
+    except ZeroDivisionError:
+        planned = 0
+    return make_offer(header, chunk_count=planned)
+
+
+def test_offer_for_the_same_model_is_exact() -> None:
+    assert admit(make_offer(HEADER)) is Tier.EXACT
+
+
+def test_offer_for_other_weights_is_identity() -> None:
+    assert admit(offer_of(fingerprint=make_fingerprint(quantization="nf4"))) is Tier.IDENTITY
+    assert admit(offer_of(dtype=DType.BFLOAT16)) is Tier.IDENTITY
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("num_layers", {"num_layers": 4}),
+        ("num_kv_heads", {"num_kv_heads": 1}),
+        ("head_dim", {"head_dim": 8}),
+        ("rope", {"rope": Rope("default", 500000.0)}),
+        ("rope", {"rope": Rope("default", 10000.0, extra={"factor": 8.0})}),
+        ("architecture", {"fingerprint": make_fingerprint(architecture="Other")}),
+        ("config_digest", {"fingerprint": make_fingerprint(config_digest="sha256:0")}),
+        ("tokenizer_digest", {"fingerprint": make_fingerprint(tokenizer_digest="sha256:0")}),
+    ],
+)
+def test_offer_that_differs_in_one_field_is_refused_by_its_name(field: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(IncompatibleModel, match=field) as refused:
+        admit(offer_of(**changes))
+    assert list(refused.value.details) == [field]
+
+
+@pytest.mark.parametrize("changes", [{"start_pos": 1}, {"key_space": KeySpace.CONTENT}])
+def test_memory_that_is_no_whole_rotated_prefix_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(IncompatibleModel, match="whole prefixes"):
+        admit(offer_of(**changes))
+
+
+def test_offer_in_the_name_of_another_is_refused() -> None:
+    with pytest.raises(PeerError, match="another sender") as refused:
+        admit(make_offer(HEADER, sender=STRANGER.node_id))
+    assert refused.value.code == "peer"
+
+
+def test_offer_for_another_receiver_is_refused() -> None:
+    with pytest.raises(ReplayedMessage, match="another receiver"):
+        admit(make_offer(HEADER, receiver=STRANGER.node_id))
+
+
+def test_offer_is_good_until_it_expires_and_for_the_clocks_skew() -> None:
+    skew = make_receiver().limits.clock_skew_s
+    for now in (NOW - skew, NOW, NOW + 600, NOW + 600 + skew):
+        assert admit(make_offer(HEADER), now=now) is Tier.EXACT
+
+
+def test_expired_offer_is_refused() -> None:
+    with pytest.raises(ReplayedMessage, match="set the clocks"):
+        admit(make_offer(HEADER), now=NOW + 600 + 301)
+
+
+def test_offer_from_the_future_is_refused() -> None:
+    with pytest.raises(ReplayedMessage, match="set the clocks"):
+        admit(make_offer(HEADER), now=NOW - 301)
+
+
+def test_offer_that_lives_too_long_is_refused() -> None:
+    with pytest.raises(MalformedMessage, match="lives longer"):
+        admit(make_offer(HEADER, expires_at=NOW + 601))
+
+
+def test_memory_longer_than_the_models_context_is_refused() -> None:
+    assert admit(offer_of(seq_len=64)) is Tier.EXACT
+    with pytest.raises(TextTooLong, match="at most 64"):
+        admit(offer_of(seq_len=65))
+
+
+@pytest.mark.parametrize(
+    "receiver",
+    [
+        make_receiver(free_nbytes=HEADER.raw_nbytes - 1),
+        make_receiver(limits=Limits(max_seq_len=64, max_transfer_nbytes=HEADER.raw_nbytes - 1)),
+        make_receiver(free_nbytes=0),
+    ],
+)
+def test_memory_larger_than_the_room_is_refused(receiver: Receiver) -> None:
+    with pytest.raises(StoreFull, match=f"memory of {HEADER.raw_nbytes} bytes"):
+        admit(make_offer(HEADER), receiver)
+
+
+def test_memory_that_just_fits_is_taken() -> None:
+    assert admit(make_offer(HEADER), make_receiver(free_nbytes=HEADER.raw_nbytes)) is Tier.EXACT
+
+
+@pytest.mark.parametrize("count", [0, 5, 7, 2**62])
+def test_wrong_chunk_count_is_refused(count: int) -> None:
+    with pytest.raises(MalformedMessage, match="its geometry makes 6"):
+        admit(make_offer(HEADER, chunk_count=count))
+
+
+def test_long_note_is_refused() -> None:
+    assert admit(make_offer(HEADER, note="n" * MAX_NOTE_CHARS)) is Tier.EXACT
+    with pytest.raises(MalformedMessage, match="note"):
+        admit(make_offer(HEADER, note="n" * (MAX_NOTE_CHARS + 1)))
+
+
+ABSURD: list[dict[str, Any]] = [
+    {field: value}
+    for field in ("num_layers", "num_kv_heads", "head_dim", "seq_len")
+    for value in (0, 2**31, 2**62)
+] + [{"num_layers": 2**62, "num_kv_heads": 2**62, "head_dim": 2**62, "seq_len": 2**62}]
+
+
+@pytest.mark.parametrize("changes", ABSURD, ids=str)
+def test_absurd_shape_is_refused_at_once_and_allocates_nothing(changes: dict[str, Any]) -> None:
+    offer, receiver = offer_of(**changes), make_receiver(geometry=make_geometry(**_geometry_of(changes)))
+    tracemalloc.start()
+    began = time.perf_counter()
+    try:
+        with pytest.raises(KvnetError) as refused:
+            admit(offer, receiver)
+        took_s = time.perf_counter() - began
+        assert tracemalloc.get_traced_memory()[1] < 1 << 16
+    finally:
+        tracemalloc.stop()
+    assert isinstance(refused.value, MalformedMessage)
+    assert took_s < 0.01
+
+
+def _geometry_of(changes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in changes.items() if name != "seq_len"}
+
+
+def test_shape_at_the_limits_is_decided_without_its_plan() -> None:
+    """512 layers of 2**31 - 1 tokens would be a plan of 2**40 chunks: it is counted, never built."""
+    widest = {"num_layers": 512, "num_kv_heads": 256, "head_dim": 1024}
+    began = time.perf_counter()
+    with pytest.raises(TextTooLong):
+        admit(offer_of(**widest, seq_len=2**31 - 1), make_receiver(geometry=make_geometry(**widest)))
+    assert time.perf_counter() - began < 0.01
+    assert RECEIVER.node_id != SENDER.node_id

@@ -1,0 +1,157 @@
+"""The signed control messages: bytes that never change, decoded only after they verify."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvnet.errors import BadSignature, MalformedMessage
+from kvnet.identity.signing import SignedMessage, sign_message
+from kvnet.transfer.messages import (
+    PROTOCOL_VERSION,
+    Accept,
+    Commit,
+    Hello,
+    Limits,
+    Offer,
+    PullRequest,
+    Receipt,
+    chunks_digest,
+    open_sealed,
+    pack_bitmap,
+    seal,
+    unpack_bitmap,
+)
+from kvnet.types import MemoryId, TransferId
+from tests.builders import (
+    NOW,
+    RECEIVER,
+    SENDER,
+    STRANGER,
+    make_fingerprint,
+    make_geometry,
+    make_memory,
+    make_offer,
+)
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "offer_v1.json"
+TRANSFER = TransferId("ab" * 16)
+MESSAGES: list[Any] = [
+    Hello(
+        protocol=PROTOCOL_VERSION,
+        nonce="00" * 16,
+        node_id=SENDER.node_id,
+        name="alice",
+        namespace="default",
+        fingerprint=make_fingerprint(),
+        geometry=make_geometry(),
+        limits=Limits(max_seq_len=64),
+        free_nbytes=1 << 40,
+    ),
+    make_offer(make_memory(7), note="grüße 😀", sender_agent="a", agent="b", name="n"),
+    Accept(TRANSFER, "00" * 32, "11" * 16, pack_bitmap({0, 5}, 6)),
+    Commit(TRANSFER, "00" * 32, "11" * 16, chunks_digest([b"d" * 32])),
+    Receipt(TRANSFER, "00" * 32, chunks_digest([b"d" * 32]), MemoryId("mem_x"), "exact", NOW),
+    PullRequest(MemoryId("mem_x"), RECEIVER.node_id, SENDER.node_id, NOW, "22" * 16),
+]
+each_message = pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+
+
+@each_message
+def test_open_sealed_is_the_inverse_of_seal(message: Any) -> None:
+    opened, verified = open_sealed(type(message), seal(SENDER, message), signer=SENDER.public)
+    assert opened == message
+    assert verified.signer == SENDER.node_id
+
+
+def test_every_message_has_a_type_of_its_own() -> None:
+    assert len({message.TYPE for message in MESSAGES}) == len(MESSAGES)
+
+
+def test_sealed_offer_is_what_it_always_was() -> None:
+    golden = json.loads(GOLDEN.read_text())
+    sealed = seal(SENDER, make_offer(make_memory(7)))
+    assert sealed.type == golden["type"]
+    assert sealed.body.decode() == golden["body"]
+    assert sealed.signer.hex() == golden["signer"]
+    assert sealed.signature.hex() == golden["signature"]
+
+
+@each_message
+def test_message_is_no_other_message(message: Any) -> None:
+    sealed = seal(SENDER, message)
+    for other in MESSAGES:
+        if type(other) is not type(message):
+            with pytest.raises(MalformedMessage, match="expected a"):
+                open_sealed(type(other), sealed, signer=None)
+
+
+@each_message
+def test_every_field_is_checked_and_no_other_is_taken(message: Any) -> None:
+    body = asdict(message)
+    for spec in fields(message):
+        refuse(message, {**body, spec.name: [None]})
+        if spec.name not in ("note", "sender_agent", "agent", "name") or isinstance(message, Hello):
+            refuse(message, {key: value for key, value in body.items() if key != spec.name})
+    refuse(message, {**body, "surprise": 1})
+
+
+def refuse(message: Any, body: dict[str, Any]) -> None:
+    """A well-signed message with this body is malformed."""
+    sealed = sign_message(SENDER, message.TYPE, json.dumps(body).encode())
+    with pytest.raises(MalformedMessage):
+        open_sealed(type(message), sealed, signer=SENDER.public)
+
+
+def test_offer_whose_model_name_is_no_text_is_refused() -> None:
+    body = asdict(make_offer(make_memory()))
+    body["memory"]["fingerprint"]["model"] = "\ud800"
+    refuse(make_offer(make_memory()), body)
+
+
+def test_signature_is_checked_before_the_body_is_read() -> None:
+    with pytest.raises(BadSignature):
+        open_sealed(Offer, SignedMessage(Offer.TYPE, b"[" * 100, SENDER.public, b"s" * 64), signer=None)
+
+
+def test_message_of_another_signer_is_refused() -> None:
+    with pytest.raises(BadSignature):
+        open_sealed(Commit, seal(STRANGER, MESSAGES[3]), signer=SENDER.public)
+
+
+def test_body_is_digested_as_it_came() -> None:
+    spaced = sign_message(SENDER, Commit.TYPE, json.dumps(asdict(MESSAGES[3]), indent=1).encode())
+    opened, verified = open_sealed(Commit, spaced, signer=SENDER.public)
+    assert opened == MESSAGES[3]
+    assert verified.digest != open_sealed(Commit, seal(SENDER, opened), signer=None)[1].digest
+
+
+@given(st.integers(1, 200).flatmap(lambda n: st.tuples(st.sets(st.integers(0, n - 1)), st.just(n))))
+def test_unpack_bitmap_is_the_inverse_of_pack_bitmap(case: tuple[set[int], int]) -> None:
+    held, count = case
+    assert unpack_bitmap(pack_bitmap(held, count), count) == held
+
+
+@pytest.mark.parametrize("text", ["", "AA", "AAA=", "Aw==", "AAAA", "!!!!", "é===", "AQ=\n="])
+def test_bitmap_of_another_size_or_beyond_the_last_chunk_is_refused(text: str) -> None:
+    assert unpack_bitmap("AQ==", 1) == {0}
+    with pytest.raises(MalformedMessage, match="bitmap"):
+        unpack_bitmap(text, 1)
+
+
+def test_chunks_digest_depends_on_order_and_number() -> None:
+    a, b = b"a" * 32, b"b" * 32
+    assert len({chunks_digest([]), chunks_digest([a]), chunks_digest([a, b]), chunks_digest([b, a])}) == 4
+
+
+def test_limits_hold_what_a_hello_states() -> None:
+    hello = replace(MESSAGES[0], limits=Limits(max_seq_len=1, max_layers=2))
+    assert open_sealed(Hello, seal(SENDER, hello), signer=None)[0].limits == Limits(1, max_layers=2)
+    assert base64.b64decode(MESSAGES[2].held) == bytes([0b100001])

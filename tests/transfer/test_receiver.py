@@ -1,0 +1,171 @@
+"""The receiving session: what is admitted, what is a repeat, what ends the transfer."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kvnet.errors import (
+    BadSignature,
+    ConflictingChunk,
+    KvnetError,
+    MalformedChunk,
+    ReplayedMessage,
+    TransferIncomplete,
+)
+from kvnet.identity.signing import VerifiedChunk, sign_chunk, verify_chunk
+from kvnet.transfer.messages import Commit, unpack_bitmap
+from kvnet.transfer.receiver import AlreadyHeld, ReceiverSession, StoreChunk
+from kvnet.transfer.sender import SenderSession
+from kvnet.types import ChunkKey, Compression, Kind, Tier
+from tests.builders import NOW, SENDER, make_memory, make_offer, wire_chunks
+
+OFFER = make_offer(make_memory())
+OFFER_DIGEST = b"o" * 32
+CHUNKS, PAYLOADS = wire_chunks(make_memory())
+TOTAL = len(CHUNKS)
+
+
+def receiving(held: dict[int, bytes] | None = None, nonce: bytes = b"n" * 16) -> ReceiverSession:
+    """A session for OFFER."""
+    return ReceiverSession(OFFER, offer_digest=OFFER_DIGEST, nonce=nonce, tier=Tier.EXACT, held=held or {})
+
+
+def sending(receiver: ReceiverSession) -> SenderSession:
+    """The session on the other side, which has read the accept."""
+    session = SenderSession(OFFER, offer_digest=OFFER_DIGEST, chunks=CHUNKS)
+    session.accepted(receiver.accept())
+    return session
+
+
+def chunk(receiver: ReceiverSession, index: int, payload: bytes | None = None, **changes: Any) -> VerifiedChunk:
+    """Chunk `index` as its sender signed it, or with other contents or claims."""
+    envelope = sending(receiver).envelope(CHUNKS[index])
+    sent = PAYLOADS[index] if payload is None else payload
+    if payload is not None:
+        changes.update(wire_nbytes=len(sent), wire_digest=hashlib.sha256(sent).digest())
+    signed = sign_chunk(SENDER, replace(envelope, **changes), sent)
+    return verify_chunk(signed, receiver.binding)
+
+
+def complete(receiver: ReceiverSession) -> Commit:
+    """Every chunk durable; returns the sender's commit."""
+    for index in range(TOTAL):
+        receiver.receive(chunk(receiver, index))
+        receiver.durable(index)
+    return sending(receiver).commit()
+
+
+def test_chunks_in_any_order_complete_a_transfer() -> None:
+    receiver = receiving()
+    for index in reversed(range(TOTAL)):
+        assert isinstance(receiver.receive(chunk(receiver, index)), StoreChunk)
+        receiver.durable(index)
+    receiver.commit(sending(receiver).commit())
+    assert receiver.durable_count == TOTAL
+
+
+def test_repeated_chunk_is_held_already_durable_or_not() -> None:
+    receiver = receiving()
+    receiver.receive(chunk(receiver, 2))
+    assert receiver.receive(chunk(receiver, 2)) == AlreadyHeld(2)
+    assert receiver.durable_count == 0
+    receiver.durable(2)
+    assert receiver.receive(chunk(receiver, 2)) == AlreadyHeld(2)
+    assert receiver.durable_count == 1
+
+
+def test_same_chunk_with_other_contents_ends_the_transfer() -> None:
+    receiver = receiving()
+    receiver.receive(chunk(receiver, 1))
+    other = bytes(CHUNKS[1].raw_nbytes)
+    with pytest.raises(ConflictingChunk, match="chunk 1"):
+        receiver.receive(chunk(receiver, 1, other, compression=Compression.NONE))
+
+
+def test_contents_other_than_before_the_restart_end_the_transfer() -> None:
+    receiver = receiving(held={1: b"x" * 32})
+    with pytest.raises(ConflictingChunk):
+        receiver.receive(chunk(receiver, 1))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"key": replace(CHUNKS[0].key, index=TOTAL)},
+        {"key": replace(CHUNKS[0].key, index=2**32 - 1)},
+        {"key": replace(CHUNKS[0].key, index=1)},
+        {"key": replace(CHUNKS[0].key, layer_idx=1)},
+        {"key": replace(CHUNKS[0].key, kind=Kind.ATTENTION)},
+        {"key": replace(CHUNKS[0].key, start=1)},
+        {"key": replace(CHUNKS[0].key, stop=6)},
+        {"key": ChunkKey(0, 0, Kind.KEY, 2**32 - 1, 0)},
+        {"total": TOTAL + 1},
+        {"total": 0},
+        {"raw_nbytes": CHUNKS[0].raw_nbytes + 1},
+        {"raw_nbytes": CHUNKS[0].raw_nbytes - 1},
+    ],
+    ids=str,
+)
+def test_chunk_that_contradicts_the_offer_is_refused_and_not_remembered(changes: dict[str, Any]) -> None:
+    receiver = receiving()
+    with pytest.raises(MalformedChunk):
+        receiver.receive(chunk(receiver, 0, **changes))
+    assert isinstance(receiver.receive(chunk(receiver, 0)), StoreChunk)
+
+
+def test_chunk_cannot_be_durable_before_it_was_admitted() -> None:
+    with pytest.raises(ValueError, match="never admitted"):
+        receiving().durable(0)
+
+
+def test_accept_names_offer_nonce_and_what_is_durable() -> None:
+    receiver = receiving(held={0: b"d" * 32, 4: b"e" * 32})
+    receiver.receive(chunk(receiver, 2))
+    accept = receiver.accept()
+    assert accept.transfer_id == OFFER.transfer_id
+    assert accept.offer_digest == OFFER_DIGEST.hex()
+    assert bytes.fromhex(accept.nonce) == b"n" * 16
+    assert unpack_bitmap(accept.held, TOTAL) == {0, 4}
+
+
+def test_commit_before_the_last_chunk_is_durable_is_refused() -> None:
+    receiver = receiving()
+    commit = complete(receiving())
+    for index in range(TOTAL):
+        with pytest.raises(TransferIncomplete, match=f"{TOTAL - index} of {TOTAL}"):
+            receiver.commit(commit)
+        receiver.receive(chunk(receiver, index))
+        with pytest.raises(TransferIncomplete):
+            receiver.commit(commit)
+        receiver.durable(index)
+    receiver.commit(commit)
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        ({"transfer_id": "ff" * 16}, ReplayedMessage),
+        ({"nonce": "ff" * 16}, ReplayedMessage),
+        ({"offer_digest": "ff" * 32}, ReplayedMessage),
+        ({"chunks_digest": "sha256:" + "0" * 64}, BadSignature),
+    ],
+)
+def test_commit_for_anything_else_is_refused(changes: dict[str, str], refusal: type[KvnetError]) -> None:
+    receiver = receiving()
+    commit = complete(receiver)
+    with pytest.raises(refusal):
+        receiver.commit(replace(commit, **changes))
+    receiver.commit(commit)
+
+
+def test_receipt_confirms_the_chunks_that_came() -> None:
+    receiver = receiving()
+    commit = complete(receiver)
+    receipt = receiver.receipt(received_at=NOW)
+    assert (receipt.transfer_id, receipt.offer_digest) == (commit.transfer_id, commit.offer_digest)
+    assert receipt.chunks_digest == commit.chunks_digest
+    assert (receipt.memory, receipt.tier, receipt.received_at) == (OFFER.memory.id, "exact", NOW)
