@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
 from kvnet.cli import demo, doctor, exchange, inspect_model, log, memory, node
 from kvnet.cli.output import print_error
 from kvnet.errors import KvnetError
+from kvnet.version import VERSION
 
 app = typer.Typer(
     name="kvnet",
@@ -17,6 +19,23 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(VERSION)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """One language model hands what it has read to another."""
+
+
 app.command()(node.up)
 app.command()(node.down)
 app.command()(node.status)

@@ -19,13 +19,17 @@ from kvnet.paths import find_home
 Model = Annotated[
     str | None, typer.Option(help="ref-a, ref-b, ref-c, a folder, random:tinyllama or a hub id.")
 ]
-Quantization = Annotated[str | None, typer.Option(help="Weights as none, int8 or nf4.")]
+Quantization = Annotated[
+    str | None, typer.Option("--quantization", "--quant", help="Weights as none, int8 or nf4.")
+]
 DTypeOption = Annotated[str | None, typer.Option("--dtype", help="auto, float32, float16 or bfloat16.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Name = Annotated[str | None, typer.Option(help="What this node calls itself.")]
 Listen = Annotated[str | None, typer.Option(help="HOST:PORT of the peer port; 0.0.0.0:7447 for the LAN.")]
 Namespace = Annotated[str | None, typer.Option(help="Nodes of other namespaces are not seen.")]
-Interfaces = Annotated[str | None, typer.Option(help="Interfaces for mDNS, comma-separated.")]
+Interfaces = Annotated[
+    list[str] | None, typer.Option("--interface", help="Where to advertise and look; repeatable.")
+]
 Mdns = Annotated[bool | None, typer.Option("--mdns/--no-mdns", help="Advertise and look on the LAN.")]
 Compression = Annotated[str | None, typer.Option(help="none or lz4, for memories made here.")]
 
@@ -111,7 +115,13 @@ def status(as_json: Json = False) -> None:
 
 def _flags(given: dict[str, object]) -> dict[str, str]:
     found = {k: v for k, v in given.items() if v is not None and k not in ("as_json", "home", "status")}
-    return {key: ("01"[value] if isinstance(value, bool) else str(value)) for key, value in found.items()}
+    return {key: _flag_text(value) for key, value in found.items()}
+
+
+def _flag_text(value: object) -> str:
+    if isinstance(value, bool):
+        return "01"[value]
+    return ",".join(value) if isinstance(value, list) else str(value)
 
 
 def _refuse_other(model: str, quantization: str, flags: dict[str, str]) -> None:

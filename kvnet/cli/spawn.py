@@ -51,7 +51,8 @@ def start(home: Home, flags: dict[str, str]) -> NodeStatus:
     home.check()
     command = daemon_command(home, flags)
     try:
-        home.daemon_log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        home.daemon_log.parent.mkdir(mode=0o700, exist_ok=True)
         log = home.daemon_log.open("ab")
     except OSError as exc:
         raise OperatorError(

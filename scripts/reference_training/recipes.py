@@ -44,8 +44,8 @@ RECIPES: Final[dict[str, Recipe]] = {
     "ref-b": Recipe(
         shape=Shape(
             num_layers=5,
-            hidden_size=160,
-            intermediate_size=320,
+            hidden_size=144,
+            intermediate_size=288,
             num_heads=6,
             num_kv_heads=3,
             head_dim=32,
