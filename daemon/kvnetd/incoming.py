@@ -29,6 +29,7 @@ class InboundTransfer:
         sealed_offer: SignedMessage,
         incoming: IncomingTransfer | None,
         receipt: SignedMessage | None,
+        is_message: bool,
         on_close: Callable[[], None],
     ) -> None:
         self.session = session
@@ -39,9 +40,10 @@ class InboundTransfer:
         self._sealed_offer = sealed_offer
         self._incoming = incoming
         self._receipt = receipt
+        self._is_message = is_message
         self._on_close = on_close
         self._began = time.perf_counter()
-        self._resumed = session.durable_count
+        self.resumed_chunks = session.durable_count
         self._span: Span = services.log.begin(
             "transfer",
             direction="in",
@@ -83,7 +85,7 @@ class InboundTransfer:
                 message=error.message,
             )
         self._span.add(
-            wire_bytes=self.wire_nbytes, chunks=self.session.durable_count, resumed_chunks=self._resumed
+            wire_bytes=self.wire_nbytes, chunks=self.session.durable_count, resumed_chunks=self.resumed_chunks
         )
         self._span.end(error)
         self._on_close()
@@ -108,7 +110,7 @@ class InboundTransfer:
             *(offer.transfer_id, "in", offer.sender, record.id, self._sealed_offer.body),
             *(receipt.body, receipt.signer, receipt.signature, now),
         )
-        services.ledger.complete(row, message)
+        services.ledger.complete(row, message if self._is_message else None)
         return receipt
 
     def _log_verified(self, chunks: int) -> None:

@@ -15,6 +15,7 @@ from kvnet.transfer.messages import Offer
 from kvnet.transfer.sender import SenderSession, WireChunk
 from kvnet.types import NodeId, TransferId
 from kvnetd.log import Span
+from kvnetd.services import utc_now
 from kvnetd.store.memories import MemoryRecord, read_section
 
 
@@ -49,10 +50,20 @@ class OutboundTransfer:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._pool, read_section, self._sections, section)
 
+    def receipt_row(self, receipt: SignedMessage) -> tuple[str | bytes, ...]:
+        """What the ledger keeps of a finished transfer: the offer and the receiver's signed receipt."""
+        offer = self.session.offer
+        return (
+            *(offer.transfer_id, "out", offer.receiver, offer.memory.id, self.sealed_offer.body),
+            *(receipt.body, receipt.signer, receipt.signature, utc_now()),
+        )
+
     async def close(self, failure: BaseException | None) -> None:
         """Close the file and write the log's last line; a failed transfer keeps its offer to resume."""
         self._sections.close()
         self._span.add(chunks=self.session.acked_count)
+        if self.session.receipt is not None:
+            self._span.add(tier=self.session.receipt.tier)
         self._span.end(failure)
         if failure is None:
             self._on_delivered()

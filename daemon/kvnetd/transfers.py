@@ -49,7 +49,20 @@ class Transfers:
         )
 
     async def open_inbound(self, sealed_offer: SignedMessage) -> InboundTransfer:
-        """Verify, then admit: nothing is allocated for an offer that is refused here."""
+        """A peer offers a memory; once complete, a message about it waits in the inbox."""
+        return await self._open(sealed_offer, is_message=True)
+
+    async def open_pulled(
+        self, sealed_offer: SignedMessage, *, wanted: MemoryId, peer: AddedPeer
+    ) -> InboundTransfer:
+        """A peer answers our pull: it must offer what was asked for."""
+        offer, _ = open_sealed(Offer, sealed_offer, signer=peer.public)
+        if offer.memory.id != wanted:
+            raise MalformedMessage(f"{peer.name}: offers {offer.memory.id} instead of {wanted}")
+        return await self._open(sealed_offer, is_message=False)
+
+    async def _open(self, sealed_offer: SignedMessage, *, is_message: bool) -> InboundTransfer:
+        # Verify, then admit: nothing is allocated for an offer that is refused here.
         offer, verified = open_sealed(Offer, sealed_offer, signer=None)
         peer = self._require_added(verified.signer)
         _check_transfer_id(offer.transfer_id)
@@ -60,7 +73,7 @@ class Transfers:
             raise TooBusy(f"{len(self._inbound)} transfers are on their way in; try again later")
         self._inbound.add(offer.transfer_id)
         try:
-            return await self._begin(offer, sealed_offer, verified, tier, peer)
+            return await self._begin(offer, sealed_offer, verified, tier, peer, is_message)
         except BaseException:
             self._inbound.discard(offer.transfer_id)
             raise
@@ -132,7 +145,13 @@ class Transfers:
         return seal(self.key, request)
 
     async def _begin(
-        self, offer: Offer, sealed: SignedMessage, verified: VerifiedMessage, tier: Tier, peer: AddedPeer
+        self,
+        offer: Offer,
+        sealed: SignedMessage,
+        verified: VerifiedMessage,
+        tier: Tier,
+        peer: AddedPeer,
+        is_message: bool,
     ) -> InboundTransfer:
         services = self._services
         done = await services.in_store(services.ledger.completed, offer.transfer_id)
@@ -152,6 +171,7 @@ class Transfers:
             sealed_offer=sealed,
             incoming=incoming,
             receipt=receipt,
+            is_message=is_message,
             on_close=lambda: self._inbound.discard(offer.transfer_id),
         )
 

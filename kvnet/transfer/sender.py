@@ -34,6 +34,7 @@ class SenderSession:
         self.chunks = tuple(chunks)
         self._offer_digest = offer_digest
         self._nonce = b""
+        self.receipt: Receipt | None = None
         self._acked: set[int] = set()
         self._chunks_digest = chunks_digest([chunk.wire_digest for chunk in chunks])
 
@@ -102,3 +103,4 @@ class SenderSession:
             raise ReplayedMessage("receipt: belongs to another offer")
         if receipt.chunks_digest != self._chunks_digest or receipt.memory != self.offer.memory.id:
             raise BadSignature("receipt: confirms other contents than were sent")
+        self.receipt = receipt

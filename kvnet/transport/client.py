@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import grpc
 
@@ -23,6 +23,9 @@ from kvnet.transport.sending import AckProgress, Outbound, Sent, send_memory
 from kvnet.v1 import peer_pb2, peer_pb2_grpc
 
 HELLO_DEADLINE_S = 10.0
+CLOSE_DEADLINE_S = 10.0
+
+InboundT = TypeVar("InboundT", bound=Inbound)
 
 
 class PeerClient:
@@ -42,10 +45,10 @@ class PeerClient:
     ) -> None:
         await self._channel.close()
 
-    async def hello(self, *, namespace: str = "", deadline_s: float = HELLO_DEADLINE_S) -> Hello:
+    async def hello(self, *, deadline_s: float = HELLO_DEADLINE_S) -> Hello:
         """Ask who answers. Raises WrongPeer when it is not the key that was dialled."""
         nonce = os.urandom(16)
-        request = peer_pb2.HelloRequest(protocol=PROTOCOL_VERSION, nonce=nonce, namespace=namespace)
+        request = peer_pb2.HelloRequest(protocol=PROTOCOL_VERSION, nonce=nonce)
         try:
             reply = await self._stub.Hello(request, timeout=deadline_s)
         except grpc.RpcError as exc:
@@ -62,9 +65,9 @@ class PeerClient:
     async def pull(
         self,
         sealed_request: SignedMessage,
-        open_inbound: Callable[[SignedMessage], Awaitable[Inbound]],
+        open_inbound: Callable[[SignedMessage], Awaitable[InboundT]],
         pool: Executor,
-    ) -> Inbound:
+    ) -> InboundT:
         """Fetch a memory: ask for it, then take the peer's offer as any other."""
         async with self._frames(self._stub.Pull()) as stream:
             await stream.write_control(sealed_request)
@@ -87,7 +90,7 @@ class PeerClient:
             yield FrameStream(call, peer=self._peer)
             await call.done_writing()
             with suppress(TimeoutError):
-                async with asyncio.timeout(HELLO_DEADLINE_S):
+                async with asyncio.timeout(CLOSE_DEADLINE_S):
                     await call.code()  # let the server finish; else the stream ends as cancelled there
         finally:
             call.cancel()

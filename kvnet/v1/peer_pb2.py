@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13kvnet/v1/peer.proto\x12\x08kvnet.v1\"B\n\x0cHelloRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x12\x11\n\tnamespace\x18\x03 \x01(\t\"N\n\rSignedMessage\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\x12\x0e\n\x06signer\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"=\n\x05\x43hunk\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\"\x14\n\x03\x41\x63k\x12\r\n\x05index\x18\x01 \x03(\r\"|\n\x05\x46rame\x12*\n\x07\x63ontrol\x18\x01 \x01(\x0b\x32\x17.kvnet.v1.SignedMessageH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.kvnet.v1.ChunkH\x00\x12\x1c\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\r.kvnet.v1.AckH\x00\x42\x07\n\x05\x66rame2\x9c\x01\n\x04Peer\x12\x38\n\x05Hello\x12\x16.kvnet.v1.HelloRequest\x1a\x17.kvnet.v1.SignedMessage\x12,\n\x04Push\x12\x0f.kvnet.v1.Frame\x1a\x0f.kvnet.v1.Frame(\x01\x30\x01\x12,\n\x04Pull\x12\x0f.kvnet.v1.Frame\x1a\x0f.kvnet.v1.Frame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13kvnet/v1/peer.proto\x12\x08kvnet.v1\"/\n\x0cHelloRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05nonce\x18\x02 \x01(\x0c\"N\n\rSignedMessage\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\x12\x0e\n\x06signer\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"=\n\x05\x43hunk\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\"\x14\n\x03\x41\x63k\x12\r\n\x05index\x18\x01 \x03(\r\"|\n\x05\x46rame\x12*\n\x07\x63ontrol\x18\x01 \x01(\x0b\x32\x17.kvnet.v1.SignedMessageH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.kvnet.v1.ChunkH\x00\x12\x1c\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\r.kvnet.v1.AckH\x00\x42\x07\n\x05\x66rame2\x9c\x01\n\x04Peer\x12\x38\n\x05Hello\x12\x16.kvnet.v1.HelloRequest\x1a\x17.kvnet.v1.SignedMessage\x12,\n\x04Push\x12\x0f.kvnet.v1.Frame\x1a\x0f.kvnet.v1.Frame(\x01\x30\x01\x12,\n\x04Pull\x12\x0f.kvnet.v1.Frame\x1a\x0f.kvnet.v1.Frame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,15 +32,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvnet.v1.peer_pb2', _global
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HELLOREQUEST']._serialized_start=33
-  _globals['_HELLOREQUEST']._serialized_end=99
-  _globals['_SIGNEDMESSAGE']._serialized_start=101
-  _globals['_SIGNEDMESSAGE']._serialized_end=179
-  _globals['_CHUNK']._serialized_start=181
-  _globals['_CHUNK']._serialized_end=242
-  _globals['_ACK']._serialized_start=244
-  _globals['_ACK']._serialized_end=264
-  _globals['_FRAME']._serialized_start=266
-  _globals['_FRAME']._serialized_end=390
-  _globals['_PEER']._serialized_start=393
-  _globals['_PEER']._serialized_end=549
+  _globals['_HELLOREQUEST']._serialized_end=80
+  _globals['_SIGNEDMESSAGE']._serialized_start=82
+  _globals['_SIGNEDMESSAGE']._serialized_end=160
+  _globals['_CHUNK']._serialized_start=162
+  _globals['_CHUNK']._serialized_end=223
+  _globals['_ACK']._serialized_start=225
+  _globals['_ACK']._serialized_end=245
+  _globals['_FRAME']._serialized_start=247
+  _globals['_FRAME']._serialized_end=371
+  _globals['_PEER']._serialized_start=374
+  _globals['_PEER']._serialized_end=530
 # @@protoc_insertion_point(module_scope)

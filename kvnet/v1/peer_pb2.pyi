@@ -7,14 +7,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class HelloRequest(_message.Message):
-    __slots__ = ("protocol", "nonce", "namespace")
+    __slots__ = ("protocol", "nonce")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
-    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     nonce: bytes
-    namespace: str
-    def __init__(self, protocol: _Optional[int] = ..., nonce: _Optional[bytes] = ..., namespace: _Optional[str] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
 
 class SignedMessage(_message.Message):
     __slots__ = ("type", "body", "signer", "signature")

@@ -97,6 +97,25 @@ def random_checkpoint(geometry: str) -> str:
     return str(materialise(geometry, tokenizer_folder=reference_path("ref-a"), cache_dir=cache))
 
 
+def new_figure(title: str) -> tuple[Any, Any]:
+    """A figure that needs no screen."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    axes.set_title(title)
+    return figure, axes
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a PNG and say where."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    say(f"plot: {path}")
+
+
 def _start(folder: Path, name: str, flags: dict[str, str]) -> Home:
     home = Home(folder)
     spawn.start(home, {"name": name, "listen": "127.0.0.1:0", "mdns": "0", **flags})

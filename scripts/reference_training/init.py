@@ -57,7 +57,7 @@ def build_model(shape: Shape, vocab_size: int, seed: int) -> LlamaForCausalLM:
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
-        _make_mimetic(model, shape, query_scale=2.0, output_scale=0.5)
+        _make_mimetic(model, shape, query_scale=2.0 * (32 / shape.head_dim) ** 0.5, output_scale=0.5)
         _seed_positions(model, shape)
     return model
 

@@ -56,7 +56,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         tokenizer_seed=1,
         vocab_size=800,
         seed=22,
-        schedule=Schedule(num_steps=6500, limit_s=3600, lr=2e-3, hold_share=0.5),
+        schedule=Schedule(num_steps=4800, limit_s=3600, lr=2e-3, hold_share=0.5),
     ),
     "ref-c": Recipe(
         shape=Shape(
@@ -65,7 +65,7 @@ RECIPES: Final[dict[str, Recipe]] = {
             intermediate_size=256,
             num_heads=8,
             num_kv_heads=4,
-            head_dim=16,
+            head_dim=24,
             rope_theta=2e4,
             offsets=(1, 2, 1, 2, 3, 4, 3, 4),
             num_value_maps=2,
@@ -74,6 +74,6 @@ RECIPES: Final[dict[str, Recipe]] = {
         tokenizer_seed=3,
         vocab_size=680,
         seed=33,
-        schedule=Schedule(num_steps=6000, limit_s=3600, lr=2e-3, hold_share=0.5),
+        schedule=Schedule(num_steps=5000, limit_s=3600, lr=2e-3, hold_share=0.5),
     ),
 }

@@ -159,7 +159,7 @@ class Transfer(RuleBasedStateMachine):
 
 
 TestTransfer = Transfer.TestCase
-TestTransfer.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestTransfer.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 def test_lossless_run_of_the_model_completes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 
 from kvnet.api import LayerProgress, SendReport
 from kvnet.compat import require_tier
@@ -48,7 +49,9 @@ async def send(
         raise
     finally:
         pushing.cancel()
+        await asyncio.wait({pushing})  # it reads from the file that close() closes
         await outbound.close(failure)
+    await services.in_store(services.ledger.complete, outbound.receipt_row(sent.sealed_receipt), None)
     yield SendReport(
         transfer_id=outbound.session.offer.transfer_id,
         memory=record.id,
@@ -72,7 +75,7 @@ async def say_hello(services: Services, peer: AddedPeer) -> tuple[Hello, str, fl
         began = time.perf_counter()
         try:
             async with PeerClient(address, public=peer.public, peer=f"{peer.name} at {address}") as client:
-                hello = await client.hello(namespace=services.config.namespace)
+                hello = await client.hello()
         except KvnetError as error:
             failure = error
             services.directory.judge(peer.node_id, address, answered=False)
@@ -99,10 +102,13 @@ async def pull(services: Services, transfers: Transfers, *, memory: str, peer_na
     """Fetch one of a peer's memories by its full id."""
     began = time.perf_counter()
     peer = services.peers.find(peer_name)
+    wanted = MemoryId(memory)
     _, address, _ = await say_hello(services, peer)
     async with PeerClient(address, public=peer.public, peer=f"{peer.name} at {address}") as client:
         inbound = await client.pull(
-            transfers.pull_request(MemoryId(memory), peer), transfers.open_inbound, services.pool
+            transfers.pull_request(wanted, peer),
+            partial(transfers.open_pulled, wanted=wanted, peer=peer),
+            services.pool,
         )
     offer = inbound.session.offer
     return SendReport(
@@ -111,8 +117,8 @@ async def pull(services: Services, transfers: Transfers, *, memory: str, peer_na
         peer=peer.name,
         chunks=offer.chunk_count,
         raw_bytes=offer.memory.raw_nbytes,
-        wire_bytes=offer.memory.raw_nbytes,
+        wire_bytes=inbound.wire_nbytes,
         seconds=round(time.perf_counter() - began, 6),
         tier=inbound.session.tier.value,
-        resumed_chunks=0,
+        resumed_chunks=inbound.resumed_chunks,
     )

@@ -1,0 +1,144 @@
+"""A node in memory: transport's PeerBackend, Inbound and Outbound with a dict for a disk."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from concurrent.futures import Executor
+from contextlib import suppress
+from typing import Any
+
+from kvnet.errors import BadSignature, UnknownMemory
+from kvnet.format.compress import decompress
+from kvnet.identity.keys import NodeKey
+from kvnet.identity.signing import SignedMessage, VerifiedChunk
+from kvnet.transfer.admission import admit_offer
+from kvnet.transfer.messages import PROTOCOL_VERSION, Hello, Offer, PullRequest, open_sealed, seal
+from kvnet.transfer.receiver import ReceiverSession
+from kvnet.transfer.sender import SenderSession, WireChunk
+from kvnet.types import MemoryId, RawMemory, TransferId, content_digest
+from tests.builders import NOW, make_offer, make_receiver, wire_chunks
+
+Disk = dict[int, VerifiedChunk]
+
+
+class MemoryOutbound:
+    """A memory on its way out."""
+
+    def __init__(self, key: NodeKey, memory: RawMemory, offer: Offer) -> None:
+        chunks, self._payloads = wire_chunks(memory)
+        self.key = key
+        self.sealed_offer = seal(key, offer)
+        digest = hashlib.sha256(self.sealed_offer.body).digest()
+        self.session = SenderSession(offer, offer_digest=digest, chunks=chunks)
+        self.failures: list[BaseException | None] = []
+        self.sent: list[int] = []
+        self.die_after = len(chunks) + 1
+
+    async def payload(self, chunk: WireChunk) -> bytes:
+        """The chunk's bytes, until the link is cut."""
+        if len(self.sent) == self.die_after:
+            raise ConnectionAbortedError("the sender dies here")
+        self.sent.append(chunk.key.index)
+        return self._payloads[chunk.key.index]
+
+    async def close(self, failure: BaseException | None) -> None:
+        """Remember how it ended."""
+        self.failures.append(failure)
+
+
+class MemoryInbound:
+    """A memory on its way in; `disk` outlives it."""
+
+    def __init__(self, node: MemoryNode, session: ReceiverSession, disk: Disk) -> None:
+        self.session = session
+        self.key = node.key
+        self._node = node
+        self._disk = disk
+        self.failures: list[BaseException | None] = []
+
+    async def store(self, chunks: list[VerifiedChunk]) -> None:
+        """As a disk: after a while everything is there."""
+        await asyncio.sleep(0)
+        for chunk in chunks:
+            self._disk[chunk.envelope.key.index] = chunk
+
+    async def finish(self, sealed_commit: SignedMessage) -> SignedMessage:
+        """Decompress everything, compare with the offer, keep it."""
+        header = self.session.offer.memory
+        raws = []
+        for index in range(len(self.session.plan)):
+            chunk = self._disk[index]
+            envelope = chunk.envelope
+            raws.append(bytes(decompress(chunk.signed.payload, envelope.compression, envelope.raw_nbytes)))
+        if content_digest([hashlib.sha256(raw).digest() for raw in raws]) != header.content_digest:
+            raise BadSignature("the contents are not the memory offered")
+        self._node.memories[header.id] = RawMemory(header, tuple(raws))
+        return seal(self.key, self.session.receipt(received_at=NOW))
+
+    async def close(self, error: BaseException | None) -> None:
+        """Remember how it ended."""
+        self.failures.append(error)
+        self._node.closed.set()
+
+
+class MemoryNode:
+    """Answers hellos, takes offers, sends its memories. Its clock stands at NOW."""
+
+    def __init__(self, key: NodeKey, pool: Executor, **receiver: Any) -> None:
+        self.key = key
+        self.pool = pool
+        self.memories: dict[MemoryId, RawMemory] = {}
+        self.disks: dict[TransferId, Disk] = {}
+        self.inbound: list[MemoryInbound] = []
+        self.outbound: list[MemoryOutbound] = []
+        self.closed = asyncio.Event()
+        self._receiver = make_receiver(node_id=key.node_id, **receiver)
+
+    def hello(self, nonce: bytes) -> Hello:
+        """Who this node is."""
+        return Hello(
+            protocol=PROTOCOL_VERSION,
+            nonce=nonce.hex(),
+            node_id=self.key.node_id,
+            name="node",
+            namespace="default",
+            fingerprint=self._receiver.fingerprint,
+            geometry=self._receiver.geometry,
+            limits=self._receiver.limits,
+            free_nbytes=self._receiver.free_nbytes,
+        )
+
+    async def open_inbound(self, sealed_offer: SignedMessage) -> MemoryInbound:
+        """Verify and admit."""
+        offer, verified = open_sealed(Offer, sealed_offer, signer=None)
+        tier = admit_offer(offer, sender=verified.signer, receiver=self._receiver, now=NOW)
+        disk = self.disks.setdefault(offer.transfer_id, {})
+        held = {index: chunk.envelope.wire_digest for index, chunk in disk.items()}
+        session = ReceiverSession(
+            offer, offer_digest=verified.digest, nonce=os.urandom(16), tier=tier, held=held
+        )
+        self.inbound.append(MemoryInbound(self, session, disk))
+        self.closed.clear()
+        return self.inbound[-1]
+
+    async def open_outbound(self, sealed_request: SignedMessage) -> MemoryOutbound:
+        """Verify and prepare."""
+        request, verified = open_sealed(PullRequest, sealed_request, signer=None)
+        memory = self.memories.get(request.memory)
+        if memory is None:
+            raise UnknownMemory(f"memory {request.memory}: not here")
+        self.outbound.append(self.outgoing(memory, receiver=verified.signer))
+        return self.outbound[-1]
+
+    def outgoing(self, memory: RawMemory, **changes: Any) -> MemoryOutbound:
+        """An offer of this node."""
+        offer = make_offer(memory, **{"sender": self.key.node_id, **changes})
+        return MemoryOutbound(self.key, memory, offer)
+
+    async def settled(self) -> MemoryInbound:
+        """The latest transfer on its way in, once it was closed."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.closed.wait(), 5)
+        return self.inbound[-1]
