@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from kvnet.errors import KvnetError
+from kvnet.extras import require_node_extra
 from kvnet.paths import Home, find_home
 
 
@@ -18,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     home = Home(Path(flags.pop("home"))) if flags.get("home") else find_home()
     flags.pop("home", None)
     try:
+        require_node_extra()
         # Here, not above: a bad flag must not cost the seconds that torch takes to import.
         from kvnetd.app import run
         from kvnetd.config import load_config

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kvnet.cli import spawn
+from kvnet.extras import require_node_extra
 from kvnet.paths import find_home
 
 
@@ -21,7 +21,7 @@ def inspect_model(
     ] = True,
 ) -> None:
     """Print, as JSON, the shapes and sizes of a cache captured during generation."""
-    spawn.require_node_extra()
+    require_node_extra()
     # A process of its own: only the model side may import torch.
     command = [sys.executable, "-m", "kvnet.model.inspect_main", "--model", model]
     command += ["--quantization", quantization, "--dtype", dtype, "--cache-dir", str(find_home().cache)]

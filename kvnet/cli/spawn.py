@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,7 +12,8 @@ from pathlib import Path
 
 from kvnet.api import NodeStatus
 from kvnet.client import Node
-from kvnet.errors import KvnetError, MissingExtra, NotRunning, OperatorError, error_from_code
+from kvnet.errors import KvnetError, NotRunning, OperatorError, error_from_code
+from kvnet.extras import require_node_extra
 from kvnet.paths import Home
 
 READY_DEADLINE_S = 900.0
@@ -26,15 +26,6 @@ def daemon_command(home: Home, flags: dict[str, str]) -> list[str]:
     require_node_extra()
     pairs = [part for key, value in flags.items() for part in (f"--{key}", value)]
     return [sys.executable, "-m", "kvnetd.main", "--home", str(home.root), *pairs]
-
-
-def require_node_extra() -> None:
-    """Raise MissingExtra where models cannot be hosted."""
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
-        raise MissingExtra(
-            "this installation is the client only; to host a model install the node: "
-            "pip install 'kvnet[node]'"
-        )
 
 
 def running(home: Home) -> NodeStatus | None:
