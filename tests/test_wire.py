@@ -197,3 +197,23 @@ def test_code_from_a_newer_version_becomes_the_base() -> None:
 def test_hostile_error_metadata_is_ignored(body: bytes) -> None:
     call = failed_call(grpc.StatusCode.UNAVAILABLE, "why", ((wire.ERROR_METADATA_KEY, body),))
     assert type(wire.status_to_error(call, peer="bob")) is PeerUnreachable
+
+
+STATUS = {
+    "unknown_memory": grpc.StatusCode.NOT_FOUND,
+    "unknown_peer": grpc.StatusCode.NOT_FOUND,
+    "request_invalid": grpc.StatusCode.INVALID_ARGUMENT,
+    "already_running": grpc.StatusCode.ALREADY_EXISTS,
+    "state_corrupt": grpc.StatusCode.FAILED_PRECONDITION,
+    "peer_not_added": grpc.StatusCode.PERMISSION_DENIED,
+    "peer_unreachable": grpc.StatusCode.UNAVAILABLE,
+    "bad_signature": grpc.StatusCode.FAILED_PRECONDITION,
+    "store_full": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "too_busy": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "internal": grpc.StatusCode.INTERNAL,
+}
+
+
+@pytest.mark.parametrize("code", STATUS)
+def test_status_says_to_any_grpc_client_what_kind_of_error_it_is(code: str) -> None:
+    assert wire.error_to_status(all_error_types()[code]("why"))[0] is STATUS[code]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -79,7 +79,8 @@ class EventLog:
             raise ValueError(f"not in the event schema: {event} {sorted(unknown)}")
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = json.dumps({"v": SCHEMA_VERSION, "ts": now, "event": event, "node": self._node, **fields})
-        with self._lock:
+        # A full disk costs lines of the log, not the transfer they tell of.
+        with self._lock, suppress(OSError):
             self._rotate_if_full(len(line))
             self._out.write(line + "\n")
             self._out.flush()
@@ -117,16 +118,16 @@ class EventLog:
 
     def close(self) -> None:
         """Flush and close the file."""
-        with self._lock:
+        with self._lock, suppress(OSError):
             self._out.close()
 
     def _rotate_if_full(self, incoming: int) -> None:
         if self._out.tell() + incoming < self._max_nbytes:
             return
-        self._out.close()
         for age in range(KEPT_FILES - 1, 0, -1):
             older = self._path.with_name(f"{self._path.name}.{age}")
             if older.exists():
                 older.replace(self._path.with_name(f"{self._path.name}.{age + 1}"))
         self._path.replace(self._path.with_name(f"{self._path.name}.1"))
-        self._out = self._path.open("a", encoding="utf-8")
+        full, self._out = self._out, self._path.open("a", encoding="utf-8")
+        full.close()

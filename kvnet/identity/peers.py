@@ -93,25 +93,24 @@ class PeerList:
                 )
         if before is not None and not peer.address:
             peer = replace(peer, address=before.address)
-        self._peers[peer.node_id] = peer
-        self._write()
+        self._replace({**self._peers, peer.node_id: peer})
         return peer
 
     def remove(self, wanted: str) -> AddedPeer:
         """Remove a peer by name or id and return what it was."""
         peer = self.find(wanted)
-        del self._peers[peer.node_id]
-        self._write()
+        self._replace({node_id: other for node_id, other in self._peers.items() if other != peer})
         return peer
 
-    def _write(self) -> None:
-        document = {"version": FILE_VERSION, "peers": [asdict(peer) for peer in self._peers.values()]}
+    def _replace(self, peers: dict[NodeId, AddedPeer]) -> None:
+        document = {"version": FILE_VERSION, "peers": [asdict(peer) for peer in peers.values()]}
         fresh = self._path.with_suffix(".new")
         with fresh.open("w", encoding="utf-8") as out:
             json.dump(document, out, indent=1)
             out.flush()
             os.fsync(out.fileno())
         fresh.replace(self._path)
+        self._peers = peers  # only now: what is in memory is what is on disk
 
 
 def _plain(peer: AddedPeer) -> AddedPeer:

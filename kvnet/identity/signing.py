@@ -19,7 +19,7 @@ from kvnet.types import NodeId
 _MESSAGE_DOMAIN: Final = b"kvnet/message/v1\0"
 _WITNESS: Final = object()
 
-MAX_BODY_NBYTES = 1 << 20
+MAX_BODY_NBYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,27 @@ class RowSource:
         copied = [ANSWER_WEIGHT] * (num_tokens - 1)
         return Row([self._bos_id, *tokens, *tokens], [OTHER_WEIGHT] * (num_tokens + 2) + copied)
 
+    def pairs_row(self, num_pairs: int, gap_len: int) -> Row:
+        """Random keys and values, then the same pairs in another order: facts without language.
+
+        The same `gap_len` tokens part every key from its value, so the token before tells nothing.
+        """
+        gap = self._random_tokens(gap_len, gap_len)
+        pairs = [(self._random_tokens(1, 2), self._random_tokens(1, 2)) for _ in range(num_pairs)]
+        end = self._random_tokens(1, 1)
+        ids = [self._bos_id]
+        for key, value in pairs:
+            ids += [*key, *gap, *value, *end]
+        weights = [OTHER_WEIGHT] * len(ids)
+        self.rng.shuffle(pairs)
+        for key, value in pairs:
+            ids += [*key, *gap, *value, *end]
+            weights += [OTHER_WEIGHT] * len(key + gap) + [ANSWER_WEIGHT] * len(value + end)
+        return Row(ids, weights)
+
+    def _random_tokens(self, min_count: int, max_count: int) -> list[int]:
+        return self.rng.choices(range(3, self._vocab_size), k=self.rng.randint(min_count, max_count))
+
     def _vary(self, style: Style) -> Style:
         """Now and then another layout, idle sentences, lines: what people type is no full grid."""
         if style.layout == "grid" and self.rng.random() < 0.15:

@@ -22,7 +22,8 @@ class Shape:
 
     `offsets` are the look-back distances of its heads. Few of them are better: all heads write into
     one subspace at first, and a token is found again by the bag of tokens before it. Every
-    `num_value_maps`-th KV head starts with the same value map.
+    `num_value_maps`-th KV head starts with the same value map. `seed_margin` is how much more of
+    cos(angle), summed over the seeded rotary pairs, the right offset gets than its neighbour.
     """
 
     num_layers: int
@@ -33,6 +34,7 @@ class Shape:
     head_dim: int
     rope_theta: float
     offsets: tuple[int, ...]
+    seed_margin: float
     num_value_maps: int = 1
 
 
@@ -89,7 +91,7 @@ def _seed_positions(model: LlamaForCausalLM, shape: Shape) -> None:
     normed = float(embedding[0, 0] / embedding.pow(2).mean().sqrt())
     dim, half, pairs = shape.head_dim, shape.head_dim // 2, _NUM_SEEDED_PAIRS
     inv_freq = shape.rope_theta ** (-torch.arange(0, dim, 2).float() / dim)  # [head_dim / 2]
-    amplitude = (_NEIGHBOUR_GAP_NATS / 0.68 * dim**0.5) ** 0.5 / normed
+    amplitude = (_NEIGHBOUR_GAP_NATS / shape.seed_margin * dim**0.5) ** 0.5 / normed
     attention = model.model.layers[0].self_attn
     key = torch.zeros(dim)
     key[:pairs] = 1.0

@@ -4,36 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kvnet.api import MemoryInfo
-from tests.e2e.daemons import Daemon, introduce, questions, reply
-
-MakeHome = Callable[[str], Path]
-MakeDaemon = Callable[..., Daemon]
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two nodes with the same model that know each other; bob holds a memory and its question."""
-
-    alice: Daemon
-    bob: Daemon
-    memory: MemoryInfo
-    prompt: str
-    expected: tuple[str, int, str]
-
-    def check(self) -> None:
-        """Both still answer an honest request, and right."""
-        for daemon in (self.alice, self.bob):
-            with daemon.node() as node:
-                answer = node.ask(self.prompt, self.memory)
-                assert reply(answer) == self.expected
-                assert answer.kv.reused_tokens == self.memory.tokens
+from tests.e2e.daemons import Daemon, MakeDaemon, MakeHome, Pair, introduce, questions, reply
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,15 @@
 """Real daemons as separate processes, the CLI as a caller sees it, and questions to ask them.
 
-    alice = Daemon(folder, "alice")
-    alice.start()
-    with alice.node() as node: ...
-    alice.kill(); alice.start()     # same home, same port
-    alice.stop()
+alice = Daemon(folder, "alice")
+alice.start()
+with alice.node() as node: ...
+alice.kill(); alice.start()     # same home, same port
+alice.stop()
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -16,17 +17,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from kvnet.api import Answer, NodeStatus
+from kvnet.api import Answer, MemoryInfo, NodeStatus
 from kvnet.client import AsyncNode, Node
 from kvnet.errors import NotRunning, TooBusy
 from kvnet.model.reference.world import Question, ask, sample_context
 from kvnet.paths import Home
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 90.0
@@ -38,9 +41,10 @@ LONG_TEXT_FACTS = 60  # about 500 tokens: eight chunks of some 130 kB in ref-a
 class Daemon:
     """One `kvnetd` process on a home of its own. The first start picks its port, later ones keep it."""
 
-    def __init__(self, folder: Path, name: str, **flags: str) -> None:
+    def __init__(self, folder: Path, name: str, *, inside: Sequence[str] = (), **flags: str) -> None:
         self.home = Home(folder)
         self.name = name
+        self.inside = tuple(inside)  # a command that runs the rest, such as `ip netns exec NAME`
         self.flags = {"name": name, "model": "ref-a", "listen": "127.0.0.1:0", "mdns": "0", **flags}
         self.process: subprocess.Popen[bytes] | None = None
         self.node_id = ""
@@ -49,11 +53,11 @@ class Daemon:
     def launch(self) -> None:
         """Start the process and do not wait: two can import torch at the same time."""
         pairs = [part for key, value in self.flags.items() for part in (f"--{key}", value)]
-        command = [sys.executable, "-m", "kvnetd.main", "--home", str(self.home.root), *pairs]
+        run = [*self.inside, sys.executable, "-m", "kvnetd.main", "--home", str(self.home.root), *pairs]
         self.home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self.home.root / "stderr.txt").open("ab") as said:
             self.process = subprocess.Popen(
-                command, env=environment(self.home), stdin=subprocess.DEVNULL, stdout=said, stderr=said
+                run, env=environment(self.home), stdin=subprocess.DEVNULL, stdout=said, stderr=said
             )
 
     def wait_until_ready(self) -> NodeStatus:
@@ -133,6 +137,29 @@ class Said:
         return json.loads(self.stdout)
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two nodes with the same model that know each other; bob holds a memory and its question."""
+
+    alice: Daemon
+    bob: Daemon
+    memory: MemoryInfo
+    prompt: str
+    expected: tuple[str, int, str]
+
+    def check(self) -> None:
+        """Both still answer an honest request, and right."""
+        for daemon in (self.alice, self.bob):
+            with daemon.node() as node:
+                answer = node.ask(self.prompt, self.memory)
+                assert reply(answer) == self.expected
+                assert answer.kv.reused_tokens == self.memory.tokens
+
+
+MakeHome = Callable[[str], Path]
+MakeDaemon = Callable[..., Daemon]
+
+
 def environment(home: Home, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """Ours with KVNET_HOME set, no other KVNET_* setting, and no model hub."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("KVNET_")}
@@ -166,20 +193,19 @@ def introduce(one: Daemon, other: Daemon, address: str | None = None) -> None:
         node.add_peer(one.grpc, node_id=one.node_id, name=one.name)
 
 
-@contextmanager
-def dialled_at(sender: Daemon, receiver: Daemon, port: int) -> Iterator[None]:
+@asynccontextmanager
+async def dialled_at(sender: Daemon, receiver: Daemon, port: int) -> AsyncIterator[None]:
     """Meanwhile the sender reaches the receiver through 127.0.0.1:`port` only."""
-    introduce(sender, receiver, f"127.0.0.1:{port}")
+    # In a thread: the proxy at that port lives on this loop, and the sender probes what it adds.
+    await asyncio.to_thread(introduce, sender, receiver, f"127.0.0.1:{port}")
     try:
         yield
     finally:
-        introduce(sender, receiver)
+        await asyncio.to_thread(introduce, sender, receiver)
 
 
-async def when_free(call: Any, timeout_s: float = 30.0) -> Any:
+async def when_free(call: Callable[[], Awaitable[T]], timeout_s: float = 30.0) -> T:
     """`await call()`, again while the receiver has not yet noticed that the last attempt is dead."""
-    import asyncio
-
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -190,9 +216,19 @@ async def when_free(call: Any, timeout_s: float = 30.0) -> Any:
             await asyncio.sleep(0.2)
 
 
-def durable_chunks(receiver: Daemon) -> int:
-    """How many bytes of chunk records lie in the receiver's spool."""
-    return sum(log.stat().st_size for log in (receiver.home.store / "incoming").glob("*/chunks.log"))
+async def chunks_arrived(receiver: Daemon, memory: MemoryInfo, timeout_s: float = 20.0) -> None:
+    """Wait until the receiver's spool holds a durable chunk of this memory."""
+    deadline = time.monotonic() + timeout_s
+    while not any(_has_chunks(folder, memory) for folder in (receiver.home.store / "incoming").iterdir()):
+        assert time.monotonic() < deadline, f"no chunk became durable at {receiver.name}"
+        await asyncio.sleep(0.02)
+
+
+def _has_chunks(transfer: Path, memory: MemoryInfo) -> bool:
+    offer, log = transfer / "offer.bin", transfer / "chunks.log"
+    if not (offer.exists() and log.exists() and log.stat().st_size):
+        return False
+    return memory.header.content_digest.encode() in offer.read_bytes()
 
 
 def questions(count: int, *, seed: int = 7) -> list[tuple[str, Question]]:

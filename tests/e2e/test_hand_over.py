@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -14,8 +13,7 @@ from kvnet.api import Answer, LayerProgress, MemoryInfo, Progress, SendReport
 from kvnet.client import Node
 from kvnet.errors import UnknownMemory, UnknownMessage
 from kvnet.types import DType
-from tests.e2e.conftest import Pair
-from tests.e2e.daemons import Daemon, long_text, questions, reply
+from tests.e2e.daemons import Daemon, Pair, long_text, questions, reply
 
 NUM_QUESTIONS = 40
 
@@ -261,10 +259,13 @@ def test_a_forgotten_memory_is_gone_here_and_stays_there(nodes: tuple[Node, Node
     assert alice.show(memory.id).nbytes == memory.nbytes
 
 
-def test_many_connections_at_once_are_served_in_turn(pair: Pair, tmp_path: Path) -> None:
+def test_many_connections_at_once_are_served_in_turn(pair: Pair) -> None:
     with ExitStack() as stack:
         nodes = [stack.enter_context(pair.bob.node()) for _ in range(5)]
         streams = [node.ask_stream(pair.prompt, pair.memory) for node in nodes]
         first = [next(stream) for stream in streams]
-        whole = ["".join(map(str, [piece, *list(stream)[:-1]])) for piece, stream in zip(first, streams, strict=True)]
+        whole = [
+            "".join(map(str, [piece, *list(stream)[:-1]]))
+            for piece, stream in zip(first, streams, strict=True)
+        ]
     assert whole == [pair.expected[0]] * len(whole)

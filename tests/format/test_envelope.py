@@ -39,7 +39,9 @@ def test_packed_envelope_is_what_it_always_was() -> None:
         transfer_id=bytes(range(64, 80)),
         nonce=bytes(range(80, 96)),
         offer_digest=bytes(range(96, 128)),
-        key=ChunkKey(index=0x01020304, layer_idx=0x05060708, kind=Kind.VALUE, start=0x0A0B0C0D, stop=0x0E0F1011),
+        key=ChunkKey(
+            index=0x01020304, layer_idx=0x05060708, kind=Kind.VALUE, start=0x0A0B0C0D, stop=0x0E0F1011
+        ),
         total=0x12131415,
         compression=Compression.LZ4,
         raw_nbytes=0x000D1617,

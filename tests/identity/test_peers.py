@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvnet.errors import RequestError, StateCorrupt, UnknownPeer
@@ -55,6 +55,7 @@ _peers = st.builds(
 )
 
 
+@settings(max_examples=25)
 @given(st.lists(_peers, max_size=5, unique_by=(lambda peer: peer.node_id, lambda peer: peer.name)))
 def test_any_peers_survive_the_file(tmp_path_factory: pytest.TempPathFactory, found: list[AddedPeer]) -> None:
     path = tmp_path_factory.mktemp("peers") / "peers.json"

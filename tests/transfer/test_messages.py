@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,5 @@ def test_chunks_digest_depends_on_order_and_number() -> None:
     assert len({chunks_digest([]), chunks_digest([a]), chunks_digest([a, b]), chunks_digest([b, a])}) == 4
 
 
-def test_limits_hold_what_a_hello_states() -> None:
-    hello = replace(MESSAGES[0], limits=Limits(max_seq_len=1, max_layers=2))
-    assert open_sealed(Hello, seal(SENDER, hello), signer=None)[0].limits == Limits(1, max_layers=2)
-    assert base64.b64decode(MESSAGES[2].held) == bytes([0b100001])
+def test_chunk_i_is_bit_i_of_the_bitmap() -> None:
+    assert base64.b64decode(pack_bitmap({0, 5, 9}, 10)) == bytes([0b100001, 0b10])

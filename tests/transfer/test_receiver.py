@@ -41,7 +41,9 @@ def sending(receiver: ReceiverSession) -> SenderSession:
     return session
 
 
-def chunk(receiver: ReceiverSession, index: int, payload: bytes | None = None, **changes: Any) -> VerifiedChunk:
+def chunk(
+    receiver: ReceiverSession, index: int, payload: bytes | None = None, **changes: Any
+) -> VerifiedChunk:
     """Chunk `index` as its sender signed it, or with other contents or claims."""
     envelope = sending(receiver).envelope(CHUNKS[index])
     sent = PAYLOADS[index] if payload is None else payload

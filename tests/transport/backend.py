@@ -7,6 +7,7 @@ import hashlib
 import os
 from concurrent.futures import Executor
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from kvnet.errors import BadSignature, UnknownMemory
@@ -17,10 +18,13 @@ from kvnet.transfer.admission import admit_offer
 from kvnet.transfer.messages import PROTOCOL_VERSION, Hello, Offer, PullRequest, open_sealed, seal
 from kvnet.transfer.receiver import ReceiverSession
 from kvnet.transfer.sender import SenderSession, WireChunk
+from kvnet.transport.client import PeerClient
 from kvnet.types import MemoryId, RawMemory, TransferId, content_digest
-from tests.builders import NOW, make_offer, make_receiver, wire_chunks
+from tests.builders import NOW, RECEIVER, make_memory, make_offer, make_receiver, wire_chunks
 
 Disk = dict[int, VerifiedChunk]
+MEMORY = make_memory()
+TOTAL = 6
 
 
 class MemoryOutbound:
@@ -60,7 +64,7 @@ class MemoryInbound:
 
     async def store(self, chunks: list[VerifiedChunk]) -> None:
         """As a disk: after a while everything is there."""
-        await asyncio.sleep(0)
+        await self._node.disk_is_ready.wait()
         for chunk in chunks:
             self._disk[chunk.envelope.key.index] = chunk
 
@@ -94,6 +98,8 @@ class MemoryNode:
         self.inbound: list[MemoryInbound] = []
         self.outbound: list[MemoryOutbound] = []
         self.closed = asyncio.Event()
+        self.disk_is_ready = asyncio.Event()
+        self.disk_is_ready.set()
         self._receiver = make_receiver(node_id=key.node_id, **receiver)
 
     def hello(self, nonce: bytes) -> Hello:
@@ -142,3 +148,25 @@ class MemoryNode:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.closed.wait(), 5)
         return self.inbound[-1]
+
+
+@dataclass
+class Pair:
+    """Bob listens; Alice knows his address and his key."""
+
+    alice: MemoryNode
+    bob: MemoryNode
+    address: str
+
+    def client(self, **changes: Any) -> PeerClient:
+        """Alice's connection to Bob."""
+        return PeerClient(self.address, **{"public": RECEIVER.public, "peer": "bob", **changes})
+
+    async def push(self, outbound: MemoryOutbound | None = None) -> MemoryOutbound:
+        """Send MEMORY from Alice to Bob, who has it then."""
+        outbound = outbound or self.alice.outgoing(MEMORY)
+        async with self.client() as client:
+            sent = await client.push(outbound)
+        assert sent.receipt.memory == MEMORY.header.id
+        assert self.bob.memories[MEMORY.header.id] == MEMORY
+        return outbound

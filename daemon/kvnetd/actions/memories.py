@@ -22,7 +22,7 @@ async def remember(
 ) -> AsyncGenerator[Progress | MemoryInfo, None]:
     """Read a text into a memory; yields a Progress per layer and the MemoryInfo last."""
     _check_name(name)
-    wanted = Compression[(compression or services.config.compression).upper()]
+    wanted = _compression(compression or services.config.compression)
     layers: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
@@ -94,6 +94,14 @@ def _info(record: MemoryRecord, name: str) -> MemoryInfo:
         created_at=record.created_at,
         header=header,
     )
+
+
+def _compression(name: str) -> Compression:
+    try:
+        return Compression[name.upper()]
+    except KeyError as exc:
+        known = ", ".join(choice.name.lower() for choice in Compression)
+        raise RequestError(f"compression {name!r:.40}: none of {known}") from exc
 
 
 def _check_name(name: str) -> None:

@@ -11,6 +11,7 @@ from kvnet.api import InboxMessage
 from kvnet.errors import StateCorrupt, StoreFull, UnknownMessage
 
 SCHEMA_VERSION = 1
+_MAGIC = b"SQLite format 3\0"
 _SCHEMA = """
 CREATE TABLE names (name TEXT PRIMARY KEY, memory TEXT NOT NULL) STRICT;
 CREATE TABLE messages (
@@ -135,15 +136,34 @@ _SELECT_MESSAGES = f"SELECT {', '.join(_MESSAGE_FIELDS)} FROM messages"  # noqa:
 
 def _open(path: Path) -> sqlite3.Connection:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if _head(path) not in (b"", _MAGIC):
+        # SQLite would take a file of a few bytes for an empty one, and overwrite it.
+        raise sqlite3.DatabaseError("file is not a database")
     db = sqlite3.connect(path, check_same_thread=False)
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
+    try:
+        _prepare(db, path)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as ledger:
+            return ledger.read(len(_MAGIC))
+    except OSError:
+        return b""  # not there yet; whatever else it is, SQLite says
+
+
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    # The version first: setting the journal mode already writes to the file.
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA_VERSION:
-        db.close()
         raise StateCorrupt(
             f"ledger {path}: version {version}, this kvnet reads {SCHEMA_VERSION}; install the newer kvnet"
         )
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
     if version == 0:
         db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-    return db

@@ -81,10 +81,10 @@ class IncomingTransfer:
         sections = tuple(self._held[index].section for index in range(self._offer.chunk_count))
         record = MemoryRecord(RECORD_VERSION, self._offer.memory, created_at, self._offer.sender, sections)
         with (self._folder / SECTIONS_FILE).open("rb") as written:
-            if content_digest_of(record, written) != record.header.content_digest:
-                raise BadSignature(
-                    f"transfer {self._offer.transfer_id}: the contents are not the memory offered"
-                )
+            honest = content_digest_of(record, written) == record.header.content_digest
+        if not honest:
+            self.discard()  # resuming it could only end here again
+            raise BadSignature(f"transfer {self._offer.transfer_id}: the contents are not the memory offered")
         self.close()
         with full_disk_refused("transfer"):
             return memories.adopt(self._folder, record)
@@ -166,7 +166,10 @@ def _held(envelope: Envelope, offset: int) -> _Held:
 
 def _folder_name(transfer_id: TransferId) -> str:
     # Through bytes and back: what names a folder is 32 hex digits and nothing else.
-    return bytes.fromhex(transfer_id).hex()
+    name = bytes.fromhex(transfer_id).hex()
+    if len(name) != 32:
+        raise ValueError(f"transfer id {transfer_id!r:.60} is not 32 hex digits")
+    return name
 
 
 def _write_all(handle: int, data: bytes | memoryview, offset: int) -> None:

@@ -23,7 +23,7 @@ from kvnet.api import (
     Progress,
     SendReport,
 )
-from kvnet.client.connect import CHANNEL_OPTIONS, TOKEN_METADATA_KEY, locate, not_running
+from kvnet.client.connect import CHANNEL_OPTIONS, TOKEN_METADATA_KEY, explain, locate
 from kvnet.errors import RequestError
 from kvnet.v1 import control_pb2 as pb
 from kvnet.v1 import control_pb2_grpc
@@ -234,9 +234,11 @@ class AsyncNode:
             call.cancel()
 
     def _translated(self, failure: grpc.RpcError) -> Exception:
-        error = wire.status_to_error(failure, peer="daemon")
+        if wire.carries_error(failure):
+            return wire.status_to_error(failure, peer="daemon")
         # An unreachable peer is told by the daemon; an unreachable daemon tells nothing.
-        return error if wire.carries_error(failure) else not_running(self._home)
+        call: Any = failure
+        return explain(self._home, call.code().name, call.details() or "")
 
 
 def _text_of(text: str | None, file: str | Path | None) -> str:

@@ -1,0 +1,373 @@
+"""The command line as scripts use it: fields of `--json`, which stream says what, the log, the demo."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvnet.paths import Home
+from kvnet.version import VERSION
+from tests.e2e.daemons import (
+    MakeDaemon,
+    MakeHome,
+    Pair,
+    Said,
+    cli_command,
+    environment,
+    kvnet,
+    long_text,
+)
+from tests.lan.harness import Output
+
+CANARY_TEXT = "The code of the zebrafinch gate is 77431."
+CANARY_PROMPT = "What is the code of the zebrafinch gate?"
+CANARY_NOTE = "okapi"
+CANARIES = ("zebrafinch", "77431", CANARY_NOTE)
+
+STATUS_FIELDS = {"node_id", "name", "grpc", "model", "pid", "version", "home", "mdns"}
+MEMORY_FIELDS = {"id", "name", "tokens", "layers", "nbytes", "model", "origin", "created_at", "header"}
+SEND_FIELDS = {
+    *("transfer_id", "memory", "peer", "chunks", "raw_bytes", "wire_bytes", "seconds", "tier"),
+    "resumed_chunks",
+}
+KV_FIELDS = {"tier", "reused_tokens", "recomputed_tokens", "fallback", "ttft_s"}
+ANSWER_FIELDS = {"text", "kv", "tokens", "finish_reason", "seconds"}
+PEER_FIELDS = {"node_id", "name", "addresses", "source", "added", "reachable", "model", "tier", "problem"}
+MESSAGE_FIELDS = {"id", "sender", "sender_name", "agent", "memory", "note", "received_at", "acknowledged_at"}
+FINDING_FIELDS = {"check", "verdict", "detail", "remedy"}
+
+HEAVY = ("torch", "transformers", "numpy", "safetensors", "bitsandbytes", "kvnetd")
+MAX_HELP_CPU_S = 3.0  # what it takes is a tenth of that; a busy machine is not a bug
+_HELP = f"""
+import resource, sys
+sys.argv = ["kvnet", "--help"]
+from kvnet.cli.main import main
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+usage = resource.getrusage(resource.RUSAGE_SELF)
+loaded = [name for name in {HEAVY!r} if name in sys.modules]
+print(usage.ru_utime + usage.ru_stime, *loaded, file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def alice(pair: Pair) -> Path:
+    """alice's home."""
+    return pair.alice.home.root
+
+
+def _json(home: Path, *arguments: str, stdin: str = "") -> Any:
+    """The document that a command prints; it must print that and nothing else."""
+    said = kvnet(home, *arguments, "--json", stdin=stdin)
+    assert said.status == 0, said
+    assert said.stderr == ""
+    assert said.stdout.count("\n") == 1
+    return said.json
+
+
+def _prints(said: Said) -> str:
+    assert said.status == 0, said
+    return said.stdout
+
+
+def test_help_is_quick_and_imports_no_model_code() -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", _HELP], capture_output=True, text=True, timeout=60, check=True
+    )
+    cpu_s, *loaded = said.stderr.split()
+    assert loaded == []
+    assert float(cpu_s) < MAX_HELP_CPU_S
+    for command in ("up", "down", "status", "remember", "send", "ask", "peers", "doctor", "log", "demo"):
+        assert command in said.stdout
+
+
+def test_the_sdk_imports_no_model_code() -> None:
+    look = f"import sys, kvnet, kvnet.client; print([n for n in {HEAVY!r} if n in sys.modules])"
+    said = subprocess.run(
+        [sys.executable, "-c", look], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert said.stdout.strip() == "[]"
+
+
+def test_the_version_is_said(home: MakeHome) -> None:
+    assert VERSION in _prints(kvnet(home("nobody"), "--version"))
+
+
+def test_an_unknown_command_is_a_usage_error(home: MakeHome) -> None:
+    said = kvnet(home("nobody"), "nosuch")
+    assert said.status == 2
+    assert "nosuch" in said.stderr
+    assert "Traceback" not in said.stderr
+    assert said.stdout == ""
+
+
+def test_up_down_and_back(home: MakeHome) -> None:
+    where = home("solo")
+    try:
+        up = _json(where, "up", "--no-mdns", "--name", "solo")
+        assert set(up) >= STATUS_FIELDS
+        assert (up["name"], up["model"], up["home"]) == ("solo", "ref-a", str(where))
+        assert _json(where, "up")["pid"] == up["pid"]
+        status = _json(where, "status")
+        assert {key: status[key] for key in STATUS_FIELDS} == {key: up[key] for key in STATUS_FIELDS}
+        identity = Home(where).identity.read_bytes()
+        down = _json(where, "down")
+        assert down == {"pid": up["pid"], "stopped": True}
+        assert not _is_running(up["pid"])
+        assert kvnet(where, "status").status == 3
+        # Nothing is left that keeps the next one from starting, and it is the same node.
+        assert Home(where).identity.read_bytes() == identity
+        assert not Home(where).socket.exists()
+        assert {stat.name for stat in where.iterdir()} >= {"identity", "store", "log", "run"}
+        assert oct(where.stat().st_mode & 0o777) == "0o700"
+    finally:
+        kvnet(where, "down")
+
+
+def _is_running(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+
+
+def test_serve_runs_in_the_foreground_until_it_is_told_to_stop(home: MakeHome) -> None:
+    where = Home(home("serve"))
+    command = cli_command("serve", "--no-mdns", "--name", "serve")
+    process = subprocess.Popen(command, env=environment(where), stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while not where.socket.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert _json(where.root, "status")["pid"] == process.pid
+    finally:
+        process.terminate()
+        _, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stderr) == (0, b"")
+
+
+def test_remember_and_mem(alice: Path, tmp_path: Path) -> None:
+    text = "Greta's animal is owl."
+    memory = _json(alice, "remember", text, "--name", "greta")
+    assert set(memory) == MEMORY_FIELDS
+    assert memory["id"].startswith("mem_")
+    assert (memory["name"], memory["layers"], memory["model"]) == ("greta", 4, "ref-a")
+    assert memory["nbytes"] == memory["tokens"] * memory["header"]["geometry"]["num_layers"] * 2 * 2 * 32 * 4
+    file = tmp_path / "text.txt"
+    file.write_text(text, encoding="utf-8")
+    assert _json(alice, "remember", "--file", str(file)) == memory
+    assert _json(alice, "remember", "-", stdin=text) == memory
+    assert memory in _json(alice, "mem", "ls")
+    for wanted in ("greta", memory["id"], memory["id"][:12]):
+        assert _json(alice, "mem", "show", wanted) == memory
+    assert "greta" in _prints(kvnet(alice, "mem", "ls"))
+    assert memory["id"] in _prints(kvnet(alice, "mem", "show", "greta"))
+    assert _json(alice, "mem", "rm", "greta") == memory
+    assert memory["id"] not in [one["id"] for one in _json(alice, "mem", "ls")]
+
+
+def test_send_ask_and_inbox(alice: Path, pair: Pair) -> None:
+    bob = pair.bob.home.root
+    memory = _json(alice, "remember", long_text(80), "--name", "eighty")
+    report = _json(alice, "send", "eighty", "--to", "bob/clerk", "--note", "from a script")
+    assert set(report) == SEND_FIELDS
+    assert (report["memory"], report["peer"], report["tier"]) == (memory["id"], "bob", "exact")
+    assert (report["chunks"], report["raw_bytes"], report["resumed_chunks"]) == (8, memory["nbytes"], 0)
+    assert 0 < report["wire_bytes"] <= report["raw_bytes"]
+    assert report["seconds"] > 0
+    answer = _json(bob, "ask", pair.prompt, "--memory", memory["id"])
+    assert (set(answer), set(answer["kv"])) == (ANSWER_FIELDS, KV_FIELDS)
+    assert answer["kv"]["reused_tokens"] == memory["tokens"]
+    (message,) = _json(bob, "inbox", "ls", "--agent", "clerk")
+    assert set(message) >= MESSAGE_FIELDS
+    assert (message["note"], message["agent"], message["memory"]) == ("from a script", "clerk", memory["id"])
+    assert _json(bob, "inbox", "ack", message["id"])["acknowledged_at"]
+    assert _json(bob, "inbox", "ls", "--agent", "clerk") == []
+    assert len(_json(bob, "inbox", "ls", "--agent", "clerk", "--all")) == 1
+    pulled = _json(alice, "pull", memory["id"], "--from", "bob")
+    assert set(pulled) == SEND_FIELDS
+
+
+def test_an_answer_goes_to_stdout_and_its_kv_report_to_stderr(pair: Pair) -> None:
+    said = kvnet(pair.bob.home.root, "ask", pair.prompt, "--memory", pair.memory.id)
+    assert said.stdout == pair.expected[0] + "\n"
+    assert said.stderr.startswith(f"[kv exact: {pair.memory.tokens} tokens reused, ")
+    assert said.stderr.count("\n") == 1
+    with_text = kvnet(pair.bob.home.root, "ask", pair.prompt, "--memory", pair.memory.id, "--stop", ".")
+    assert with_text.stdout == pair.expected[0].split(".")[0] + "\n"
+
+
+def test_text_on_stdout_is_for_people_and_stderr_stays_silent(alice: Path) -> None:
+    for arguments in (("status",), ("mem", "ls"), ("peers",), ("inbox", "ls"), ("log",)):
+        said = kvnet(alice, *arguments)
+        assert (said.status, said.stderr) == (0, "")
+        assert said.stdout.strip()
+
+
+def test_peers(alice: Path, pair: Pair) -> None:
+    (bob,) = [peer for peer in _json(alice, "peers") if peer["name"] == "bob"]
+    assert set(bob) >= PEER_FIELDS
+    assert (bob["node_id"], bob["reachable"], bob["tier"]) == (pair.bob.node_id, True, "exact")
+    assert (bob["added"], bob["addresses"], bob["problem"]) == (True, [pair.bob.grpc], "")
+    unprobed = [peer for peer in _json(alice, "peers", "--no-probe") if peer["name"] == "bob"]
+    assert [peer["reachable"] for peer in unprobed] == [False]
+    try:
+        assert _json(alice, "peer", "rm", "bob")["node_id"] == pair.bob.node_id
+        assert "bob" not in [peer["name"] for peer in _json(alice, "peers")]
+    finally:
+        grouped = "-".join(pair.bob.node_id[i : i + 13] for i in range(0, 52, 13)).upper()
+        added = _json(alice, "peer", "add", pair.bob.grpc, "--id", grouped)
+    assert (added["name"], added["node_id"], added["reachable"]) == ("bob", pair.bob.node_id, True)
+
+
+def test_without_an_id_peer_add_says_who_answers_and_adds_nobody(alice: Path, pair: Pair) -> None:
+    before = _json(alice, "peers", "--no-probe")
+    said = kvnet(alice, "peer", "add", pair.bob.grpc)
+    assert said.status == 4
+    assert pair.bob.node_id in said.stderr
+    assert _json(alice, "peers", "--no-probe") == before
+
+
+def test_doctor_is_content_with_a_healthy_node_and_fails_on_a_sick_one(
+    alice: Path, home: MakeHome, daemon: MakeDaemon
+) -> None:
+    found = _json(alice, "doctor")
+    assert all(set(finding) == FINDING_FIELDS for finding in found["findings"])
+    assert set(found["summary"]) == {"ok", "warn", "fail"}
+    assert found["summary"]["fail"] == 0
+    assert sum(found["summary"].values()) == len(found["findings"])
+    assert "peer bob" in [finding["check"] for finding in found["findings"]]
+    assert "peer bob" in _prints(kvnet(alice, "doctor"))
+    fresh = _json(home("fresh"), "doctor")
+    assert fresh["summary"]["fail"] == 0
+    sick = Home(home("sick"))
+    sick.identity.parent.mkdir(mode=0o700, parents=True)
+    sick.identity.write_bytes(b"short")
+    sick.identity.chmod(0o600)
+    sick.peers.write_text("nonsense", encoding="utf-8")
+    said = kvnet(sick.root, "doctor", "--json")
+    assert (said.status, said.stderr) == (1, "")
+    failed = [finding["check"] for finding in said.json["findings"] if finding["verdict"] == "fail"]
+    assert len(failed) == said.json["summary"]["fail"] == 2
+
+
+def test_inspect_model_prints_the_shapes_of_a_cache(home: MakeHome) -> None:
+    said = kvnet(home("nobody"), "inspect-model", "--model", "ref-a")
+    assert said.status == 0, said
+    found = json.loads(said.stdout)
+    assert "4" in json.dumps(found)
+    assert found
+
+
+def _threes(lines: list[dict[str, Any]]) -> Counter[str]:
+    """Per span: how many were started and not yet ended."""
+    open_spans: Counter[str] = Counter()
+    for line in lines:
+        name, _, what = line["event"].partition(".")
+        if what == "started":
+            open_spans[name] += 1
+        elif what in ("completed", "failed") and name != "verification":
+            open_spans[name] -= 1
+            assert line["duration_s"] >= 0
+        if what == "failed":
+            assert line["error"]
+    return +open_spans
+
+
+def test_the_log_is_valid_in_threes_and_holds_no_word_of_text_or_prompt(alice: Path, pair: Pair) -> None:
+    _json(alice, "remember", CANARY_TEXT, "--name", "canary")
+    _json(alice, "send", "canary", "--to", "bob", "--note", CANARY_NOTE)
+    for home in (alice, pair.bob.home.root):
+        memory = _json(alice, "mem", "show", "canary")["id"]
+        _json(home, "ask", CANARY_PROMPT, "--memory", memory)
+        _json(home, "ask", CANARY_PROMPT, "--max-tokens", "2")
+        assert kvnet(home, "ask", CANARY_PROMPT, "--max-tokens", "5000").status == 4
+        assert kvnet(home, "ask", CANARY_PROMPT, "--stop", "").status == 4
+        assert kvnet(home, "remember", CANARY_TEXT * 300).status == 4
+    for daemon in (pair.alice, pair.bob):
+        lines = [json.loads(line) for line in _prints(kvnet(daemon.home.root, "log", "--json")).splitlines()]
+        assert lines
+        for line in lines:
+            assert line["v"] == 1
+            assert line["ts"].endswith("Z")
+            assert line["node"] == daemon.node_id[:13]
+        # A daemon that was killed leaves what it was at; the one that runs is a span of its own.
+        last_start = max(i for i, line in enumerate(lines) if line["event"] == "node.started")
+        assert _threes(lines[last_start:]) == Counter(node=1)
+        names = {line["event"] for line in lines}
+        assert {"model.completed", "generation.completed", "generation.failed", "prefill.failed"} <= names
+        assert {"injection.completed", "transfer.completed"} <= names
+        logs = [path for path in daemon.home.events.parent.rglob("*") if path.is_file()]
+        for path in (*logs, daemon.home.root / "stderr.txt"):
+            content = path.read_text(encoding="utf-8", errors="replace").lower()
+            assert not [canary for canary in CANARIES if canary in content], path
+    transfers = [line for line in pair.alice.events("transfer.completed") if line["direction"] == "out"]
+    received = [line for line in pair.bob.events("transfer.completed") if line["direction"] == "in"]
+    assert transfers[-1]["transfer_id"] == received[-1]["transfer_id"]
+    assert transfers[-1]["raw_bytes"] == received[-1]["raw_bytes"]
+    assert "verification.completed" in {line["event"] for line in pair.bob.events()}
+
+
+def test_the_log_can_be_read_without_a_daemon_and_by_event(alice: Path, home: MakeHome) -> None:
+    assert kvnet(home("nobody"), "log", "--json") == Said(0, "", "")
+    lines = _prints(kvnet(alice, "log", "--json", "--event", "model")).splitlines()
+    assert {json.loads(line)["event"] for line in lines} == {"model.started", "model.completed"}
+
+
+@pytest.fixture
+def following(alice: Path) -> Iterator[Output]:
+    """`kvnet log --follow` in the background."""
+    process = subprocess.Popen(
+        cli_command("log", "--follow", "--json"),
+        env=environment(Home(alice)),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        yield Output(process)
+        process.kill()
+
+
+def test_follow_shows_new_lines(alice: Path, pair: Pair, following: Output) -> None:
+    before = following.wait_for(lambda line: "node.started" in line, 20)
+    with pair.alice.node() as node:
+        memory = node.remember(f"Omar's city is number {os.getpid()}.")
+    at = following.wait_for(lambda line: memory.id in line, 20, after=before)
+    assert json.loads(following.lines[at - 1])["event"] == "prefill.completed"
+
+
+async def test_the_sdk_follows_events_too(pair: Pair) -> None:
+    async with pair.alice.async_node() as node:
+        events = node.events(past=True)
+        first = await anext(events)
+        assert first["event"] == "node.started"
+        await events.aclose()
+        past = [event["event"] async for event in node.events(follow=False, past=True)]
+    assert past[0] == "node.started"
+
+
+def test_the_demo_ends_with_one_object(home: MakeHome) -> None:
+    said = kvnet(home("nobody"), "demo", "--json")
+    assert said.status == 0, said
+    assert said.stdout.count("\n") == 1
+    document = said.json
+    assert set(document) == {"nodes", "send", "questions", "ttft"}
+    assert [node["name"] for node in document["nodes"]] == ["alice", "bob"]
+    assert all(set(node) == {"name", "node_id", "model", "grpc"} for node in document["nodes"])
+    assert set(document["send"]) == SEND_FIELDS
+    for question in document["questions"]:
+        assert {"question", "expected", "with_memory", "without_memory", "kv"} == set(question)
+        assert question["kv"]["reused_tokens"] > 0
+        assert question["kv"]["tier"] == "exact"
+    assert set(document["ttft"]) == {"memory_s", "text_s"}
+    assert "alice reads" in said.stderr
+    assert not home("nobody").exists()

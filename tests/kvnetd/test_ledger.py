@@ -1,0 +1,147 @@
+"""Names, messages and receipts: there after a restart, once each, and never guessed from garbage."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kvnetd.store.ledger import SCHEMA_VERSION, Ledger
+
+from kvnet.api import InboxMessage
+from kvnet.errors import StateCorrupt, UnknownMessage
+
+MESSAGE = InboxMessage(
+    id="msg_1",
+    sender="node",
+    sender_name="alice",
+    sender_agent="writer",
+    agent="reader",
+    memory="mem_1",
+    note="grüße 😀",
+    received_at="2026-01-01T00:00:00Z",
+    acknowledged_at="",
+)
+
+
+def transfer(transfer_id: str = "ab" * 16) -> tuple[Any, ...]:
+    """A row of the transfers table."""
+    return (transfer_id, "in", "node", "mem_1", b"offer", b"body", b"signer", b"signature", "2026-01-01")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "store" / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[Ledger]:
+    with closing(Ledger(path)) as found:
+        yield found
+
+
+def test_everything_is_there_after_a_restart(path: Path, ledger: Ledger) -> None:
+    ledger.name("notes", "mem_1")
+    ledger.complete(transfer(), MESSAGE)
+    ledger.close()
+    with closing(Ledger(path)) as again:
+        assert again.names() == {"mem_1": "notes"}
+        assert again.messages(agent=None, unread_only=True) == (MESSAGE,)
+        assert again.completed("ab" * 16) == (b"offer", b"body", b"signer", b"signature")
+
+
+def test_name_moves_to_the_memory_it_was_last_given(ledger: Ledger) -> None:
+    ledger.name("notes", "mem_1")
+    ledger.name("notes", "mem_2")
+    assert ledger.memory_named("notes") == "mem_2"
+    assert ledger.memory_named("other") is None
+
+
+def test_forgotten_memory_loses_its_names_and_keeps_its_messages(ledger: Ledger) -> None:
+    ledger.name("notes", "mem_1")
+    ledger.complete(transfer(), MESSAGE)
+    ledger.forget_memory("mem_1")
+    assert ledger.names() == {}
+    assert ledger.messages(agent=None, unread_only=False) == (MESSAGE,)
+
+
+def test_receipt_and_message_are_written_together_or_not_at_all(ledger: Ledger) -> None:
+    ledger.complete(transfer(), MESSAGE)
+    with pytest.raises(StateCorrupt):
+        ledger.complete(transfer("cd" * 16), MESSAGE)  # a second message with this id
+    assert ledger.completed("cd" * 16) is None
+
+
+def test_transfer_without_a_message_is_no_inbox_entry(ledger: Ledger) -> None:
+    ledger.complete(transfer(), None)
+    assert ledger.messages(agent=None, unread_only=False) == ()
+    assert ledger.completed("ab" * 16) is not None
+    assert ledger.completed("cd" * 16) is None
+
+
+def test_inbox_is_told_apart_by_agent_and_in_order(ledger: Ledger) -> None:
+    late = replace(MESSAGE, id="msg_2", received_at="2026-03-01", agent="")
+    early = replace(MESSAGE, id="msg_3", received_at="2026-02-01")
+    for number, message in enumerate((late, early)):
+        ledger.complete(transfer(f"{number:032x}"), message)
+    assert ledger.messages(agent=None, unread_only=False) == (early, late)
+    assert ledger.messages(agent="", unread_only=False) == (late,)
+    assert ledger.messages(agent="reader", unread_only=True) == (early,)
+    assert ledger.messages(agent="' OR 1 = 1 --", unread_only=False) == ()
+
+
+def test_message_acknowledged_twice_keeps_the_first_time(ledger: Ledger) -> None:
+    ledger.complete(transfer(), MESSAGE)
+    first = ledger.acknowledge("msg_1", at="2026-01-02")
+    assert first == replace(MESSAGE, acknowledged_at="2026-01-02")
+    assert ledger.acknowledge("msg_1", at="2026-01-03") == first
+    assert ledger.messages(agent=None, unread_only=True) == ()
+    assert ledger.messages(agent=None, unread_only=False) == (first,)
+
+
+@pytest.mark.parametrize("message_id", ["msg_2", "", "msg_1' OR '1", "%"])
+def test_unknown_message_is_refused(ledger: Ledger, message_id: str) -> None:
+    ledger.complete(transfer(), MESSAGE)
+    with pytest.raises(UnknownMessage):
+        ledger.acknowledge(message_id, at="2026-01-02")
+
+
+def test_newer_version_is_refused_and_left_untouched(path: Path) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        db.execute("CREATE TABLE future (x)")
+    before = path.read_bytes()
+    with pytest.raises(StateCorrupt, match="install the newer kvnet"):
+        Ledger(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("data", [b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 5000, b"x"])
+def test_garbage_is_refused_and_left_untouched(path: Path, data: bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(data)
+    with pytest.raises(StateCorrupt, match=r"ledger\.sqlite"):
+        Ledger(path)
+    assert path.read_bytes() == data
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_database_of_another_program_is_refused(path: Path) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE names (x)")
+    with pytest.raises(StateCorrupt, match="already exists"):
+        Ledger(path)
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT name FROM sqlite_master").fetchall() == [("names",)]
+
+
+def test_folder_in_the_ledgers_place_is_refused(path: Path) -> None:
+    path.mkdir(parents=True)
+    with pytest.raises(StateCorrupt):
+        Ledger(path)

@@ -1,0 +1,185 @@
+"""Memories at rest: whole or absent, and read back only when every digest agrees."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kvnetd.store.memories import HEADER_FILE, SECTIONS_FILE, MemoryRecord, MemoryStore
+
+from kvnet.errors import RequestError, StateCorrupt, StoreFull, UnknownMemory
+from kvnet.types import Compression, MemoryId
+from tests.builders import make_memory
+
+MEMORY = make_memory()
+AT = "2026-01-01T00:00:00Z"
+
+
+def put(memories: MemoryStore, seed: int = 0, *, at: str = AT) -> MemoryRecord:
+    """Store the memory made from `seed`."""
+    return memories.put(make_memory(seed), wanted=Compression.LZ4, created_at=at)
+
+
+def reopened(memories: MemoryStore) -> MemoryStore:
+    """The same folder after a restart."""
+    return MemoryStore(memories.root)
+
+
+@pytest.mark.parametrize("wanted", Compression)
+def test_memory_is_read_back_as_it_was_even_after_a_restart(
+    memories: MemoryStore, wanted: Compression
+) -> None:
+    record = memories.put(MEMORY, wanted=wanted, created_at=AT)
+    for store in (memories, reopened(memories)):
+        assert store.find(MEMORY.header.id) == record
+        assert store.load(record) == MEMORY
+        assert store.all() == (record,)
+        assert store.nbytes == (store.root / record.id / SECTIONS_FILE).stat().st_size
+
+
+def test_same_contents_again_change_nothing(memories: MemoryStore) -> None:
+    first = put(memories)
+    assert put(memories, at="2027-01-01T00:00:00Z") is first
+    assert len(list(memories.root.iterdir())) == 1
+
+
+def test_memories_are_listed_oldest_first(memories: MemoryStore) -> None:
+    late, early = put(memories, 1, at="2026-02-01"), put(memories, 2, at="2026-01-01")
+    assert memories.all() == reopened(memories).all() == (early, late)
+
+
+def test_forgotten_memory_is_gone_from_disk(memories: MemoryStore) -> None:
+    record = put(memories)
+    memories.forget(record)
+    assert list(memories.root.iterdir()) == []
+    with pytest.raises(UnknownMemory):
+        memories.find(record.id)
+
+
+def test_memory_is_found_by_the_start_of_its_id(memories: MemoryStore) -> None:
+    record = put(memories)
+    assert memories.find(record.id[:8]) == record
+    for wanted in (record.id[:7], "mem_", "", "mem_" + "a" * 52):
+        with pytest.raises(UnknownMemory):
+            memories.find(wanted)
+
+
+def test_start_of_several_ids_is_refused(memories: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = put(memories)
+    twin = MemoryId(record.id[:-1] + "_")
+    monkeypatch.setitem(memories._records, twin, record)
+    with pytest.raises(RequestError, match="2 ids"):
+        memories.find(record.id[:10])
+
+
+def test_no_name_from_outside_becomes_a_path(memories: MemoryStore, tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    for wanted in ("../outside", "/etc/passwd", "..", "mem_/../../outside", "\0"):
+        with pytest.raises(UnknownMemory):
+            memories.find(wanted)
+
+
+def test_what_never_finished_is_cleared_at_the_start(memories: MemoryStore) -> None:
+    record = put(memories)
+    for name in (".mem_x.new", ".mem_y.gone"):
+        (memories.root / name).mkdir()
+        (memories.root / name / SECTIONS_FILE).write_bytes(b"half")
+    assert [folder.name for folder in reopened(memories).root.iterdir()] == [record.id]
+
+
+def test_store_without_room_refuses_before_it_writes(
+    memories: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvnetd.store.disk.free_nbytes", lambda folder: MEMORY.header.raw_nbytes - 1)
+    with pytest.raises(StoreFull, match="forget some"):
+        put(memories)
+    assert list(memories.root.iterdir()) == []
+
+
+def test_failure_in_the_middle_leaves_nothing(memories: MemoryStore) -> None:
+    broken = replace(MEMORY, chunks=(*MEMORY.chunks[:3], None, *MEMORY.chunks[4:]))  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        memories.put(broken, wanted=Compression.NONE, created_at=AT)
+    assert list(memories.root.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", [0, 100, -1])
+def test_flipped_byte_on_disk_is_refused_when_read(memories: MemoryStore, where: int) -> None:
+    record = put(memories)
+    path = memories.root / record.id / SECTIONS_FILE
+    data = bytearray(path.read_bytes())
+    data[where] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StateCorrupt, match="not what was stored"):
+        reopened(memories).load(record)
+
+
+def test_sections_cut_short_or_missing_are_refused_when_read(memories: MemoryStore) -> None:
+    record = put(memories)
+    path = memories.root / record.id / SECTIONS_FILE
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StateCorrupt, match="ends inside"):
+        memories.load(record)
+    path.unlink()
+    with pytest.raises(StateCorrupt, match="cannot be read"):
+        memories.load(record)
+
+
+def rewrite(memories: MemoryStore, change: Callable[[dict[str, Any]], None]) -> MemoryRecord:
+    """A stored memory whose record on disk was changed."""
+    record = put(memories)
+    path = memories.root / record.id / HEADER_FILE
+    plain = json.loads(path.read_text())
+    change(plain)
+    path.write_text(json.dumps(plain))
+    return record
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], None]] = {
+    "newer version": lambda plain: plain.update(version=2),
+    "unknown field": lambda plain: plain.update(surprise=1),
+    "another header": lambda plain: plain["header"].update(seq_len=6),
+    "missing section": lambda plain: plain["sections"].pop(),
+    "unknown compression": lambda plain: plain["sections"][0].update(compression=9),
+    "digest that is no hex": lambda plain: plain["sections"][0].update(wire_digest="zz"),
+    "huge section": lambda plain: plain["sections"][0].update(wire_nbytes=2**62),
+}
+
+
+@pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_record_is_named_and_the_others_are_read(
+    memories: MemoryStore, change: Callable[[dict[str, Any]], None]
+) -> None:
+    healthy = put(memories, 1)
+    damaged = rewrite(memories, change)
+    store = reopened(memories)
+    assert store.all() == (healthy,)
+    assert list(store.damaged) == [damaged.id]
+    with pytest.raises(StateCorrupt, match=damaged.id):
+        store.find(damaged.id)
+
+
+@pytest.mark.parametrize("text", ["", "\x00" * 100, "{"])
+def test_record_of_noise_is_damaged(memories: MemoryStore, text: str) -> None:
+    record = put(memories)
+    (memories.root / record.id / HEADER_FILE).write_text(text)
+    assert list(reopened(memories).damaged) == [record.id]
+
+
+def test_stray_entries_are_damaged_and_left_alone(memories: MemoryStore) -> None:
+    (memories.root / "stray").write_text("mine")
+    (memories.root / "folder").mkdir()
+    assert set(reopened(memories).damaged) == {"stray", "folder"}
+    assert (memories.root / "stray").read_text() == "mine"
+
+
+def test_damaged_memory_is_mended_by_having_it_again(memories: MemoryStore) -> None:
+    record = rewrite(memories, DAMAGE["unknown field"])
+    store = reopened(memories)
+    put(store)
+    assert store.damaged == {}
+    assert reopened(store).load(record) == MEMORY

@@ -1,0 +1,80 @@
+"""A sender that holds a good key and follows no rules: every frame by hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import grpc
+
+from kvnet.errors import (
+    KvnetError,
+)
+from kvnet.identity.signing import SignedChunk, sign_chunk
+from kvnet.transfer.messages import (
+    Accept,
+    open_sealed,
+)
+from kvnet.transport.frames import FrameStream
+from kvnet.v1 import peer_pb2, peer_pb2_grpc
+from tests.builders import (
+    RECEIVER,
+    SENDER,
+    wire_chunks,
+)
+from tests.transport.backend import MEMORY, MemoryOutbound, Pair
+
+
+class Attacker:
+    """Alice's key and offer, but every frame by hand."""
+
+    def __init__(self, stream: FrameStream, outbound: MemoryOutbound) -> None:
+        self.stream = stream
+        self.outbound = outbound
+        self.session = outbound.session
+        _, self.payloads = wire_chunks(MEMORY)
+
+    async def offer(self) -> None:
+        """As an honest sender."""
+        await self.stream.write_control(self.outbound.sealed_offer)
+        accept, _ = open_sealed(Accept, await self.stream.read_control(), signer=RECEIVER.public)
+        self.session.accepted(accept)
+
+    def chunk(self, index: int, payload: bytes | None = None, **changes: Any) -> SignedChunk:
+        """Signed as it should be, whatever it claims."""
+        sent = self.payloads[index] if payload is None else payload
+        if payload is not None:
+            changes |= {"wire_nbytes": len(sent), "wire_digest": hashlib.sha256(sent).digest()}
+        envelope = replace(self.session.envelope(self.session.chunks[index]), **changes)
+        return sign_chunk(SENDER, envelope, sent)
+
+    async def send(self, *indices: int) -> None:
+        """Honest chunks."""
+        for index in indices:
+            await self.stream.write_chunk(self.chunk(index))
+
+    async def raw(self, frame: peer_pb2.Frame) -> None:
+        """Any frame at all."""
+        await self.stream._write(frame)
+
+    async def refusal(self) -> KvnetError:
+        """Read until the server gives up."""
+        try:
+            while True:
+                await self.stream.read()
+        except KvnetError as error:
+            return error
+
+
+@asynccontextmanager
+async def attack(pair: Pair, outbound: MemoryOutbound | None = None) -> AsyncIterator[Attacker]:
+    async with grpc.aio.insecure_channel(
+        pair.address, options=(("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
+    ) as channel:
+        call = peer_pb2_grpc.PeerStub(channel).Push()
+        stream = FrameStream(call, peer="bob", idle_deadline_s=5)
+        yield Attacker(stream, outbound or pair.alice.outgoing(MEMORY))
+        call.cancel()
