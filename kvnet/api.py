@@ -5,7 +5,9 @@ Field names are what `--json` prints and what others rely on; they do not change
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from kvnet.types import Fingerprint, Geometry, MemoryHeader
 
@@ -32,6 +34,8 @@ class NodeStatus:
     uptime_s: float
     mdns: bool
     home: str
+    damaged: int  # memories that cannot be read any more
+    settings: Mapping[str, Any]  # what the daemon was told, by the names of config.toml
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,8 @@ class MemoryInfo:
     model: str
     origin: str
     created_at: str
-    header: MemoryHeader
+    problem: str  # why it cannot be used, or ""
+    header: MemoryHeader | None  # None for a damaged one
 
 
 @dataclass(frozen=True, slots=True)

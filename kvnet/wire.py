@@ -23,6 +23,7 @@ from kvnet.errors import (
     PeerNotAdded,
     PeerUnreachable,
     RequestError,
+    TextTooLong,
     UnknownMemory,
     UnknownPeer,
     error_from_code,
@@ -33,6 +34,8 @@ from kvnet.v1 import peer_pb2
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
+
+_TELLABLE = (PeerError, CapacityError, TextTooLong, UnknownMemory)
 
 ERROR_METADATA_KEY = "kvnet-error-bin"
 MAX_ERROR_NBYTES = 4096
@@ -51,6 +54,15 @@ _STATUS: tuple[tuple[type[KvnetError], grpc.StatusCode], ...] = (
     (PeerError, grpc.StatusCode.FAILED_PRECONDITION),
     (OperatorError, grpc.StatusCode.FAILED_PRECONDITION),
     (KvnetError, grpc.StatusCode.INTERNAL),
+)
+
+# What a broken link leaves behind. INTERNAL is grpcio's word for a write that found the stream gone;
+# an error of the peer's own comes with metadata, and a bug of its handlers as UNKNOWN.
+_LOST = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
 )
 
 
@@ -75,10 +87,24 @@ def status_to_error(error: grpc.RpcError, *, peer: str) -> KvnetError:
     code = call.code()
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return CapacityError(f"{peer}: {call.details()}")
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+    if code in _LOST:
         reason = code.name.lower()
         return PeerUnreachable(f"{peer}: no answer ({reason}); is it up, and can this node reach it?")
     return PeerError(f"{peer}: {code.name.lower()}: {call.details()}")
+
+
+def peer_status_to_error(error: grpc.RpcError, *, peer: str) -> KvnetError:
+    """`status_to_error` for another node's word: it says who said it, and cannot blame this node.
+
+    A peer may report what is wrong with the peer or with the request; a code of another branch of the
+    tree would tell this node's operator to act, so it becomes a plain PeerError.
+    """
+    told = status_to_error(error, peer=peer)
+    if not carries_error(error):
+        return told
+    said = "".join(char if char.isprintable() else "?" for char in told.message)
+    kind = type(told) if isinstance(told, _TELLABLE) else PeerError
+    return kind(f"{peer}: {said}", details=told.details)
 
 
 def carries_error(error: grpc.RpcError) -> bool:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
 import secrets
 import signal
-import time
+import socket
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import asdict
 from typing import IO, cast
 
 from kvnet.discovery import Advert, Discovery, Event, PeerSeen
-from kvnet.errors import AlreadyRunning, KvnetError, StateCorrupt
+from kvnet.errors import AlreadyRunning, ConfigError, KvnetError, StateCorrupt
 from kvnet.identity.keys import NodeKey, short_id
 from kvnet.identity.peers import PeerList
 from kvnet.model.host import ModelHost
@@ -22,10 +24,11 @@ from kvnet.model.loader import Device, DTypeChoice, ModelSpec, Quantization
 from kvnet.model.runner import ModelRunner
 from kvnet.paths import Home
 from kvnet.transfer.messages import PROTOCOL_VERSION
-from kvnet.transport.server import serve_peers
+from kvnet.transport.server import PeerServer
 from kvnet.version import VERSION
+from kvnetd.actions.status import status
 from kvnetd.config import Config
-from kvnetd.control import ControlService, serve_control
+from kvnetd.control import ControlServer, ControlService
 from kvnetd.directory import Directory
 from kvnetd.log import EventLog
 from kvnetd.services import Listening, Services
@@ -37,16 +40,18 @@ from kvnetd.transfers import Transfers
 POOL_THREADS = 2
 STOP_GRACE_S = 2.0
 REFRESH_INTERVAL_S = 15.0
-SPOOL_TTL_S = 24 * 3600.0
 
 
-async def run(config: Config) -> None:
-    """Run until SIGTERM, SIGINT or a Shutdown call."""
+async def run(config: Config, *, as_json: bool = False) -> None:
+    """Run until SIGTERM, SIGINT or a Shutdown call; one line on stdout says that the node is ready."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    async with node(config, stopping):
+    async with node(config, stopping) as services:
+        now = await status(services)
+        line = json.dumps(asdict(now)) if as_json else f"{now.name} is up: {now.model} on {now.grpc}"
+        print(line, flush=True)
         await stopping.wait()
 
 
@@ -64,15 +69,17 @@ async def node(config: Config, stopping: asyncio.Event) -> AsyncIterator[Service
         span = stack.enter_context(log.span("node", version=VERSION, pid=os.getpid()))
         services = await _build(stack, config, key, log)
         transfers = Transfers(services)
-        server, port = await serve_peers(transfers, host=config.listen_host, port=config.listen_port)
+        server = PeerServer(transfers)
+        port = await server.start(host=config.listen_host, port=config.listen_port)
         stack.push_async_callback(server.stop, STOP_GRACE_S)
-        services.listening.address = f"{config.listen_host}:{port}"
+        services.listening.address = _address(config.listen_host, port)
         span.add(address=services.listening.address, model=services.host.name)
         await _discover(stack, services, port)
-        token = _write_token(home)
-        control = await serve_control(ControlService(services, transfers, stopping.set), home, token)
+        housekeeping = asyncio.create_task(_keep_house(services, transfers))
+        stack.callback(housekeeping.cancel)
+        control = ControlServer(ControlService(services, transfers, stopping.set), home, _write_token(home))
+        await control.start()
         stack.push_async_callback(control.stop, STOP_GRACE_S)
-        stack.callback(lambda: home.socket.unlink(missing_ok=True))
         yield services
 
 
@@ -83,10 +90,10 @@ async def _build(stack: AsyncExitStack, config: Config, key: NodeKey, log: Event
     loop = asyncio.get_running_loop()
     peers = PeerList(home.peers)
     ledger = await loop.run_in_executor(store_thread, Ledger, home.store / "ledger.sqlite")
-    stack.callback(ledger.close)
+    # Through the store's thread: behind whatever it still has to write.
+    stack.push_async_callback(loop.run_in_executor, store_thread, ledger.close)
     memories = await loop.run_in_executor(store_thread, MemoryStore, home.store / "memories")
     spool = await loop.run_in_executor(store_thread, Spool, home.store / "incoming")
-    await loop.run_in_executor(store_thread, lambda: spool.expire(older_than_s=SPOOL_TTL_S, now=time.time()))
     runner = ModelRunner()
     stack.push_async_callback(runner.close)
     spec = ModelSpec(
@@ -117,41 +124,50 @@ async def _build(stack: AsyncExitStack, config: Config, key: NodeKey, log: Event
 
 async def _discover(stack: AsyncExitStack, services: Services, port: int) -> None:
     config = services.config
-    if not config.mdns:
+    interfaces = _interfaces(config)
+    if not config.mdns or interfaces == ():
         return
     advert = Advert(short_id(services.key.node_id), config.namespace, PROTOCOL_VERSION, port)
 
     def on_event(event: Event) -> None:
         peer = services.peers.by_short_id(event.short_id)
         if peer is not None:
-            services.log.write(
-                f"discovery.{'seen' if isinstance(event, PeerSeen) else 'lost'}", peer=peer.name
-            )
+            what = "seen" if isinstance(event, PeerSeen) else "lost"
+            services.log.write(f"discovery.{what}", peer=peer.name)
 
-    discovery = Discovery(advert, interfaces=_interfaces(config), on_event=on_event)
+    discovery = Discovery(advert, interfaces=interfaces, on_event=on_event)
     await discovery.start()
     stack.push_async_callback(discovery.close)
     services.directory.watch(discovery)
     services.directory.know(tuple(peer.node_id for peer in services.peers.all()))
-    refreshing = asyncio.create_task(_refresh(services, discovery))
-    stack.callback(refreshing.cancel)
 
 
 def _interfaces(config: Config) -> tuple[str, ...] | None:
-    """Advertise only where the peer port can be reached."""
+    """Advertise only where the peer port can be reached: None is everywhere, () is nowhere.
+
+    mDNS here is IPv4; a node on an IPv6 address is found by its address alone. Raises ConfigError.
+    """
     if config.interfaces:
         return config.interfaces
-    if config.listen_host in ("0.0.0.0", "::"):  # noqa: S104  # compared, not bound
-        return None
-    return (config.listen_host,)
+    try:
+        found = socket.getaddrinfo(config.listen_host, None, type=socket.SOCK_STREAM)
+    except OSError as exc:
+        raise ConfigError(f"setting listen: {config.listen_host} has no address ({exc.strerror})") from exc
+    addresses = tuple(str(entry[4][0]) for entry in found if entry[0] == socket.AF_INET)
+    return None if "0.0.0.0" in addresses else addresses  # noqa: S104  # compared, not bound
 
 
-async def _refresh(services: Services, discovery: Discovery) -> None:
-    """Follow interfaces that come and go, and clear out transfers nobody resumed."""
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def _keep_house(services: Services, transfers: Transfers) -> None:
+    """Follow interfaces that come and go, and clear out transfers nobody can resume."""
     while True:
-        await asyncio.sleep(REFRESH_INTERVAL_S)
         with suppress(OSError, KvnetError):
-            await discovery.refresh()
+            await transfers.expire()
+            await services.directory.refresh()
+        await asyncio.sleep(REFRESH_INTERVAL_S)
 
 
 def _make_folders(home: Home) -> None:

@@ -40,7 +40,6 @@ class Config:
     max_transfer_nbytes: int = 4 << 30
     max_inbound_transfers: int = 8
     log_max_nbytes: int = 16 << 20
-    threads: int = 0
 
     @property
     def listen_host(self) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import hmac
 import inspect
+import logging
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -17,6 +18,7 @@ from kvnet.api import LayerProgress, Progress
 from kvnet.errors import KvnetError
 from kvnet.paths import Home
 from kvnet.transport.frames import MAX_MESSAGE_NBYTES
+from kvnet.transport.tasks import Running
 from kvnet.v1 import control_pb2 as pb
 from kvnet.v1 import control_pb2_grpc
 from kvnetd.actions import ask, memories, peers, send, status
@@ -24,6 +26,8 @@ from kvnetd.services import Services, utc_now
 from kvnetd.transfers import Transfers
 
 TOKEN_METADATA_KEY = "kvnet-token"  # noqa: S105  # a header's name
+_log = logging.getLogger(__name__)
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -40,7 +44,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     async def Shutdown(self, request: pb.ShutdownRequest, context: Context) -> pb.ShutdownReply:
         self._shutdown()
-        return pb.ShutdownReply(pid=(await status.status(self._services)).pid)
+        return pb.ShutdownReply(pid=os.getpid())
 
     async def Remember(
         self, request: pb.RememberRequest, context: Context
@@ -108,16 +112,14 @@ class ControlService(control_pb2_grpc.ControlServicer):
         return wire.to_wire(info, pb.PeerInfo)
 
     async def RemovePeer(self, request: pb.RemovePeerRequest, context: Context) -> pb.PeerInfo:
-        return wire.to_wire(peers.remove_peer(self._services, request.peer), pb.PeerInfo)
-
-    async def ProbePeer(self, request: pb.ProbePeerRequest, context: Context) -> pb.PeerInfo:
-        peer = self._services.peers.find(request.peer)
-        return wire.to_wire(await peers.probe_peer(self._services, peer), pb.PeerInfo)
+        return wire.to_wire(await peers.remove_peer(self._services, request.peer), pb.PeerInfo)
 
     async def Inbox(self, request: pb.InboxRequest, context: Context) -> pb.MessageList:
         services = self._services
         found = await services.in_store(
-            services.ledger.messages, agent=request.agent, unread_only=not request.all
+            services.ledger.messages,
+            agent=None if request.every_agent else request.agent,
+            unread_only=not request.all,
         )
         return pb.MessageList(messages=[wire.to_wire(message, pb.InboxMessage) for message in found])
 
@@ -150,60 +152,76 @@ class _TokenCheck(grpc.aio.ServerInterceptor):
         return await continuation(handler_call_details)
 
 
-async def serve_control(service: ControlService, home: Home, token: str) -> grpc.aio.Server:
-    """Start the control server on the home's Unix socket."""
-    _translate_errors(service)
-    server = grpc.aio.server(
-        interceptors=(_TokenCheck(token),),
-        options=(("grpc.max_receive_message_length", 16 * MAX_MESSAGE_NBYTES),),
-    )
-    control_pb2_grpc.add_ControlServicer_to_server(service, server)
-    home.socket.unlink(missing_ok=True)
-    server.add_insecure_port(f"unix:{home.socket}")
-    await server.start()
-    home.socket.chmod(0o600)
-    return server
+class ControlServer:
+    """The control service on the home's Unix socket."""
+
+    def __init__(self, service: ControlService, home: Home, token: str) -> None:
+        self._home = home
+        self._running = Running()
+        _guard_methods(service, self._running)
+        self._server = grpc.aio.server(
+            interceptors=(_TokenCheck(token),),
+            options=(("grpc.max_receive_message_length", 16 * MAX_MESSAGE_NBYTES),),
+        )
+        control_pb2_grpc.add_ControlServicer_to_server(service, self._server)
+
+    async def start(self) -> None:
+        """Bind the socket, for this user only."""
+        self._home.socket.unlink(missing_ok=True)
+        self._server.add_insecure_port(f"unix:{self._home.socket}")
+        await self._server.start()
+        self._home.socket.chmod(0o600)
+
+    async def stop(self, grace_s: float) -> None:
+        """Let calls finish within `grace_s`, end the others, and wait until they have ended."""
+        await self._server.stop(grace_s)
+        await self._running.drained()
+        self._home.socket.unlink(missing_ok=True)
 
 
-def _translate_errors(service: ControlService) -> None:
-    """Wrap every RPC so that a KvnetError leaves as a status that carries it whole."""
+def _guard_methods(service: ControlService, running: Running) -> None:
+    """Wrap every RPC so that whatever it raises leaves as a status that carries a KvnetError whole."""
     for name, method in inspect.getmembers(ControlService, inspect.isfunction):
         if name[0].isupper():
             wrap = _stream_guard if inspect.isasyncgenfunction(method) else _unary_guard
-            setattr(service, name, wrap(getattr(service, name)))
+            setattr(service, name, wrap(getattr(service, name), running))
 
 
-def _unary_guard(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def _unary_guard(method: Callable[..., Awaitable[Any]], running: Running) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(method)
     async def guarded(request: Any, context: Context) -> Any:
-        try:
-            return await method(request, context)
-        except KvnetError as error:
-            await _abort(context, error)
+        with running.task():
+            try:
+                return await method(request, context)
+            except Exception as failure:  # what is not ours is a bug: told as one, written to the log
+                await _abort(context, failure)
 
     return guarded
 
 
 def _stream_guard(
-    method: Callable[..., AsyncGenerator[Any, None]],
+    method: Callable[..., AsyncGenerator[Any, None]], running: Running
 ) -> Callable[..., AsyncGenerator[Any, None]]:
     @functools.wraps(method)
     async def guarded(request: Any, context: Context) -> AsyncGenerator[Any, None]:
-        try:
-            async with aclosing(method(request, context)) as items:
-                async for item in items:
-                    yield item
-        except KvnetError as error:
-            await _abort(context, error)
+        with running.task():
+            try:
+                async with aclosing(method(request, context)) as items:
+                    async for item in items:
+                        yield item
+            except Exception as failure:
+                await _abort(context, failure)
 
     return guarded
 
 
-async def _abort(context: Context, error: KvnetError) -> None:
-    code, details, metadata = wire.error_to_status(error)
+async def _abort(context: Context, failure: Exception) -> None:
+    if not isinstance(failure, KvnetError):
+        _log.error("a call failed by a bug", exc_info=failure)
+        failure = KvnetError("the daemon met a bug; its log tells more, please report it")
+    code, details, metadata = wire.error_to_status(failure)
     await context.abort(code, details, metadata)
 
 
 async def _refuse(request: Any, context: Context) -> None:
-    await asyncio.sleep(0)
     await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the control token is missing or wrong")

@@ -50,6 +50,11 @@ class Directory:
         verdict = self._discovery.confirm if answered else self._discovery.doubt
         verdict(short_id(node_id), Endpoint(host, int(port)))
 
+    async def refresh(self) -> None:
+        """Look at the interfaces again."""
+        if self._discovery is not None:
+            await self._discovery.refresh()
+
     def know(self, node_ids: tuple[str, ...]) -> None:
         """Tell discovery whom a flood of adverts must not push out."""
         if self._discovery is not None:

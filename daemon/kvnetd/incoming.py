@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 
 from kvnet.api import InboxMessage
-from kvnet.errors import BadSignature, MalformedChunk, ReplayedMessage
+from kvnet.errors import BadSignature, ConflictingChunk, MalformedChunk, PeerNotAdded, ReplayedMessage
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.peers import AddedPeer
 from kvnet.identity.signing import SignedMessage, VerifiedChunk
-from kvnet.transfer.messages import seal
+from kvnet.transfer.messages import Offer, seal
 from kvnet.transfer.receiver import ReceiverSession
+from kvnet.types import base32
 from kvnetd.log import Span
 from kvnetd.services import Services, utc_now
+from kvnetd.store.ledger import CompletedTransfer
 from kvnetd.store.spool import IncomingTransfer
 
 
@@ -30,11 +33,13 @@ class InboundTransfer:
         incoming: IncomingTransfer | None,
         receipt: SignedMessage | None,
         is_message: bool,
-        on_close: Callable[[], None],
+        span: Span,
+        on_close: Callable[[], object],
     ) -> None:
         self.session = session
         self.key: NodeKey = services.key
         self.wire_nbytes = 0
+        self.resumed_chunks = session.durable_count
         self._services = services
         self._peer = peer
         self._sealed_offer = sealed_offer
@@ -42,18 +47,8 @@ class InboundTransfer:
         self._receipt = receipt
         self._is_message = is_message
         self._on_close = on_close
+        self._span = span
         self._began = time.perf_counter()
-        self.resumed_chunks = session.durable_count
-        self._span: Span = services.log.begin(
-            "transfer",
-            direction="in",
-            transfer_id=session.offer.transfer_id,
-            peer=peer.name,
-            memory=session.offer.memory.id,
-            agent=session.offer.agent,
-            tier=session.tier.value,
-            raw_bytes=session.offer.memory.raw_nbytes,
-        )
 
     async def store(self, chunks: list[VerifiedChunk]) -> None:
         """Make chunks durable."""
@@ -65,30 +60,34 @@ class InboundTransfer:
     async def finish(self, sealed_commit: SignedMessage) -> SignedMessage:
         """Memory in place, then receipt and message in one transaction, then the answer."""
         if self._receipt is None and self._incoming is not None:
-            self._log_verified(len(self.session.plan))
+            if self._services.peers.get(self._peer.node_id) is None:
+                raise PeerNotAdded(f"{self._peer.name}: was removed while it was sending")
+            self._log_verification("completed")
             self._receipt = await self._services.in_store(self._adopt, self._incoming)
         if self._receipt is None:
             raise AssertionError("a transfer has a spool or a receipt")
         return self._receipt
 
     async def close(self, error: BaseException | None) -> None:
-        """Close the files; what is durable stays for a resume."""
-        if self._incoming is not None:
-            await self._services.in_store(self._incoming.close)
-        if isinstance(error, BadSignature | MalformedChunk | ReplayedMessage):
-            self._services.log.write(
-                "verification.failed",
-                transfer_id=self.session.offer.transfer_id,
-                peer=self._peer.name,
+        """Close the files; what is durable stays for a resume, unless it contradicts the sender."""
+        try:
+            if isinstance(error, BadSignature | MalformedChunk | ReplayedMessage | ConflictingChunk):
+                self._log_verification("failed", error=error.code, message=error.message)
+            if self._incoming is not None:
+                complete = self.session.durable_count == len(self.session.plan)
+                hopeless = isinstance(error, ConflictingChunk) or (
+                    isinstance(error, BadSignature) and complete
+                )
+                release = self._incoming.discard if hopeless else self._incoming.close
+                await self._services.in_store(release)
+        finally:
+            self._span.add(
+                wire_bytes=self.wire_nbytes,
                 chunks=self.session.durable_count,
-                error=error.code,
-                message=error.message,
+                resumed_chunks=self.resumed_chunks,
             )
-        self._span.add(
-            wire_bytes=self.wire_nbytes, chunks=self.session.durable_count, resumed_chunks=self.resumed_chunks
-        )
-        self._span.end(error)
-        self._on_close()
+            self._span.end(error)
+            self._on_close()
 
     def _adopt(self, incoming: IncomingTransfer) -> SignedMessage:
         services, offer = self._services, self.session.offer
@@ -96,7 +95,7 @@ class InboundTransfer:
         record = incoming.finish(services.memories, created_at=now)
         receipt = seal(self.key, self.session.receipt(received_at=int(time.time())))
         message = InboxMessage(
-            id=f"msg_{offer.transfer_id}",
+            id=_message_id(offer),
             sender=offer.sender,
             sender_name=self._peer.name,
             sender_agent=offer.sender_agent,
@@ -106,20 +105,32 @@ class InboundTransfer:
             received_at=now,
             acknowledged_at="",
         )
-        row = (
-            *(offer.transfer_id, "in", offer.sender, record.id, self._sealed_offer.body),
-            *(receipt.body, receipt.signer, receipt.signature, now),
+        transfer = CompletedTransfer(
+            direction="in",
+            peer=offer.sender,
+            transfer_id=offer.transfer_id,
+            memory=record.id,
+            offer_body=self._sealed_offer.body,
+            receipt=receipt,
+            completed_at=now,
         )
-        services.ledger.complete(row, message if self._is_message else None)
+        services.ledger.complete(transfer, message if self._is_message else None)
         return receipt
 
-    def _log_verified(self, chunks: int) -> None:
+    def _log_verification(self, outcome: str, **fields: str) -> None:
         self._services.log.write(
-            "verification.completed",
+            f"verification.{outcome}",
             transfer_id=self.session.offer.transfer_id,
             peer=self._peer.name,
             memory=self.session.offer.memory.id,
-            chunks=chunks,
+            chunks=self.session.durable_count,
             wire_bytes=self.wire_nbytes,
             duration_s=round(time.perf_counter() - self._began, 6),
+            **fields,
         )
+
+
+def _message_id(offer: Offer) -> str:
+    # Of sender and transfer: another sender's use of the same transfer id is another message.
+    digest = hashlib.sha256(f"{offer.sender}/{offer.transfer_id}".encode()).digest()
+    return "msg_" + base32(digest)[:26]

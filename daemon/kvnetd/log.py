@@ -5,6 +5,7 @@ No prompts, no texts, no tensors, no key material: only the fields named below c
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -52,7 +53,9 @@ class Span:
         if failure is None:
             self._log.write(f"{self._name}.completed", **self._fields, duration_s=duration_s)
             return
-        error, message = type(failure).__name__, ""
+        error, message = "internal", type(failure).__name__
+        if isinstance(failure, asyncio.CancelledError | GeneratorExit):
+            error, message = "cancelled", "the caller went away"
         if isinstance(failure, KvnetError):
             error, message = failure.code, failure.message
         self._log.write(

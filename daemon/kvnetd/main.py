@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from kvnet.errors import KvnetError
+from kvnet.errors import KvnetError, StateCorrupt
 from kvnet.extras import require_node_extra
 from kvnet.paths import Home, find_home
 
@@ -16,24 +16,32 @@ from kvnet.paths import Home, find_home
 def main(arguments: list[str] | None = None) -> int:
     """Parse flags, run the node; errors are one JSON line on stderr, for whoever started it."""
     flags = vars(_parser().parse_args(arguments))
-    home = Home(Path(flags.pop("home"))) if flags.get("home") else find_home()
-    flags.pop("home", None)
+    as_json = bool(flags.pop("json"))
     try:
         require_node_extra()
+        named = flags.pop("home")
+        home = Home(Path(named).absolute()) if named else find_home()
         # Here, not above: a bad flag must not cost the seconds that torch takes to import.
         from kvnetd.app import run
         from kvnetd.config import load_config
 
-        asyncio.run(run(load_config(home, flags)))
+        asyncio.run(run(load_config(home, flags), as_json=as_json))
     except KvnetError as error:
-        print(json.dumps({"code": error.code, "message": error.message}), file=sys.stderr, flush=True)
-        return error.exit_status
+        return _say(error)
+    except OSError as exc:
+        return _say(StateCorrupt(f"state folder: cannot be used ({exc.strerror}: {exc.filename}); mend it"))
     return 0
+
+
+def _say(error: KvnetError) -> int:
+    print(json.dumps({"code": error.code, "message": error.message}), file=sys.stderr, flush=True)
+    return error.exit_status
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kvnetd", description="Run one kvnet node in the foreground.")
     parser.add_argument("--home", help="state folder (default: KVNET_HOME or the platform's data folder)")
+    parser.add_argument("--json", action="store_true", help="say that it is ready as one JSON line")
     parser.add_argument("--name", help="what this node calls itself")
     parser.add_argument("--model", help="ref-a, ref-b, ref-c, a folder, random:tinyllama or a hub id")
     parser.add_argument("--quantization", help="none, int8 or nf4")

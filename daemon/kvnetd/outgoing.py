@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Callable
-from concurrent.futures import Executor
 from typing import BinaryIO
 
 from kvnet.identity.keys import NodeKey
@@ -15,58 +14,70 @@ from kvnet.transfer.messages import Offer
 from kvnet.transfer.sender import SenderSession, WireChunk
 from kvnet.types import NodeId, TransferId
 from kvnetd.log import Span
-from kvnetd.services import utc_now
+from kvnetd.services import Services, utc_now
+from kvnetd.store.ledger import CompletedTransfer
 from kvnetd.store.memories import MemoryRecord, read_section
 
 
 class OutboundTransfer:
-    """Implements transport's Outbound."""
+    """Implements transport's Outbound. `on_close` hears how it ended; None is a success."""
 
     def __init__(
         self,
+        services: Services,
         *,
-        key: NodeKey,
         record: MemoryRecord,
         offer: Offer,
         sealed_offer: SignedMessage,
         sections: BinaryIO,
-        pool: Executor,
         span: Span,
-        on_delivered: Callable[[], object],
+        on_close: Callable[[BaseException | None], object],
     ) -> None:
         offer_digest = hashlib.sha256(sealed_offer.body).digest()
-        self.key = key
+        self.key: NodeKey = services.key
         self.session = SenderSession(offer, offer_digest=offer_digest, chunks=record.wire_chunks())
         self.sealed_offer = sealed_offer
+        self._services = services
         self._record = record
         self._sections = sections
-        self._pool = pool
         self._span = span
-        self._on_delivered = on_delivered
+        self._on_close = on_close
+        self._wire_nbytes = 0
 
     async def payload(self, chunk: WireChunk) -> bytes:
-        """The chunk's bytes from the store. Not hashed again here: the receiver checks them."""
+        """The chunk's bytes from the store. Raises StateCorrupt if they are not what was stored."""
         section = self._record.sections[chunk.key.index]
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, read_section, self._sections, section)
+        data = await loop.run_in_executor(self._services.pool, read_section, self._sections, section)
+        self._wire_nbytes += len(data)
+        return data
 
-    def receipt_row(self, receipt: SignedMessage) -> tuple[str | bytes, ...]:
-        """What the ledger keeps of a finished transfer: the offer and the receiver's signed receipt."""
+    async def delivered(self, receipt: SignedMessage) -> None:
+        """Keep the receiver's signed receipt beside our offer."""
         offer = self.session.offer
-        return (
-            *(offer.transfer_id, "out", offer.receiver, offer.memory.id, self.sealed_offer.body),
-            *(receipt.body, receipt.signer, receipt.signature, utc_now()),
+        transfer = CompletedTransfer(
+            direction="out",
+            peer=offer.receiver,
+            transfer_id=offer.transfer_id,
+            memory=offer.memory.id,
+            offer_body=self.sealed_offer.body,
+            receipt=receipt,
+            completed_at=utc_now(),
         )
+        await self._services.in_store(self._services.ledger.complete, transfer, None)
 
     async def close(self, failure: BaseException | None) -> None:
-        """Close the file and write the log's last line; a failed transfer keeps its offer to resume."""
+        """Close the file and write the log's last line."""
         self._sections.close()
-        self._span.add(chunks=self.session.acked_count)
-        if self.session.receipt is not None:
-            self._span.add(tier=self.session.receipt.tier)
+        receipt = self.session.receipt
+        self._span.add(
+            chunks=self.session.acked_count,
+            resumed_chunks=self.session.resumed_count,
+            wire_bytes=self._wire_nbytes,
+            tier=receipt.tier if receipt else "",
+        )
         self._span.end(failure)
-        if failure is None:
-            self._on_delivered()
+        self._on_close(failure)
 
 
 def new_offer(

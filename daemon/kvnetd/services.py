@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import ParamSpec, TypeVar
 
+from kvnet.errors import StateCorrupt, StoreFull
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.peers import PeerList
 from kvnet.model.host import ModelHost
@@ -52,9 +55,30 @@ class Services:
     listening: Listening
 
     async def in_store(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a blocking store call on the store's one thread."""
+        """Run a blocking store call on the store's one thread. Its OSErrors leave as KvnetErrors."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.store_thread, lambda: act(*args, **kwargs))
+        return await loop.run_in_executor(self.store_thread, partial(_translated, act, *args, **kwargs))
+
+    async def take_from_store(
+        self, act: Callable[P, T], release: Callable[[T], object], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """`in_store` for a result that must be released: it is, if the caller is cancelled meanwhile."""
+        loop = asyncio.get_running_loop()
+        taking = loop.run_in_executor(self.store_thread, partial(_translated, act, *args, **kwargs))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            taking.add_done_callback(lambda done: done.exception() or release(done.result()))
+            raise
+
+
+def _translated(act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+        return act(*args, **kwargs)
+    except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull("the store's disk is full; free some space and try again") from exc
+        raise StateCorrupt(f"the store cannot be used ({exc.strerror}: {exc.filename}); mend it") from exc
 
 
 def utc_now() -> str:

@@ -110,6 +110,10 @@ def _daemon(home: Home) -> Iterator[Finding]:
         yield Finding("daemon", "warn", "not running", "kvnet up")
         return
     yield Finding("daemon", "ok", f"{status.name} hosts {status.model}, pid {status.pid}")
+    if status.damaged:
+        yield Finding(
+            "store", "warn", f"{status.damaged} memories are damaged", "kvnet mem ls, kvnet mem rm ID"
+        )
     if status.grpc.startswith(("127.", "localhost", "[::1]")):
         yield Finding(
             "peer port", "warn", f"{status.grpc} is reachable from this machine only",

@@ -12,8 +12,8 @@ from kvnet.api import Answer, KvReport, PeerInfo, SendReport
 from kvnet.cli.output import Json, nbytes_text, print_json, print_table, seconds_text
 from kvnet.cli.progress import layer_bar
 from kvnet.client import Node
-from kvnet.errors import RequestError
 from kvnet.identity.keys import grouped
+from kvnet.texts import read_text
 
 peer = typer.Typer(help="Add and remove the nodes this node deals with.", no_args_is_help=True)
 
@@ -50,12 +50,16 @@ def pull(
 def ask(
     prompt: str,
     memory: Annotated[str, typer.Option(help="Answer after this memory.")] = "",
-    text: Annotated[Path | None, typer.Option(help="Read this file first, instead of a memory.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="At most so many new tokens.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Sample from this share of the probability.")] = 1.0,
+    text: Annotated[
+        Path | None, typer.Option(help="Read this file first (- is stdin), instead of a memory.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="At most so many new tokens.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Sample from this share of the probability.")
+    ] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
-    seed: Annotated[int, typer.Option(help="For sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="For sampling.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Answer a prompt, after a memory, after a text that is read here, or after nothing."""
@@ -64,7 +68,7 @@ def ask(
         steps = node.ask_stream(
             prompt,
             memory,
-            context=_read(text),
+            context=read_text(str(text)) if text else "",
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -160,12 +164,3 @@ def _print_report(report: SendReport | None, word: str, *, as_json: bool) -> Non
 
 def _state(info: PeerInfo) -> str:
     return f"answers in {seconds_text(info.latency_s)}" if info.reachable else info.problem or "not probed"
-
-
-def _read(path: Path | None) -> str:
-    if path is None:
-        return ""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise RequestError(f"file {path}: cannot be read as UTF-8 text ({exc})") from exc

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,8 +36,10 @@ def log(
 
 def read_lines(path: Path, *, follow: bool) -> Iterator[str]:
     """Whole lines of the log and its rotated files; with `follow`, forever."""
-    for older in sorted(path.parent.glob(f"{path.name}.*"), key=lambda p: -int(p.suffix[1:])):
-        yield from older.read_text(encoding="utf-8").splitlines()
+    rotated = [older for older in path.parent.glob(f"{path.name}.*") if older.suffix[1:].isdigit()]
+    for older in sorted(rotated, key=lambda p: -int(p.suffix[1:])):
+        with suppress(FileNotFoundError):  # rotated once more meanwhile
+            yield from older.read_text(encoding="utf-8").splitlines()
     position, inode, partial = 0, None, ""
     while True:
         if path.exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +12,12 @@ from kvnet.cli.output import Json, nbytes_text, print_json, print_table
 from kvnet.cli.progress import layer_bar
 from kvnet.client import Node
 from kvnet.identity.keys import short_id
+from kvnet.texts import read_text
 
 mem = typer.Typer(help="Memories in this node's store.", no_args_is_help=True)
 inbox = typer.Typer(help="Memories that peers sent.", no_args_is_help=True)
 
-Agent = Annotated[str, typer.Option(help="Whose inbox; empty is the node's own.")]
+Agent = Annotated[str | None, typer.Option(help="Only this agent's messages.")]
 
 
 def remember(
@@ -29,7 +29,7 @@ def remember(
 ) -> None:
     """Let the model read a text and keep what it read as a memory."""
     if text == "-":
-        text = sys.stdin.read()
+        text = read_text("-")
     memory: MemoryInfo | None = None
     with Node() as node, layer_bar("reading") as show:
         for step in node.remember_stream(text, file=file, name=name, compression=compression):
@@ -49,7 +49,8 @@ def mem_ls(as_json: Json = False) -> None:
         print_json(found)
         return
     rows = [
-        (m.id[:16], m.name, m.tokens, nbytes_text(m.nbytes), m.model, _origin(m), m.created_at) for m in found
+        (m.id[:16], m.name, m.tokens, nbytes_text(m.nbytes), m.model, _origin(m), m.created_at or "damaged")
+        for m in found
     ]
     columns = ("id", "name", "tokens", "size", "model", "from", "made at")
     print_table(columns, rows, empty="no memories yet; make one with `kvnet remember`")
@@ -76,23 +77,25 @@ def mem_rm(memory: str, as_json: Json = False) -> None:
 
 @inbox.command("ls")
 def inbox_ls(
-    agent: Agent = "",
+    agent: Agent = None,
     everything: Annotated[bool, typer.Option("--all", help="Acknowledged ones too.")] = False,
     as_json: Json = False,
 ) -> None:
     """List messages that wait to be acknowledged."""
-    with Node(agent=agent) as node:
-        found = node.inbox(all=everything)
+    with Node(agent=agent or "") as node:
+        found = node.inbox(all=everything, every_agent=agent is None)
     if as_json:
         print_json(found)
         return
-    rows = [(m.id[:16], m.sender_name, m.agent, m.memory[:16], m.note[:40], m.received_at) for m in found]
+    rows = [
+        (m.id[:16], m.sender_name, m.agent or "-", m.memory[:16], m.note[:40], m.received_at) for m in found
+    ]
     print_table(("id", "from", "to", "memory", "note", "received at"), rows, empty="the inbox is empty")
 
 
 @inbox.command("ack")
 def inbox_ack(message: str, as_json: Json = False) -> None:
-    """Acknowledge a message by its id."""
+    """Acknowledge a message by its id, or the start of it."""
     with Node() as node:
         found = node.acknowledge(message)
     if as_json:
@@ -107,9 +110,12 @@ def _print_memory(memory: MemoryInfo | None, *, as_json: bool) -> None:
     if as_json:
         print_json(memory)
         return
-    geometry = memory.header.geometry
     named = f" ({memory.name})" if memory.name else ""
     print(f"{memory.id}{named}")
+    if memory.header is None:
+        print(f"damaged: {memory.problem}; remove it with `kvnet mem rm` and have it made or sent again")
+        return
+    geometry = memory.header.geometry
     print(
         f"{memory.tokens} tokens, {memory.layers} layers of [1, {geometry.num_kv_heads}, {memory.tokens}, "
         f"{geometry.head_dim}] {geometry.dtype}, {nbytes_text(memory.nbytes)}, read by {memory.model}"

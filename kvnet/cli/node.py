@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -55,7 +56,7 @@ def up(
         with waiting("starting the daemon"):
             status = spawn.start(home, flags)
     else:
-        _refuse_other(status.model, status.fingerprint.quantization, flags)
+        _refuse_other(status.settings, flags)
     if as_json:
         print_json(status)
     else:
@@ -74,9 +75,11 @@ def serve(
     interfaces: Interfaces = None,
     mdns: Mdns = None,
     compression: Compression = None,
+    as_json: Json = False,
 ) -> None:
-    """Run the daemon in the foreground, for service managers."""
+    """Run the daemon in the foreground, for service managers; one line says that it is ready."""
     command = spawn.daemon_command(find_home(), _flags(locals()))
+    command += ["--json"] if as_json else []
     sys.stdout.flush()
     os.execv(command[0], command)  # noqa: S606  # our own interpreter, arguments as a list
 
@@ -106,7 +109,10 @@ def status(as_json: Json = False) -> None:
             f"{geometry.num_layers} layers of [1, {geometry.num_kv_heads}, n, {geometry.head_dim}] "
             f"{geometry.dtype}, {geometry.token_nbytes} bytes a token"
         ),
-        "store": f"{found.memories} memories, {nbytes_text(found.store_nbytes)}, {found.unread} unread",
+        "store": (
+            f"{found.memories} memories, {nbytes_text(found.store_nbytes)}, {found.unread} unread messages"
+            + (f", {found.damaged} damaged" if found.damaged else "")
+        ),
         "daemon": f"pid {found.pid}, kvnet {found.version}, up {found.uptime_s:.0f} s, {found.home}",
     }
     for label, text in rows.items():
@@ -121,13 +127,15 @@ def _flags(given: dict[str, object]) -> dict[str, str]:
 def _flag_text(value: object) -> str:
     if isinstance(value, bool):
         return "01"[value]
-    return ",".join(value) if isinstance(value, list) else str(value)
+    return ",".join(value) if isinstance(value, list | tuple) else str(value)
 
 
-def _refuse_other(model: str, quantization: str, flags: dict[str, str]) -> None:
-    for what, now in (("model", model), ("quantization", quantization)):
-        wanted = flags.get(what, now)
-        if wanted not in (now, now.rsplit("/", 1)[-1]) and not wanted.endswith(f"/{now}"):
+def _refuse_other(settings: Mapping[str, Any], flags: dict[str, str]) -> None:
+    """A running daemon keeps its settings; silence about another wish would be a lie."""
+    for what, wanted in flags.items():
+        now = _flag_text(settings.get(what, ""))
+        if wanted != now:
             raise AlreadyRunning(
-                f"the daemon already runs with {what} {now}, not {wanted}; stop it first with `kvnet down`"
+                f"the daemon already runs with {what} {now or 'unset'}, not {wanted}; "
+                "stop it first with `kvnet down`"
             )

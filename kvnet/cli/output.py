@@ -35,7 +35,12 @@ def print_error(error: KvnetError, *, as_json: bool) -> None:
     """One sentence on stderr; with `--json` also the code and what differs, on stdout."""
     if as_json:
         print_json({"error": {"code": error.code, "message": error.message, "details": error.details}})
-    print(f"error: {error.message} [{error.code}]", file=sys.stderr, flush=True)
+    print(f"error: {printable(error.message)} [{error.code}]", file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Text of others, without what would drive a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
@@ -46,7 +51,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, emp
 
 def table_lines(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     """Left-aligned columns under a header line."""
-    listed = [tuple(columns), *[tuple(str(cell) for cell in row) for row in rows]]
+    listed = [tuple(columns), *[tuple(printable(str(cell)) for cell in row) for row in rows]]
     widths = [max(len(row[i]) for row in listed) for i in range(len(columns))]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in listed]
 

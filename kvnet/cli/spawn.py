@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kvnet.api import NodeStatus
 from kvnet.client import Node
-from kvnet.errors import KvnetError, NotRunning, OperatorError, error_from_code
+from kvnet.errors import AlreadyRunning, KvnetError, NotRunning, OperatorError, error_from_code
 from kvnet.extras import require_node_extra
 from kvnet.paths import Home
 
@@ -56,11 +56,13 @@ def start(home: Home, flags: dict[str, str]) -> NodeStatus:
         )
     deadline = time.monotonic() + READY_DEADLINE_S
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise _why_it_ended(home.daemon_log, said_before, process.returncode)
         status = running(home)
-        if status is not None and status.pid == process.pid:
+        if status is not None and (status.pid == process.pid or process.poll() is not None):
             return status
+        if process.poll() is not None:
+            why = _why_it_ended(home.daemon_log, said_before, process.returncode)
+            if not isinstance(why, AlreadyRunning):
+                raise why  # else another `up` came first: its daemon will answer soon
         time.sleep(_POLL_S)
     process.terminate()
     raise OperatorError(f"the daemon was not ready after {READY_DEADLINE_S:.0f} s; see {home.daemon_log}")
@@ -87,7 +89,16 @@ def _is_alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    return not _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether it has ended and nobody asked how: in a container, the first process may never do so."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[:1] == ["Z"]
 
 
 def _why_it_ended(log: Path, said_before: int, status: int) -> KvnetError:

@@ -21,7 +21,7 @@ def locate(home: str | Path | None) -> tuple[Home, str]:
     where.check()
     try:
         token = where.token.read_bytes().decode("ascii", "replace")
-    except FileNotFoundError as exc:
+    except (FileNotFoundError, NotADirectoryError) as exc:
         raise not_running(where) from exc
     if not (token.isascii() and token.isprintable()):
         raise wrong_token(where)  # gRPC would refuse to carry it, and say so in its own words

@@ -91,6 +91,7 @@ def _coerce(hint: Any, value: Any, what: str) -> Any:
     if origin in (dict, Mapping):
         if not isinstance(value, dict):
             raise MalformedMessage(f"{what}: expected an object, got {type(value).__name__}")
+        _check_strings(value, what)
         return value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return from_plain(hint, value, what=what)
@@ -109,6 +110,19 @@ def _scalar(hint: Any, value: Any, what: str) -> Any:
     if hint is int and value < 0:
         raise MalformedMessage(f"{what}: {value} is negative")
     return value
+
+
+def _check_strings(value: Any, what: str) -> None:
+    """The string rule inside free-form objects, keys included."""
+    if isinstance(value, str) and len(value) > MAX_STRING_CHARS:
+        raise MalformedMessage(f"{what}: {len(value)} characters, at most {MAX_STRING_CHARS} are read")
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _check_strings(key, what)
+            _check_strings(entry, what)
+    if isinstance(value, list):
+        for entry in value:
+            _check_strings(entry, what)
 
 
 def _enum(hint: type[Enum], value: Any, what: str) -> Enum:

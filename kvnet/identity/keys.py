@@ -63,11 +63,15 @@ class NodeKey:
     def _create(cls, path: Path) -> NodeKey:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         seed = os.urandom(_SEED_NBYTES)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        # Written beside and renamed: a crash must not leave half a key that blocks the next start.
+        fresh = path.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "wb") as out:
             out.write(seed)
             out.flush()
             os.fsync(out.fileno())
+        fresh.rename(path)
         return cls(seed)
 
 

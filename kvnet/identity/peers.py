@@ -17,6 +17,7 @@ from kvnet.identity.keys import node_id_of, public_key_of, short_id
 from kvnet.types import NodeId
 
 MAX_PEERS = 256
+MAX_NAME_CHARS = 40
 FILE_VERSION = 1
 
 
@@ -82,6 +83,7 @@ class PeerList:
     def add(self, peer: AddedPeer) -> AddedPeer:
         """Add or replace a peer; the address of an earlier entry is kept when the new one has none."""
         peer = _plain(peer)
+        _check_name(peer.name)
         before = self._peers.get(peer.node_id)
         if before is None and len(self._peers) >= MAX_PEERS:
             raise RequestError(f"peer list: {MAX_PEERS} peers already; remove one first")
@@ -95,6 +97,15 @@ class PeerList:
             peer = replace(peer, address=before.address)
         self._replace({**self._peers, peer.node_id: peer})
         return peer
+
+    def usable_name(self, name: str, *, otherwise: str) -> str:
+        """What a node calls itself, where it can be its name here; a peer must not pick another's."""
+        try:
+            _check_name(name)
+        except RequestError:
+            return otherwise
+        taken = any(peer.name == name or peer.node_id.startswith(name) for peer in self._peers.values())
+        return otherwise if taken else name
 
     def remove(self, wanted: str) -> AddedPeer:
         """Remove a peer by name or id and return what it was."""
@@ -111,6 +122,14 @@ class PeerList:
             os.fsync(out.fileno())
         fresh.replace(self._path)
         self._peers = peers  # only now: what is in memory is what is on disk
+
+
+def _check_name(name: str) -> None:
+    fits = 1 <= len(name) <= MAX_NAME_CHARS and name.isprintable() and not set(name) & set("/ ")
+    if not fits:
+        raise RequestError(
+            f"peer name {name!r:.60}: takes 1 to {MAX_NAME_CHARS} printable characters, no blank, no slash"
+        )
 
 
 def _plain(peer: AddedPeer) -> AddedPeer:

@@ -31,12 +31,13 @@ class Receiver:
     free_nbytes: int
 
 
-def admit_offer(offer: Offer, *, sender: NodeId, receiver: Receiver, now: int) -> Tier:
+def admit_offer(offer: Offer, *, sender: NodeId, receiver: Receiver, now: int, held_nbytes: int = 0) -> Tier:
     """Decide an offer and say which tier its memory reaches here.
 
+    `held_nbytes` of it are here already, from an earlier attempt.
     Raises MalformedMessage, ReplayedMessage, IncompatibleModel, TextTooLong or StoreFull.
     """
-    _check_parties(offer, sender, receiver, now)
+    check_parties(offer, sender=sender, receiver=receiver, now=now)
     _check_shape(offer, receiver.limits)
     memory = offer.memory
     tier = require_tier((memory.fingerprint, memory.geometry), (receiver.fingerprint, receiver.geometry))
@@ -50,15 +51,16 @@ def admit_offer(offer: Offer, *, sender: NodeId, receiver: Receiver, now: int) -
             f"memory of {memory.seq_len} tokens: this node's model reads at most "
             f"{receiver.limits.max_seq_len}; send a shorter one"
         )
-    if memory.raw_nbytes > min(receiver.limits.max_transfer_nbytes, receiver.free_nbytes):
+    room = min(receiver.limits.max_transfer_nbytes, receiver.free_nbytes + held_nbytes)
+    if memory.raw_nbytes > room:
         raise StoreFull(
-            f"memory of {memory.raw_nbytes} bytes: this node has room for "
-            f"{min(receiver.limits.max_transfer_nbytes, receiver.free_nbytes)}; forget some memories there"
+            f"memory of {memory.raw_nbytes} bytes: this node has room for {room}; forget some memories there"
         )
     return tier
 
 
-def _check_parties(offer: Offer, sender: NodeId, receiver: Receiver, now: int) -> None:
+def check_parties(offer: Offer, *, sender: NodeId, receiver: Receiver, now: int) -> None:
+    """That the offer's signer made it, for this node, for now. Raises PeerError subclasses."""
     if offer.sender != sender:
         raise PeerError("offer: names another sender than the key that signed it")
     if offer.receiver != receiver.node_id:

@@ -67,7 +67,6 @@ class Offer:
     note: str = ""
     sender_agent: str = ""
     agent: str = ""
-    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,8 @@ from kvnet.identity.signing import ChunkBinding, VerifiedChunk
 from kvnet.transfer.messages import Accept, Commit, Offer, Receipt, chunks_digest, pack_bitmap
 from kvnet.types import ChunkKey, Tier, plan_chunks
 
+SPARE_REPEATS = 16
+
 
 @dataclass(frozen=True, slots=True)
 class StoreChunk:
@@ -33,10 +35,21 @@ class AlreadyHeld:
 
 
 class ReceiverSession:
-    """One admitted offer. `held` maps chunk index to wire digest, from an earlier attempt."""
+    """One admitted offer. `held` maps chunk index to wire digest, from an earlier attempt.
+
+    `completed` is the chunks digest of a transfer that was finished before: it holds everything, and
+    takes the commit over the same chunks again.
+    """
 
     def __init__(
-        self, offer: Offer, *, offer_digest: bytes, nonce: bytes, tier: Tier, held: Mapping[int, bytes]
+        self,
+        offer: Offer,
+        *,
+        offer_digest: bytes,
+        nonce: bytes,
+        tier: Tier,
+        held: Mapping[int, bytes],
+        completed: str = "",
     ) -> None:
         self.offer = offer
         self.tier = tier
@@ -49,7 +62,9 @@ class ReceiverSession:
             offer_digest=offer_digest,
         )
         self._seen: dict[int, bytes] = dict(held)
-        self._durable: set[int] = set(held)
+        self._durable: set[int] = set(range(len(self.plan))) if completed else set(held)
+        self._completed = completed
+        self._num_repeats = 0
 
     @property
     def durable_count(self) -> int:
@@ -85,6 +100,9 @@ class ReceiverSession:
             return StoreChunk(chunk)
         if before != envelope.wire_digest:
             raise ConflictingChunk(f"chunk {index}: came twice with different contents; transfer ended")
+        self._num_repeats += 1
+        if self._num_repeats > len(self.plan) + SPARE_REPEATS:
+            raise MalformedChunk(f"chunk {index}: repeats without end; transfer ended")
         return AlreadyHeld(index)
 
     def durable(self, index: int) -> None:
@@ -110,6 +128,8 @@ class ReceiverSession:
 
     def chunks_digest(self) -> str:
         """Digest over the chunks received, in order."""
+        if self._completed:
+            return self._completed
         return chunks_digest([self._seen[index] for index in range(len(self.plan))])
 
     def receipt(self, *, received_at: int) -> Receipt:

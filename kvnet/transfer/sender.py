@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from kvnet.format.envelope import Envelope
 from kvnet.identity.keys import public_key_of
 from kvnet.transfer.messages import Accept, Commit, Offer, Receipt, chunks_digest, unpack_bitmap
 from kvnet.types import ChunkKey, Compression, plan_chunks
+
+SPARE_ACKS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,9 @@ class SenderSession:
         self._nonce = b""
         self.receipt: Receipt | None = None
         self._acked: set[int] = set()
+        self._unacked_in_layer: dict[int, int] = {}
+        self._num_idle_acks = 0
+        self.resumed_count = 0  # chunks the receiver held before this attempt
         self._chunks_digest = chunks_digest([chunk.wire_digest for chunk in chunks])
 
     @property
@@ -58,7 +64,10 @@ class SenderSession:
             raise MalformedMessage("accept: the nonce is not 16 bytes of hex")
         self._nonce = nonce
         self._acked = set(unpack_bitmap(accept.held, len(self.chunks)))
-        return tuple(chunk for chunk in self.chunks if chunk.key.index not in self._acked)
+        missing = tuple(chunk for chunk in self.chunks if chunk.key.index not in self._acked)
+        self.resumed_count = len(self._acked)
+        self._unacked_in_layer = Counter(chunk.key.layer_idx for chunk in missing)
+        return missing
 
     def envelope(self, chunk: WireChunk) -> Envelope:
         """Bind a chunk to this transfer; the result is what gets signed."""
@@ -78,15 +87,22 @@ class SenderSession:
 
     def acked(self, indices: Iterable[int]) -> bool:
         """Take acknowledgements; true once every chunk is durable at the receiver."""
+        before = len(self._acked)
         for index in indices:
             if index >= len(self.chunks):
                 raise MalformedMessage(f"ack: chunk {index} of {len(self.chunks)}")
-            self._acked.add(index)
+            if index not in self._acked:
+                self._acked.add(index)
+                self._unacked_in_layer[self.chunks[index].key.layer_idx] -= 1
+        if len(self._acked) == before:
+            self._num_idle_acks += 1
+            if self._num_idle_acks > len(self.chunks) + SPARE_ACKS:
+                raise MalformedMessage("ack: the peer acknowledges without end and without news")
         return len(self._acked) == len(self.chunks)
 
     def layer_done(self, layer_idx: int) -> bool:
         """Whether every chunk of a layer is acknowledged."""
-        return all(c.key.index in self._acked for c in self.chunks if c.key.layer_idx == layer_idx)
+        return not self._unacked_in_layer.get(layer_idx, 0)
 
     def commit(self) -> Commit:
         """The last word, once everything is acknowledged."""

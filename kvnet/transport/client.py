@@ -52,7 +52,7 @@ class PeerClient:
         try:
             reply = await self._stub.Hello(request, timeout=deadline_s)
         except grpc.RpcError as exc:
-            raise wire.status_to_error(exc, peer=self._peer) from exc
+            raise wire.peer_status_to_error(exc, peer=self._peer) from exc
         return _check_hello(wire.message_from_wire(reply), nonce=nonce, public=self._public, peer=self._peer)
 
     async def push(

@@ -54,18 +54,18 @@ class FrameStream:
         """Tell the sender which chunks are durable."""
         await self._write(peer_pb2.Frame(ack=peer_pb2.Ack(index=indices)))
 
-    async def read(self) -> SignedMessage | SignedChunk | list[int]:
+    async def read(self, *, deadline_s: float = 0.0) -> SignedMessage | SignedChunk | list[int]:
         """The next frame: a control message, a chunk, or acknowledged indices.
 
         Raises TransferIncomplete when the other side ends the stream, PeerUnreachable on silence.
         """
         try:
-            async with asyncio.timeout(self._idle_deadline_s):
+            async with asyncio.timeout(max(deadline_s, self._idle_deadline_s)):
                 frame = await self._call.read()
         except TimeoutError as exc:
             raise self._silence() from exc
         except grpc.RpcError as exc:
-            raise wire.status_to_error(exc, peer=self._peer) from exc
+            raise wire.peer_status_to_error(exc, peer=self._peer) from exc
         if frame is grpc.aio.EOF:
             raise TransferIncomplete(f"{self._peer}: ended the stream early; send again to resume")
         which = frame.WhichOneof("frame")
@@ -77,9 +77,9 @@ class FrameStream:
             return list(frame.ack.index)
         raise MalformedMessage(f"{self._peer}: sent an empty frame")
 
-    async def read_control(self) -> SignedMessage:
+    async def read_control(self, *, deadline_s: float = 0.0) -> SignedMessage:
         """The next frame, which must be a control message."""
-        frame = await self.read()
+        frame = await self.read(deadline_s=deadline_s)
         if not isinstance(frame, SignedMessage):
             raise MalformedMessage(f"{self._peer}: expected a control message, got another frame")
         return frame
@@ -91,7 +91,7 @@ class FrameStream:
         except TimeoutError as exc:
             raise self._silence() from exc
         except grpc.RpcError as exc:
-            raise wire.status_to_error(exc, peer=self._peer) from exc
+            raise wire.peer_status_to_error(exc, peer=self._peer) from exc
         except asyncio.InvalidStateError as exc:
             raise PeerUnreachable(f"{self._peer}: closed the stream; send again to resume") from exc
 

@@ -15,6 +15,9 @@ from kvnet.transfer.sender import SenderSession, WireChunk
 from kvnet.transport.frames import FrameStream
 from kvnet.transport.tasks import run_together
 
+# Before its accept and its receipt, a receiver hashes all that it holds.
+RECEIVER_WORK_DEADLINE_S = 300.0
+
 
 class Outbound(Protocol):
     """A transfer that this node is about to send; the daemon's store stands behind it."""
@@ -25,6 +28,10 @@ class Outbound(Protocol):
 
     async def payload(self, chunk: WireChunk) -> bytes | memoryview:
         """The chunk's wire bytes."""
+        ...
+
+    async def delivered(self, receipt: SignedMessage) -> None:
+        """Keep the receiver's checked receipt; the transfer counts as done once this returns."""
         ...
 
     async def close(self, failure: BaseException | None) -> None:
@@ -47,7 +54,6 @@ class Sent:
     """A finished transfer, from the sender's side."""
 
     receipt: Receipt
-    sealed_receipt: SignedMessage
     resumed_chunks: int
     wire_nbytes: int
 
@@ -55,23 +61,24 @@ class Sent:
 async def send_memory(
     stream: FrameStream, outbound: Outbound, on_progress: Callable[[AckProgress], None] | None = None
 ) -> Sent:
-    """Offer, wait for the accept, stream what is missing, commit, check the receipt."""
+    """Offer, wait for the accept, stream what is missing, commit, check and keep the receipt."""
     session = outbound.session
     receiver_key = public_key_of(session.offer.receiver)
     await stream.write_control(outbound.sealed_offer)
-    accept, _ = open_sealed(Accept, await stream.read_control(), signer=receiver_key)
+    sealed_accept = await stream.read_control(deadline_s=RECEIVER_WORK_DEADLINE_S)
+    accept, _ = open_sealed(Accept, sealed_accept, signer=receiver_key)
     missing = session.accepted(accept)
-    resumed = len(session.chunks) - len(missing)
     if missing:
         await run_together(
             _write_chunks(stream, outbound, missing),
             _read_acks(stream, session, on_progress),
         )
     await stream.write_control(seal(outbound.key, session.commit()))
-    sealed_receipt = await stream.read_control()
+    sealed_receipt = await stream.read_control(deadline_s=RECEIVER_WORK_DEADLINE_S)
     receipt, _ = open_sealed(Receipt, sealed_receipt, signer=receiver_key)
     session.finish(receipt)
-    return Sent(receipt, sealed_receipt, resumed, sum(chunk.wire_nbytes for chunk in missing))
+    await outbound.delivered(sealed_receipt)
+    return Sent(receipt, session.resumed_count, sum(chunk.wire_nbytes for chunk in missing))
 
 
 async def _write_chunks(stream: FrameStream, outbound: Outbound, missing: tuple[WireChunk, ...]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Executor
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import grpc
@@ -16,7 +18,10 @@ from kvnet.transfer.messages import PROTOCOL_VERSION, Hello, seal
 from kvnet.transport.frames import CHANNEL_OPTIONS, FrameStream
 from kvnet.transport.receiving import Inbound, receive_memory
 from kvnet.transport.sending import Outbound, send_memory
+from kvnet.transport.tasks import Running
 from kvnet.v1 import peer_pb2, peer_pb2_grpc
+
+_log = logging.getLogger(__name__)
 
 MAX_CONCURRENT_RPCS = 64
 NONCE_NBYTES = 16
@@ -47,85 +52,106 @@ class PeerBackend(Protocol):
 
 
 class _PeerService(peer_pb2_grpc.PeerServicer):
-    def __init__(self, backend: PeerBackend) -> None:
+    def __init__(self, backend: PeerBackend, running: Running) -> None:
         self._backend = backend
+        self._running = running
 
-    async def Hello(  # the name is the proto's
+    async def Hello(
         self, request: peer_pb2.HelloRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> peer_pb2.SignedMessage:
         try:
-            if request.protocol != PROTOCOL_VERSION:
-                raise ProtocolMismatch(
-                    f"protocol {request.protocol}: this node speaks {PROTOCOL_VERSION}; "
-                    "install the same kvnet on both"
-                )
-            if len(request.nonce) != NONCE_NBYTES:
-                raise MalformedMessage(f"hello: a nonce of {len(request.nonce)} bytes, wanted {NONCE_NBYTES}")
+            _check_hello(request)
             return wire.message_to_wire(seal(self._backend.key, self._backend.hello(request.nonce)))
-        except KvnetError as error:
-            await _abort(context, error)
+        except Exception as failure:
+            await _abort(context, failure)
             raise
 
     async def Push(  # type: ignore[override]  # a coroutine: read and write, not iterate
         self, request_iterator: AsyncIterator[peer_pb2.Frame], context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
         stream = FrameStream(context, peer=context.peer())
-        inbound: Inbound | None = None
-        failure: BaseException | None = None
-        try:
+
+        async def receive() -> None:
             inbound = await self._backend.open_inbound(await stream.read_control())
-            await receive_memory(stream, inbound, self._backend.pool)
-        except BaseException as error:
-            failure = error
-            if not isinstance(error, KvnetError):
-                raise
-        finally:
-            if inbound is not None:
-                await inbound.close(failure)
-        if isinstance(failure, KvnetError):
-            await _abort(context, failure)
+            async with _closing(inbound):
+                await receive_memory(stream, inbound, self._backend.pool)
+
+        await self._handle(receive(), context)
 
     async def Pull(  # type: ignore[override]
         self, request_iterator: AsyncIterator[peer_pb2.Frame], context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
         stream = FrameStream(context, peer=context.peer())
-        outbound: Outbound | None = None
-        failure: BaseException | None = None
-        try:
+
+        async def send() -> None:
             outbound = await self._backend.open_outbound(await stream.read_control())
-            await send_memory(stream, outbound)
-        except BaseException as error:
-            failure = error
-            if not isinstance(error, KvnetError):
-                raise
-        finally:
-            if outbound is not None:
-                await outbound.close(failure)
-        if isinstance(failure, KvnetError):
-            await _abort(context, failure)
+            async with _closing(outbound):
+                await send_memory(stream, outbound)
+
+        await self._handle(send(), context)
+
+    async def _handle(
+        self, work: Coroutine[Any, Any, None], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        with self._running.task():
+            try:
+                await work
+            except Exception as failure:
+                await _abort(context, failure)
 
 
-async def serve_peers(backend: PeerBackend, *, host: str, port: int) -> tuple[grpc.aio.Server, int]:
-    """Start the peer server; returns it with the port it got (asked-for 0 means any).
+class PeerServer:
+    """The peer API on one port."""
 
-    Raises PortInUse.
-    """
-    server = grpc.aio.server(
-        options=SERVER_OPTIONS,
-        maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS,
-    )
-    peer_pb2_grpc.add_PeerServicer_to_server(_PeerService(backend), server)
-    shown = f"[{host}]" if ":" in host else host
+    def __init__(self, backend: PeerBackend) -> None:
+        self._running = Running()
+        self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
+        peer_pb2_grpc.add_PeerServicer_to_server(_PeerService(backend, self._running), self._server)
+
+    async def start(self, *, host: str, port: int) -> int:
+        """Bind and serve; returns the port (asked-for 0 means any). Raises PortInUse."""
+        shown = f"[{host}]" if ":" in host else host
+        try:
+            bound = self._server.add_insecure_port(f"{shown}:{port}")
+        except RuntimeError as exc:
+            raise PortInUse(
+                f"peer port {shown}:{port}: cannot be bound; "
+                "stop what uses it, or choose another with --listen"
+            ) from exc
+        await self._server.start()
+        return bound
+
+    async def stop(self, grace_s: float) -> None:
+        """Let transfers finish within `grace_s`, end the others, and wait until they have ended."""
+        await self._server.stop(grace_s)
+        await self._running.drained()
+
+
+def _check_hello(request: peer_pb2.HelloRequest) -> None:
+    if request.protocol != PROTOCOL_VERSION:
+        raise ProtocolMismatch(
+            f"protocol {request.protocol}: this node speaks {PROTOCOL_VERSION}; "
+            "install the same kvnet on both"
+        )
+    if len(request.nonce) != NONCE_NBYTES:
+        raise MalformedMessage(f"hello: a nonce of {len(request.nonce)} bytes, wanted {NONCE_NBYTES}")
+
+
+@asynccontextmanager
+async def _closing(transfer: Inbound | Outbound) -> AsyncIterator[None]:
+    """Close a transfer with what ended it, whatever that is."""
     try:
-        bound = server.add_insecure_port(f"{shown}:{port}")
-    except RuntimeError as exc:
-        raise PortInUse(
-            f"peer port {shown}:{port}: cannot be bound; stop what uses it, or choose another with --listen"
-        ) from exc
-    await server.start()
-    return server, bound
+        yield
+    except BaseException as failure:
+        await transfer.close(failure)
+        raise
+    await transfer.close(None)
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: KvnetError) -> None:
-    code, details, metadata = wire.error_to_status(error)
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], failure: Exception) -> None:
+    if not isinstance(failure, KvnetError):
+        # A peer learns that there is a bug, not what it is: messages may hold paths.
+        _log.error("a call by a peer failed by a bug", exc_info=failure)
+        failure = KvnetError("the node met a bug")
+    code, details, metadata = wire.error_to_status(failure)
     await context.abort(code, details, metadata)

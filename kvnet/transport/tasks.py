@@ -1,12 +1,37 @@
-"""Run two halves of a stream at once; the first failure ends both and leaves as itself."""
+"""Tasks that belong together: two halves of a stream, or all handlers of a server."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from kvnet.errors import KvnetError, PeerUnreachable
+
+
+class Running:
+    """The tasks that are inside a block now; a server that stops waits for them."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @contextmanager
+    def task(self) -> Iterator[None]:
+        """Count the current task for the length of the block."""
+        task = asyncio.current_task()
+        if task is None:
+            raise AssertionError("not inside a task")
+        self._tasks.add(task)
+        try:
+            yield
+        finally:
+            self._tasks.discard(task)
+
+    async def drained(self, timeout_s: float = 10.0) -> None:
+        """Wait until no task is inside. grpc.aio's `stop` returns before cancelled handlers have ended."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=timeout_s)
 
 
 async def run_together(*halves: Coroutine[Any, Any, None]) -> None:

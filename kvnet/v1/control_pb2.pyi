@@ -12,7 +12,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("node_id", "name", "grpc", "model", "pid", "version", "protocol", "namespace", "fingerprint", "geometry", "max_seq_len", "memories", "store_nbytes", "peers", "unread", "uptime_s", "mdns", "home")
+    __slots__ = ("node_id", "name", "grpc", "model", "pid", "version", "protocol", "namespace", "fingerprint", "geometry", "max_seq_len", "memories", "store_nbytes", "peers", "unread", "uptime_s", "mdns", "home", "damaged", "settings_json")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     GRPC_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,8 @@ class NodeStatus(_message.Message):
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     MDNS_FIELD_NUMBER: _ClassVar[int]
     HOME_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    SETTINGS_JSON_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     name: str
     grpc: str
@@ -49,7 +51,9 @@ class NodeStatus(_message.Message):
     uptime_s: float
     mdns: bool
     home: str
-    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., grpc: _Optional[str] = ..., model: _Optional[str] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., protocol: _Optional[int] = ..., namespace: _Optional[str] = ..., fingerprint: _Optional[_Union[_types_pb2.Fingerprint, _Mapping]] = ..., geometry: _Optional[_Union[_types_pb2.Geometry, _Mapping]] = ..., max_seq_len: _Optional[int] = ..., memories: _Optional[int] = ..., store_nbytes: _Optional[int] = ..., peers: _Optional[int] = ..., unread: _Optional[int] = ..., uptime_s: _Optional[float] = ..., mdns: _Optional[bool] = ..., home: _Optional[str] = ...) -> None: ...
+    damaged: int
+    settings_json: str
+    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., grpc: _Optional[str] = ..., model: _Optional[str] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., protocol: _Optional[int] = ..., namespace: _Optional[str] = ..., fingerprint: _Optional[_Union[_types_pb2.Fingerprint, _Mapping]] = ..., geometry: _Optional[_Union[_types_pb2.Geometry, _Mapping]] = ..., max_seq_len: _Optional[int] = ..., memories: _Optional[int] = ..., store_nbytes: _Optional[int] = ..., peers: _Optional[int] = ..., unread: _Optional[int] = ..., uptime_s: _Optional[float] = ..., mdns: _Optional[bool] = ..., home: _Optional[str] = ..., damaged: _Optional[int] = ..., settings_json: _Optional[str] = ...) -> None: ...
 
 class ShutdownRequest(_message.Message):
     __slots__ = ()
@@ -88,7 +92,7 @@ class RememberEvent(_message.Message):
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., memory: _Optional[_Union[MemoryInfo, _Mapping]] = ...) -> None: ...
 
 class MemoryInfo(_message.Message):
-    __slots__ = ("id", "name", "tokens", "layers", "nbytes", "model", "origin", "created_at", "header")
+    __slots__ = ("id", "name", "tokens", "layers", "nbytes", "model", "origin", "created_at", "header", "problem")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +102,7 @@ class MemoryInfo(_message.Message):
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     HEADER_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     tokens: int
@@ -107,7 +112,8 @@ class MemoryInfo(_message.Message):
     origin: str
     created_at: str
     header: _types_pb2.MemoryHeader
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., tokens: _Optional[int] = ..., layers: _Optional[int] = ..., nbytes: _Optional[int] = ..., model: _Optional[str] = ..., origin: _Optional[str] = ..., created_at: _Optional[str] = ..., header: _Optional[_Union[_types_pb2.MemoryHeader, _Mapping]] = ...) -> None: ...
+    problem: str
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., tokens: _Optional[int] = ..., layers: _Optional[int] = ..., nbytes: _Optional[int] = ..., model: _Optional[str] = ..., origin: _Optional[str] = ..., created_at: _Optional[str] = ..., header: _Optional[_Union[_types_pb2.MemoryHeader, _Mapping]] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class ListMemoriesRequest(_message.Message):
     __slots__ = ()
@@ -301,19 +307,15 @@ class RemovePeerRequest(_message.Message):
     peer: str
     def __init__(self, peer: _Optional[str] = ...) -> None: ...
 
-class ProbePeerRequest(_message.Message):
-    __slots__ = ("peer",)
-    PEER_FIELD_NUMBER: _ClassVar[int]
-    peer: str
-    def __init__(self, peer: _Optional[str] = ...) -> None: ...
-
 class InboxRequest(_message.Message):
-    __slots__ = ("agent", "all")
+    __slots__ = ("agent", "all", "every_agent")
     AGENT_FIELD_NUMBER: _ClassVar[int]
     ALL_FIELD_NUMBER: _ClassVar[int]
+    EVERY_AGENT_FIELD_NUMBER: _ClassVar[int]
     agent: str
     all: bool
-    def __init__(self, agent: _Optional[str] = ..., all: _Optional[bool] = ...) -> None: ...
+    every_agent: bool
+    def __init__(self, agent: _Optional[str] = ..., all: _Optional[bool] = ..., every_agent: _Optional[bool] = ...) -> None: ...
 
 class InboxMessage(_message.Message):
     __slots__ = ("id", "sender", "sender_name", "sender_agent", "agent", "memory", "note", "received_at", "acknowledged_at")

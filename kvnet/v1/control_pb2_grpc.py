@@ -95,11 +95,6 @@ class ControlStub:
                 request_serializer=kvnet_dot_v1_dot_control__pb2.RemovePeerRequest.SerializeToString,
                 response_deserializer=kvnet_dot_v1_dot_control__pb2.PeerInfo.FromString,
                 _registered_method=True)
-        self.ProbePeer = channel.unary_unary(
-                '/kvnet.v1.Control/ProbePeer',
-                request_serializer=kvnet_dot_v1_dot_control__pb2.ProbePeerRequest.SerializeToString,
-                response_deserializer=kvnet_dot_v1_dot_control__pb2.PeerInfo.FromString,
-                _registered_method=True)
         self.Inbox = channel.unary_unary(
                 '/kvnet.v1.Control/Inbox',
                 request_serializer=kvnet_dot_v1_dot_control__pb2.InboxRequest.SerializeToString,
@@ -193,12 +188,6 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ProbePeer(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def Inbox(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -279,11 +268,6 @@ def add_ControlServicer_to_server(servicer, server):
             'RemovePeer': grpc.unary_unary_rpc_method_handler(
                     servicer.RemovePeer,
                     request_deserializer=kvnet_dot_v1_dot_control__pb2.RemovePeerRequest.FromString,
-                    response_serializer=kvnet_dot_v1_dot_control__pb2.PeerInfo.SerializeToString,
-            ),
-            'ProbePeer': grpc.unary_unary_rpc_method_handler(
-                    servicer.ProbePeer,
-                    request_deserializer=kvnet_dot_v1_dot_control__pb2.ProbePeerRequest.FromString,
                     response_serializer=kvnet_dot_v1_dot_control__pb2.PeerInfo.SerializeToString,
             ),
             'Inbox': grpc.unary_unary_rpc_method_handler(
@@ -626,33 +610,6 @@ class Control:
             target,
             '/kvnet.v1.Control/RemovePeer',
             kvnet_dot_v1_dot_control__pb2.RemovePeerRequest.SerializeToString,
-            kvnet_dot_v1_dot_control__pb2.PeerInfo.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ProbePeer(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/kvnet.v1.Control/ProbePeer',
-            kvnet_dot_v1_dot_control__pb2.ProbePeerRequest.SerializeToString,
             kvnet_dot_v1_dot_control__pb2.PeerInfo.FromString,
             options,
             channel_credentials,

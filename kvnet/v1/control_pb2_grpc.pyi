@@ -45,7 +45,6 @@ class ControlStub:
     ListPeers: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListPeersRequest, _control_pb2.PeerList]
     AddPeer: _grpc.UnaryUnaryMultiCallable[_control_pb2.AddPeerRequest, _control_pb2.PeerInfo]
     RemovePeer: _grpc.UnaryUnaryMultiCallable[_control_pb2.RemovePeerRequest, _control_pb2.PeerInfo]
-    ProbePeer: _grpc.UnaryUnaryMultiCallable[_control_pb2.ProbePeerRequest, _control_pb2.PeerInfo]
     Inbox: _grpc.UnaryUnaryMultiCallable[_control_pb2.InboxRequest, _control_pb2.MessageList]
     Acknowledge: _grpc.UnaryUnaryMultiCallable[_control_pb2.AcknowledgeRequest, _control_pb2.InboxMessage]
     Events: _grpc.UnaryStreamMultiCallable[_control_pb2.EventsRequest, _control_pb2.Event]
@@ -68,7 +67,6 @@ class ControlAsyncStub(ControlStub):
     ListPeers: _aio.UnaryUnaryMultiCallable[_control_pb2.ListPeersRequest, _control_pb2.PeerList]  # type: ignore[assignment]
     AddPeer: _aio.UnaryUnaryMultiCallable[_control_pb2.AddPeerRequest, _control_pb2.PeerInfo]  # type: ignore[assignment]
     RemovePeer: _aio.UnaryUnaryMultiCallable[_control_pb2.RemovePeerRequest, _control_pb2.PeerInfo]  # type: ignore[assignment]
-    ProbePeer: _aio.UnaryUnaryMultiCallable[_control_pb2.ProbePeerRequest, _control_pb2.PeerInfo]  # type: ignore[assignment]
     Inbox: _aio.UnaryUnaryMultiCallable[_control_pb2.InboxRequest, _control_pb2.MessageList]  # type: ignore[assignment]
     Acknowledge: _aio.UnaryUnaryMultiCallable[_control_pb2.AcknowledgeRequest, _control_pb2.InboxMessage]  # type: ignore[assignment]
     Events: _aio.UnaryStreamMultiCallable[_control_pb2.EventsRequest, _control_pb2.Event]  # type: ignore[assignment]
@@ -158,13 +156,6 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
     def RemovePeer(
         self,
         request: _control_pb2.RemovePeerRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_control_pb2.PeerInfo, _abc.Awaitable[_control_pb2.PeerInfo]]: ...
-
-    @_abc_1.abstractmethod
-    def ProbePeer(
-        self,
-        request: _control_pb2.ProbePeerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.PeerInfo, _abc.Awaitable[_control_pb2.PeerInfo]]: ...
 

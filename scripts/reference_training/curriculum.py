@@ -68,9 +68,13 @@ STAGES: Final = (
 
 
 class RowSource:
-    """Draws rows for one tokenizer from one seeded generator."""
+    """Draws rows for one tokenizer from one seeded generator.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+    With `echo_first`, stage 0 asks only in the very words that stated the fact.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, *, echo_first: bool = False) -> None:
+        self._echo_first = echo_first
         self.rng = random.Random(seed)
         self._backend = tokenizer.backend_tokenizer
         self._bos_id = int(tokenizer.bos_token_id)
@@ -84,7 +88,7 @@ class RowSource:
         context = sample_context(self.rng, num_facts, style=style)
         ids = [self._bos_id, *self._encode(context.text)]
         weights = [OTHER_WEIGHT] * len(ids)
-        for prompt, answer in self._questions(context, stage.cloze_share, max_questions):
+        for prompt, answer in self._questions(context, stage, max_questions):
             ids += prompt + answer
             weights += [OTHER_WEIGHT] * len(prompt) + [ANSWER_WEIGHT] * len(answer)
         return Row(ids, weights)
@@ -100,27 +104,6 @@ class RowSource:
         copied = [ANSWER_WEIGHT] * (num_tokens - 1)
         return Row([self._bos_id, *tokens, *tokens], [OTHER_WEIGHT] * (num_tokens + 2) + copied)
 
-    def pairs_row(self, num_pairs: int, gap_len: int) -> Row:
-        """Random keys and values, then the same pairs in another order: facts without language.
-
-        The same `gap_len` tokens part every key from its value, so the token before tells nothing.
-        """
-        gap = self._random_tokens(gap_len, gap_len)
-        pairs = [(self._random_tokens(1, 2), self._random_tokens(1, 2)) for _ in range(num_pairs)]
-        end = self._random_tokens(1, 1)
-        ids = [self._bos_id]
-        for key, value in pairs:
-            ids += [*key, *gap, *value, *end]
-        weights = [OTHER_WEIGHT] * len(ids)
-        self.rng.shuffle(pairs)
-        for key, value in pairs:
-            ids += [*key, *gap, *value, *end]
-            weights += [OTHER_WEIGHT] * len(key + gap) + [ANSWER_WEIGHT] * len(value + end)
-        return Row(ids, weights)
-
-    def _random_tokens(self, min_count: int, max_count: int) -> list[int]:
-        return self.rng.choices(range(3, self._vocab_size), k=self.rng.randint(min_count, max_count))
-
     def _vary(self, style: Style) -> Style:
         """Now and then another layout, idle sentences, lines: what people type is no full grid."""
         if style.layout == "grid" and self.rng.random() < 0.15:
@@ -132,16 +115,18 @@ class RowSource:
         return style
 
     def _questions(
-        self, context: Context, cloze_share: float, max_questions: int
+        self, context: Context, stage: Stage, max_questions: int
     ) -> list[tuple[list[int], list[int]]]:
+        echo = self._echo_first and stage is STAGES[0]
         facts = list(context.facts)
         self.rng.shuffle(facts)
         asked = []
         for fact in facts[:max_questions]:
-            kind: AskKind = "cloze" if self.rng.random() < cloze_share else "question"
+            kind: AskKind = "cloze" if self.rng.random() < stage.cloze_share else "question"
             question = ask(fact, kind, self.rng)
             answer = [*self._encode(question.expected), self._eos_id]
-            asked.append((self._encode(question.prompt), answer))
+            prompt = f"{fact.name}'s {fact.attribute} is" if echo else question.prompt
+            asked.append((self._encode(prompt), answer))
         return asked
 
     def _encode(self, text: str) -> list[int]:

@@ -23,7 +23,8 @@ class Shape:
     `offsets` are the look-back distances of its heads. Few of them are better: all heads write into
     one subspace at first, and a token is found again by the bag of tokens before it. Every
     `num_value_maps`-th KV head starts with the same value map. `seed_margin` is how much more of
-    cos(angle), summed over the seeded rotary pairs, the right offset gets than its neighbour.
+    cos(angle), summed over the seeded rotary pairs, the right offset gets than its neighbour. The
+    last `num_quiet_layers` layers add nothing at first: a deep model starts like a shallow one.
     """
 
     num_layers: int
@@ -36,6 +37,7 @@ class Shape:
     offsets: tuple[int, ...]
     seed_margin: float
     num_value_maps: int = 1
+    num_quiet_layers: int = 0
 
 
 def build_model(shape: Shape, vocab_size: int, seed: int) -> LlamaForCausalLM:
@@ -61,6 +63,9 @@ def build_model(shape: Shape, vocab_size: int, seed: int) -> LlamaForCausalLM:
     with torch.no_grad():
         _make_mimetic(model, shape, query_scale=2.0 * (32 / shape.head_dim) ** 0.5, output_scale=0.5)
         _seed_positions(model, shape)
+        for layer in model.model.layers[shape.num_layers - shape.num_quiet_layers :]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
     return model
 
 

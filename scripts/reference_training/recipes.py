@@ -21,6 +21,7 @@ class Recipe:
     vocab_size: int
     seed: int
     schedule: Schedule
+    echo_first: bool = False  # without it, stage 0 is a plateau for most shapes
 
 
 RECIPES: Final[dict[str, Recipe]] = {
@@ -46,19 +47,21 @@ RECIPES: Final[dict[str, Recipe]] = {
         shape=Shape(
             num_layers=5,
             hidden_size=144,
-            intermediate_size=256,
+            intermediate_size=288,
             num_heads=4,
-            num_kv_heads=2,
-            head_dim=40,
-            rope_theta=5e4,
+            num_kv_heads=4,
+            head_dim=32,
+            rope_theta=3e4,
             offsets=(1, 2, 3, 4),
-            seed_margin=0.71,
+            seed_margin=0.645,
+            num_quiet_layers=1,
         ),
         tokenizer="metaspace",
         tokenizer_seed=1,
         vocab_size=800,
         seed=22,
-        schedule=Schedule(num_steps=4500, limit_s=3600, lr=2e-3, hold_share=0.5),
+        schedule=Schedule(num_steps=8000, limit_s=3600, lr=2e-3),
+        echo_first=True,
     ),
     "ref-c": Recipe(
         shape=Shape(
@@ -76,6 +79,7 @@ RECIPES: Final[dict[str, Recipe]] = {
         tokenizer_seed=3,
         vocab_size=680,
         seed=33,
-        schedule=Schedule(num_steps=4500, limit_s=3600, lr=2e-3, hold_share=0.5),
+        schedule=Schedule(num_steps=8000, limit_s=3600, lr=2e-3),
+        echo_first=True,
     ),
 }

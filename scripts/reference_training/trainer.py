@@ -17,7 +17,6 @@ from reference_training.curriculum import ANSWER_WEIGHT, STAGES, Row, RowSource,
 class Schedule:
     """How long and how fast to train; `lr` is held for `hold_share` of the way, then falls linearly.
 
-    `early_pairs_share` of the batches before stage 1 are key-value pairs of random tokens.
     Training is over after `num_steps` or `limit_s`, whichever is first; only the former repeats
     exactly on another machine.
     """
@@ -30,7 +29,6 @@ class Schedule:
     tokens_per_step: int = 2048
     advance_above: float = 0.9
     repeat_share: float = 0.1
-    early_pairs_share: float = 0.0
 
 
 @dataclass(slots=True)
@@ -116,11 +114,6 @@ def _step(
 def _draw(rows: RowSource, progress: Progress, schedule: Schedule) -> tuple[bool, bool, list[Row]]:
     """The next batch: (whether it is repeats, whether it counts for advancing, its rows)."""
     rng = rows.rng
-    early_pairs = schedule.early_pairs_share if progress.stage_idx == 0 else 0.0
-    if early_pairs and rng.random() < early_pairs:
-        num_pairs, gap_len = rng.randint(3, 8), rng.randint(0, 4)
-        num_rows = schedule.tokens_per_step // (2 * num_pairs * (4 + gap_len))
-        return False, False, [rows.pairs_row(num_pairs, gap_len) for _ in range(num_rows)]
     if progress.in_repeat_phase or rng.random() < schedule.repeat_share:
         max_tokens = 24 if progress.in_repeat_phase else 64
         num_rows = schedule.tokens_per_step // (max_tokens + max_tokens // 2)

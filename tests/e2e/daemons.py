@@ -224,6 +224,11 @@ async def chunks_arrived(receiver: Daemon, memory: MemoryInfo, timeout_s: float 
         await asyncio.sleep(0.02)
 
 
+def spooled(receiver: Daemon, transfer_id: str) -> list[Path]:
+    """What the receiver still keeps of a transfer on its way in."""
+    return list((receiver.home.store / "incoming").glob(f"*{transfer_id}*"))
+
+
 def _has_chunks(transfer: Path, memory: MemoryInfo) -> bool:
     offer, log = transfer / "offer.bin", transfer / "chunks.log"
     if not (offer.exists() and log.exists() and log.stat().st_size):

@@ -57,11 +57,13 @@ from tests.e2e.daemons import (
     kvnet,
     long_text,
     reply,
+    spooled,
     when_free,
 )
 from tests.lan.proxy import FaultProxy, Faults
 
 SOME_CHUNKS_NBYTES = 600_000  # four whole chunks of `long_text` and a part of the fifth
+SOON_S = 6.0  # the reply that is left alone would take longer, and be logged as completed
 DISK_NBYTES = 12 << 20
 
 Kvnet = Callable[..., Said]
@@ -195,6 +197,7 @@ BAD_REQUESTS = [
     (("peer", "add"), "request_invalid", 4),
     (("peer", "add", "--id", "abc"), "request_invalid", 4),
     (("peer", "add", "nowhere", "--id", "a" * 52), "request_invalid", 4),
+    (("peer", "add", "--id", "a" * 52, "--name", "bob"), "request_invalid", 4),
     (("peer", "add", "127.0.0.1:1"), "peer_unreachable", 5),
     (("peer", "rm", "nobody"), "unknown_peer", 4),
     (("inbox", "ack", "msg_nosuch"), "unknown_message", 4),
@@ -435,7 +438,7 @@ def test_a_damaged_memory_is_refused_and_the_others_are_served(pair: Pair) -> No
             for wanted in (what, memory.id):
                 with pytest.raises(StateCorrupt, match=memory.id):
                     node.ask(pair.prompt, wanted)
-        listed = [info.id for info in node.memories()]
+        listed = [info.id for info in node.memories() if not getattr(info, "problem", "")]
         assert pair.memory.id in listed
         assert damaged["header"].id not in listed
     with pair.alice.node() as alice, pair.bob.node() as bob:
@@ -518,7 +521,7 @@ async def test_an_offer_of_another_geometry_is_refused_by_the_receiver(pair: Pai
         with pytest.raises(IncompatibleModel) as refused:
             await client.push(_HandMade(key, offer))  # type: ignore[arg-type]  # as much as is looked at
     assert refused.value.details["num_kv_heads"] == ["3", "2"]
-    assert not list((pair.bob.home.store / "incoming").iterdir())
+    assert not spooled(pair.bob, offer.transfer_id)
 
 
 async def test_an_offer_from_a_key_that_was_not_added_is_refused(pair: Pair) -> None:
@@ -527,7 +530,7 @@ async def test_an_offer_from_a_key_that_was_not_added_is_refused(pair: Pair) -> 
     async with PeerClient(pair.bob.grpc, public=None, peer="bob") as client:
         with pytest.raises(PeerNotAdded):
             await client.push(_HandMade(stranger, offer))  # type: ignore[arg-type]
-    assert not list((pair.bob.home.store / "incoming").iterdir())
+    assert not spooled(pair.bob, offer.transfer_id)
 
 
 def test_a_memory_taken_from_another_model_is_refused_at_ask(pair: Pair, rambler: Daemon) -> None:
@@ -755,6 +758,9 @@ async def _fill_the_disk_in_the_middle(pair: Pair, dave: Daemon) -> None:
 # --- callers that go away -------------------------------------------------------------------------------
 
 
+ONE_LEFT_ONE_ANSWERED = [f"generation.{what}" for what in ("completed", "failed", "started", "started")]
+
+
 def _generations(daemon: Daemon) -> list[str]:
     return [line["event"] for line in daemon.events("generation")]
 
@@ -775,8 +781,8 @@ def test_a_caller_that_goes_away_frees_the_model(rambler: Daemon, with_signal: s
         answer = node.ask("Who?", max_tokens=1)
         waited_s = time.monotonic() - began
     assert answer.tokens == 1
-    assert waited_s < 5
-    assert _generations(rambler)[-4:-2] == ["generation.started", "generation.failed"]
+    assert waited_s < SOON_S
+    assert sorted(_generations(rambler)[-4:]) == ONE_LEFT_ONE_ANSWERED
 
 
 async def test_a_stream_left_early_frees_the_model(rambler: Daemon) -> None:
@@ -784,9 +790,9 @@ async def test_a_stream_left_early_frees_the_model(rambler: Daemon) -> None:
         stream = node.ask_stream("Tell me the colour of the red box.", max_tokens=2000)
         assert isinstance(await anext(stream), str)
         await stream.aclose()
-        answer = await asyncio.wait_for(node.ask("Who?", max_tokens=1), 5)
+        answer = await asyncio.wait_for(node.ask("Who?", max_tokens=1), SOON_S)
     assert answer.tokens == 1
-    assert _generations(rambler)[-4:-2] == ["generation.started", "generation.failed"]
+    assert sorted(_generations(rambler)[-4:]) == ONE_LEFT_ONE_ANSWERED
 
 
 def test_stopping_while_it_generates_ends_the_generation_and_the_daemon(

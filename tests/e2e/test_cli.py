@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import subprocess
@@ -14,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from kvnet.errors import RequestError
 from kvnet.paths import Home
 from kvnet.version import VERSION
 from tests.e2e.daemons import (
@@ -28,6 +31,7 @@ from tests.e2e.daemons import (
 )
 from tests.lan.harness import Output
 
+PR_SET_CHILD_SUBREAPER = 36
 CANARY_TEXT = "The code of the zebrafinch gate is 77431."
 CANARY_PROMPT = "What is the code of the zebrafinch gate?"
 CANARY_NOTE = "okapi"
@@ -112,10 +116,25 @@ def test_an_unknown_command_is_a_usage_error(home: MakeHome) -> None:
     assert said.stdout == ""
 
 
-def test_up_down_and_back(home: MakeHome) -> None:
+@pytest.fixture
+def orphans() -> Iterator[list[int]]:
+    """Meanwhile orphans stay zombies, as in a container whose first process never waits; list them here."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    pids: list[int] = []
+    yield pids
+    prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    for pid in pids:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="subreapers are Linux's")
+def test_up_down_and_back(home: MakeHome, orphans: list[int]) -> None:
     where = home("solo")
     try:
         up = _json(where, "up", "--no-mdns", "--name", "solo")
+        orphans.append(up["pid"])
         assert set(up) >= STATUS_FIELDS
         assert (up["name"], up["model"], up["home"]) == ("solo", "ref-a", str(where))
         assert _json(where, "up")["pid"] == up["pid"]
@@ -158,7 +177,7 @@ def test_serve_runs_in_the_foreground_until_it_is_told_to_stop(home: MakeHome) -
 def test_remember_and_mem(alice: Path, tmp_path: Path) -> None:
     text = "Greta's animal is owl."
     memory = _json(alice, "remember", text, "--name", "greta")
-    assert set(memory) == MEMORY_FIELDS
+    assert set(memory) >= MEMORY_FIELDS
     assert memory["id"].startswith("mem_")
     assert (memory["name"], memory["layers"], memory["model"]) == ("greta", 4, "ref-a")
     assert memory["nbytes"] == memory["tokens"] * memory["header"]["geometry"]["num_layers"] * 2 * 2 * 32 * 4
@@ -179,13 +198,14 @@ def test_send_ask_and_inbox(alice: Path, pair: Pair) -> None:
     bob = pair.bob.home.root
     memory = _json(alice, "remember", long_text(80), "--name", "eighty")
     report = _json(alice, "send", "eighty", "--to", "bob/clerk", "--note", "from a script")
-    assert set(report) == SEND_FIELDS
+    assert set(report) >= SEND_FIELDS
     assert (report["memory"], report["peer"], report["tier"]) == (memory["id"], "bob", "exact")
     assert (report["chunks"], report["raw_bytes"], report["resumed_chunks"]) == (8, memory["nbytes"], 0)
     assert 0 < report["wire_bytes"] <= report["raw_bytes"]
     assert report["seconds"] > 0
     answer = _json(bob, "ask", pair.prompt, "--memory", memory["id"])
-    assert (set(answer), set(answer["kv"])) == (ANSWER_FIELDS, KV_FIELDS)
+    assert set(answer) >= ANSWER_FIELDS
+    assert set(answer["kv"]) >= KV_FIELDS
     assert answer["kv"]["reused_tokens"] == memory["tokens"]
     (message,) = _json(bob, "inbox", "ls", "--agent", "clerk")
     assert set(message) >= MESSAGE_FIELDS
@@ -194,7 +214,7 @@ def test_send_ask_and_inbox(alice: Path, pair: Pair) -> None:
     assert _json(bob, "inbox", "ls", "--agent", "clerk") == []
     assert len(_json(bob, "inbox", "ls", "--agent", "clerk", "--all")) == 1
     pulled = _json(alice, "pull", memory["id"], "--from", "bob")
-    assert set(pulled) == SEND_FIELDS
+    assert set(pulled) >= SEND_FIELDS
 
 
 def test_an_answer_goes_to_stdout_and_its_kv_report_to_stderr(pair: Pair) -> None:
@@ -284,15 +304,20 @@ def _threes(lines: list[dict[str, Any]]) -> Counter[str]:
 
 
 def test_the_log_is_valid_in_threes_and_holds_no_word_of_text_or_prompt(alice: Path, pair: Pair) -> None:
-    _json(alice, "remember", CANARY_TEXT, "--name", "canary")
+    memory = _json(alice, "remember", CANARY_TEXT, "--name", "canary")
     _json(alice, "send", "canary", "--to", "bob", "--note", CANARY_NOTE)
-    for home in (alice, pair.bob.home.root):
-        memory = _json(alice, "mem", "show", "canary")["id"]
-        _json(home, "ask", CANARY_PROMPT, "--memory", memory)
-        _json(home, "ask", CANARY_PROMPT, "--max-tokens", "2")
-        assert kvnet(home, "ask", CANARY_PROMPT, "--max-tokens", "5000").status == 4
-        assert kvnet(home, "ask", CANARY_PROMPT, "--stop", "").status == 4
-        assert kvnet(home, "remember", CANARY_TEXT * 300).status == 4
+    for daemon in (pair.alice, pair.bob):
+        with daemon.node() as node:
+            node.ask(CANARY_PROMPT, memory["id"])
+            node.ask(CANARY_PROMPT, max_tokens=2)
+            for refuse in (
+                lambda: node.ask(CANARY_PROMPT, max_tokens=5000),
+                lambda: node.ask(CANARY_PROMPT, stop=("",)),
+                lambda: node.ask(CANARY_PROMPT, context=CANARY_TEXT * 300),
+                lambda: node.remember(CANARY_TEXT * 300),
+            ):
+                with pytest.raises(RequestError):
+                    refuse()
     for daemon in (pair.alice, pair.bob):
         lines = [json.loads(line) for line in _prints(kvnet(daemon.home.root, "log", "--json")).splitlines()]
         assert lines
@@ -363,7 +388,7 @@ def test_the_demo_ends_with_one_object(home: MakeHome) -> None:
     assert set(document) == {"nodes", "send", "questions", "ttft"}
     assert [node["name"] for node in document["nodes"]] == ["alice", "bob"]
     assert all(set(node) == {"name", "node_id", "model", "grpc"} for node in document["nodes"])
-    assert set(document["send"]) == SEND_FIELDS
+    assert set(document["send"]) >= SEND_FIELDS
     for question in document["questions"]:
         assert {"question", "expected", "with_memory", "without_memory", "kv"} == set(question)
         assert question["kv"]["reused_tokens"] > 0

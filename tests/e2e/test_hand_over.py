@@ -13,7 +13,7 @@ from kvnet.api import Answer, LayerProgress, MemoryInfo, Progress, SendReport
 from kvnet.client import Node
 from kvnet.errors import UnknownMemory, UnknownMessage
 from kvnet.types import DType
-from tests.e2e.daemons import Daemon, Pair, long_text, questions, reply
+from tests.e2e.daemons import Daemon, Pair, long_text, questions, reply, spooled
 
 NUM_QUESTIONS = 40
 
@@ -122,7 +122,8 @@ def test_sending_again_succeeds_and_stores_nothing_new(nodes: tuple[Node, Node],
     after = bob.status()
     assert (after.memories, after.store_nbytes) == (held.memories, held.store_nbytes)
     assert _digest_of(pair.bob, memory) == before
-    assert not list((pair.bob.home.store / "incoming").iterdir())
+    for report in (first, again):
+        assert not spooled(pair.bob, report.transfer_id)
 
 
 def test_the_senders_own_file_is_untouched_by_all_of_it(nodes: tuple[Node, Node], pair: Pair) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from kvnet.api import MemoryInfo, Progress
 from kvnet.errors import RequestError
 from kvnet.model.cache import LayerKV
-from kvnet.types import Compression
+from kvnet.types import Compression, MemoryId
 from kvnetd.services import Services, utc_now
 from kvnetd.store.memories import MemoryRecord
 
@@ -23,29 +23,31 @@ async def remember(
     """Read a text into a memory; yields a Progress per layer and the MemoryInfo last."""
     _check_name(name)
     wanted = _compression(compression or services.config.compression)
-    layers: asyncio.Queue[int] = asyncio.Queue()
+    total = services.host.geometry.num_layers
+    layers: asyncio.Queue[int] = asyncio.Queue(total)
     loop = asyncio.get_running_loop()
 
     def on_layer(layer: LayerKV) -> None:
         loop.call_soon_threadsafe(layers.put_nowait, layer.layer_idx + 1)
 
-    total = services.host.geometry.num_layers
     with services.log.span("prefill", model=services.host.name) as span:
         abandoned = threading.Event()
         capture = partial(services.host.capture, text, on_layer=on_layer, cancelled=abandoned.is_set)
         reading = asyncio.create_task(services.runner.run(capture))
+        step: asyncio.Task[int] | None = None
         try:
             for _ in range(total):
                 step = asyncio.create_task(layers.get())
                 await asyncio.wait({reading, step}, return_when=asyncio.FIRST_COMPLETED)
                 if not step.done():
-                    step.cancel()
                     break
                 yield Progress(step.result(), total)
             memory = await reading
         finally:
             abandoned.set()
             reading.cancel()
+            if step is not None:
+                step.cancel()
         created_at = utc_now()
         record = await services.in_store(services.memories.put, memory, wanted=wanted, created_at=created_at)
         if name:
@@ -55,9 +57,12 @@ async def remember(
 
 
 async def list_memories(services: Services) -> tuple[MemoryInfo, ...]:
-    """Every memory in the store, oldest first."""
+    """Every memory in the store, oldest first, then those that cannot be read any more."""
     names = await services.in_store(services.ledger.names)
-    return tuple(_info(record, names.get(record.id, "")) for record in services.memories.all())
+    whole = [_info(record, names.get(record.id, "")) for record in services.memories.all()]
+    damaged = dict(services.memories.damaged)
+    listed = [info for info in whole if info.id not in damaged]
+    return (*listed, *(_damaged(memory, names.get(memory, ""), why) for memory, why in damaged.items()))
 
 
 async def find(services: Services, wanted: str) -> MemoryRecord:
@@ -73,12 +78,29 @@ async def describe(services: Services, record: MemoryRecord) -> MemoryInfo:
 
 
 async def forget(services: Services, wanted: str) -> MemoryInfo:
-    """Remove a memory and its name; returns what it was."""
-    record = await find(services, wanted)
-    info = await describe(services, record)
-    await services.in_store(services.memories.forget, record)
-    await services.in_store(services.ledger.forget_memory, record.id)
+    """Remove a memory, damaged or not, and its name; returns what it was."""
+    if wanted in services.memories.damaged:
+        info = _damaged(wanted, "", services.memories.damaged[wanted])
+    else:
+        info = await describe(services, await find(services, wanted))
+    await services.in_store(services.memories.forget, MemoryId(info.id))
+    await services.in_store(services.ledger.forget_memory, info.id)
     return info
+
+
+def _damaged(memory: str, name: str, why: str) -> MemoryInfo:
+    return MemoryInfo(
+        id=memory,
+        name=name,
+        tokens=0,
+        layers=0,
+        nbytes=0,
+        model="",
+        origin="",
+        created_at="",
+        problem=why,
+        header=None,
+    )
 
 
 def _info(record: MemoryRecord, name: str) -> MemoryInfo:
@@ -92,6 +114,7 @@ def _info(record: MemoryRecord, name: str) -> MemoryInfo:
         model=header.fingerprint.model,
         origin=record.origin,
         created_at=record.created_at,
+        problem="",
         header=header,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from kvnet.api import PeerInfo
 from kvnet.compat import decide_tier
@@ -12,6 +13,8 @@ from kvnet.identity.peers import AddedPeer
 from kvnet.transport.client import PeerClient
 from kvnetd.actions.send import say_hello
 from kvnetd.services import Services, utc_now
+
+PROBE_DEADLINE_S = 5.0
 
 
 async def list_peers(services: Services, *, probe: bool) -> tuple[PeerInfo, ...]:
@@ -40,20 +43,18 @@ async def add_peer(services: Services, *, address: str, node_id: str, name: str)
     plain = node_id_of(public)
     before = services.peers.get(plain)
     shown = name or (before.name if before else short_id(plain))
-    peer = services.peers.add(AddedPeer(plain, shown, address, utc_now()))
+    peer = AddedPeer(plain, shown, address, utc_now())
     info = await probe_peer(services, peer)
-    if not name and before is None and info.reachable and info.name != peer.name:
-        # The node's own name for itself, where it does not collide with one given here.
-        taken = {other.name for other in services.peers.all()}
-        if info.name not in taken:
-            peer = services.peers.add(AddedPeer(plain, info.name, address, peer.added_at))
+    if not name and before is None and info.reachable:
+        peer = replace(peer, name=services.peers.usable_name(info.name, otherwise=peer.name))
+    peer = await services.in_store(services.peers.add, peer)
     services.directory.know(tuple(p.node_id for p in services.peers.all()))
-    return await probe_peer(services, peer) if info.reachable else info
+    return replace(info, name=peer.name, added=True)
 
 
-def remove_peer(services: Services, wanted: str) -> PeerInfo:
+async def remove_peer(services: Services, wanted: str) -> PeerInfo:
     """Remove a peer: it can send nothing from now on."""
-    peer = services.peers.remove(wanted)
+    peer = await services.in_store(services.peers.remove, wanted)
     services.directory.know(tuple(p.node_id for p in services.peers.all()))
     return _unprobed(services, peer)
 
@@ -62,11 +63,11 @@ async def probe_peer(services: Services, peer: AddedPeer) -> PeerInfo:
     """Dial a peer and say what it hosts and how a memory from here would reach it."""
     base = _unprobed(services, peer)
     try:
-        hello, address, latency_s = await say_hello(services, peer)
+        hello, address, latency_s = await say_hello(services, peer, deadline_s=PROBE_DEADLINE_S)
     except KvnetError as error:
-        return _replace(base, problem=error.message)
+        return replace(base, problem=error.message)
     ours = (services.host.fingerprint, services.host.geometry)
-    return _replace(
+    return replace(
         base,
         name=peer.name if peer.name != short_id(peer.node_id) else hello.name,
         addresses=(address, *(a for a in base.addresses if a != address)),
@@ -119,12 +120,6 @@ def _stranger(short: str, addresses: tuple[str, ...]) -> PeerInfo:
         latency_s=0.0,
         problem="seen by mDNS; add it with --id and its full id",
     )
-
-
-def _replace(info: PeerInfo, **changes: object) -> PeerInfo:
-    from dataclasses import replace
-
-    return replace(info, **changes)  # type: ignore[arg-type]  # field names are checked by replace
 
 
 def _check_address(address: str) -> None:

@@ -12,13 +12,15 @@ from kvnet.compat import require_tier
 from kvnet.errors import KvnetError, PeerUnreachable, RequestError
 from kvnet.identity.peers import AddedPeer
 from kvnet.transfer.messages import MAX_NOTE_CHARS, Hello
-from kvnet.transport.client import PeerClient
+from kvnet.transport.client import HELLO_DEADLINE_S, PeerClient
 from kvnet.transport.sending import AckProgress, Sent
 from kvnet.types import MemoryId
 from kvnetd.actions.memories import find
 from kvnetd.outgoing import OutboundTransfer
 from kvnetd.services import Services
 from kvnetd.transfers import Transfers
+
+MEMORY_ID_CHARS = 56
 
 
 async def send(
@@ -31,12 +33,13 @@ async def send(
     wanted, _, to_agent = to.partition("/")
     peer = services.peers.find(wanted)
     record = await find(services, memory)
-    progress: asyncio.Queue[LayerProgress | None] = asyncio.Queue()
+    # One item a layer and one for the end: never more.
+    progress: asyncio.Queue[LayerProgress | None] = asyncio.Queue(record.header.geometry.num_layers + 1)
 
     def on_progress(ack: AckProgress) -> None:
         progress.put_nowait(LayerProgress(ack.layer_idx, ack.chunks_done, ack.chunks_total, ack.wire_nbytes))
 
-    outbound = transfers.prepare(record.id, peer, note=note, agents=(agent, to_agent))
+    outbound = transfers.prepare(record, peer, note=note, agents=(agent, to_agent))
     pushing = asyncio.create_task(_push(services, peer, outbound, on_progress))
     pushing.add_done_callback(lambda _: progress.put_nowait(None))
     failure: BaseException | None = None
@@ -51,7 +54,6 @@ async def send(
         pushing.cancel()
         await asyncio.wait({pushing})  # it reads from the file that close() closes
         await outbound.close(failure)
-    await services.in_store(services.ledger.complete, outbound.receipt_row(sent.sealed_receipt), None)
     yield SendReport(
         transfer_id=outbound.session.offer.transfer_id,
         memory=record.id,
@@ -65,7 +67,9 @@ async def send(
     )
 
 
-async def say_hello(services: Services, peer: AddedPeer) -> tuple[Hello, str, float]:
+async def say_hello(
+    services: Services, peer: AddedPeer, *, deadline_s: float = HELLO_DEADLINE_S
+) -> tuple[Hello, str, float]:
     """The peer's hello, the address it answered at, and how long that took.
 
     Tries every known address. Raises the last failure.
@@ -75,7 +79,7 @@ async def say_hello(services: Services, peer: AddedPeer) -> tuple[Hello, str, fl
         began = time.perf_counter()
         try:
             async with PeerClient(address, public=peer.public, peer=f"{peer.name} at {address}") as client:
-                hello = await client.hello()
+                hello = await client.hello(deadline_s=deadline_s)
         except KvnetError as error:
             failure = error
             services.directory.judge(peer.node_id, address, answered=False)
@@ -102,12 +106,12 @@ async def pull(services: Services, transfers: Transfers, *, memory: str, peer_na
     """Fetch one of a peer's memories by its full id."""
     began = time.perf_counter()
     peer = services.peers.find(peer_name)
-    wanted = MemoryId(memory)
+    wanted = _full_id(memory)
     _, address, _ = await say_hello(services, peer)
     async with PeerClient(address, public=peer.public, peer=f"{peer.name} at {address}") as client:
         inbound = await client.pull(
             transfers.pull_request(wanted, peer),
-            partial(transfers.open_pulled, wanted=wanted, peer=peer),
+            partial(transfers.open_pulled, wanted=wanted),
             services.pool,
         )
     offer = inbound.session.offer
@@ -122,3 +126,9 @@ async def pull(services: Services, transfers: Transfers, *, memory: str, peer_na
         tier=inbound.session.tier.value,
         resumed_chunks=inbound.resumed_chunks,
     )
+
+
+def _full_id(memory: str) -> MemoryId:
+    if len(memory) != MEMORY_ID_CHARS or not memory.startswith("mem_"):
+        raise RequestError(f"memory {memory:.60}: a pull needs the peer's full id, mem_ and 52 characters")
+    return MemoryId(memory)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import asdict
 
 from kvnet.api import NodeStatus
 from kvnet.transfer.messages import PROTOCOL_VERSION
@@ -38,6 +39,8 @@ async def status(services: Services) -> NodeStatus:
         uptime_s=round(time.monotonic() - services.listening.since, 3),
         mdns=config.mdns,
         home=str(config.home.root),
+        damaged=len(services.memories.damaged),
+        settings={k: v for k, v in asdict(config).items() if k != "home"},
     )
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from kvnet.api import InboxMessage
-from kvnet.errors import StateCorrupt, StoreFull, UnknownMessage
+from kvnet.errors import RequestError, StateCorrupt, StoreFull, UnknownMessage
+from kvnet.identity.signing import SignedMessage
+from kvnet.transfer.messages import Receipt
 
 SCHEMA_VERSION = 1
+MIN_PREFIX_CHARS = 8
 _MAGIC = b"SQLite format 3\0"
 _SCHEMA = """
 CREATE TABLE names (name TEXT PRIMARY KEY, memory TEXT NOT NULL) STRICT;
@@ -20,13 +24,27 @@ CREATE TABLE messages (
     acknowledged_at TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE TABLE transfers (
-    transfer_id TEXT PRIMARY KEY, direction TEXT NOT NULL, peer TEXT NOT NULL, memory TEXT NOT NULL,
+    direction TEXT NOT NULL, peer TEXT NOT NULL, transfer_id TEXT NOT NULL, memory TEXT NOT NULL,
     offer BLOB NOT NULL, receipt_body BLOB NOT NULL, receipt_signer BLOB NOT NULL,
-    receipt_signature BLOB NOT NULL, completed_at TEXT NOT NULL
+    receipt_signature BLOB NOT NULL, completed_at TEXT NOT NULL,
+    PRIMARY KEY (direction, peer, transfer_id)
 ) STRICT;
 """
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class CompletedTransfer:
+    """A transfer with its receipt; `peer` is the node on the other side."""
+
+    direction: Literal["in", "out"]
+    peer: str
+    transfer_id: str
+    memory: str
+    offer_body: bytes
+    receipt: SignedMessage
+    completed_at: str
 
 
 class Ledger:
@@ -53,24 +71,35 @@ class Ledger:
         """Drop the names of a memory; messages about it stay as history."""
         self._run("DELETE FROM names WHERE memory = ?", memory)
 
-    def completed(self, transfer_id: str) -> tuple[Any, ...] | None:
-        """Offer, receipt body, signer and signature of a transfer that is done."""
+    def received(self, peer: str, transfer_id: str) -> tuple[bytes, SignedMessage] | None:
+        """The offer's body and our sealed receipt of a transfer from `peer` that is done."""
         rows = self._run(
-            "SELECT offer, receipt_body, receipt_signer, receipt_signature "
-            "FROM transfers WHERE transfer_id = ?",
+            "SELECT offer, receipt_body, receipt_signer, receipt_signature FROM transfers "
+            "WHERE direction = 'in' AND peer = ? AND transfer_id = ?",
+            peer,
             transfer_id,
         )
-        return rows[0] if rows else None
+        if not rows:
+            return None
+        offer, body, signer, signature = rows[0]
+        return offer, SignedMessage(Receipt.TYPE, body, signer, signature)
 
-    def complete(self, row: tuple[Any, ...], message: InboxMessage | None) -> None:
-        """Record a finished transfer and its inbox message in one transaction."""
+    def complete(self, transfer: CompletedTransfer, message: InboxMessage | None) -> None:
+        """Record a finished transfer and its inbox message in one transaction; once is enough."""
+        receipt = transfer.receipt
+        row = (
+            *(transfer.direction, transfer.peer, transfer.transfer_id, transfer.memory, transfer.offer_body),
+            *(receipt.body, receipt.signer, receipt.signature, transfer.completed_at),
+        )
 
         def write() -> None:
             with self._db:
-                self._db.execute("INSERT INTO transfers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+                self._db.execute("INSERT OR IGNORE INTO transfers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
                 if message is not None:
                     columns = [getattr(message, field) for field in _MESSAGE_FIELDS]
-                    self._db.execute("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", columns)
+                    self._db.execute(
+                        "INSERT OR IGNORE INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", columns
+                    )
 
         self._guard(write)
 
@@ -87,13 +116,19 @@ class Ledger:
         return tuple(InboxMessage(*row) for row in self._run(query, *values))
 
     def acknowledge(self, message_id: str, *, at: str) -> InboxMessage:
-        """Mark a message as dealt with; doing so twice changes nothing. Raises UnknownMessage."""
+        """Mark the message with this id, or the only one whose id starts so; twice changes nothing.
+
+        Raises UnknownMessage, RequestError.
+        """
+        found = [m.id for m in self.messages(agent=None, unread_only=False) if m.id.startswith(message_id)]
+        if len(found) > 1 and len(message_id) >= MIN_PREFIX_CHARS and message_id not in found:
+            raise RequestError(f"message {message_id}: {len(found)} ids start so; use more of the id")
+        if not found or len(message_id) < MIN_PREFIX_CHARS:
+            raise UnknownMessage(f"message {message_id:.60}: not in the inbox; see `kvnet inbox ls --all`")
+        wanted = message_id if message_id in found else found[0]
         update = "UPDATE messages SET acknowledged_at = ? WHERE id = ? AND acknowledged_at = ''"
-        self._run(update, at, message_id)
-        rows = self._run(f"{_SELECT_MESSAGES} WHERE id = ?", message_id)
-        if not rows:
-            raise UnknownMessage(f"message {message_id:.60}: not in the inbox; see `kvnet inbox --all`")
-        return InboxMessage(*rows[0])
+        self._run(update, at, wanted)
+        return InboxMessage(*self._run(f"{_SELECT_MESSAGES} WHERE id = ?", wanted)[0])
 
     def close(self) -> None:
         """Close the file."""
@@ -110,7 +145,7 @@ class Ledger:
         try:
             return act()
         except sqlite3.OperationalError as exc:
-            if "disk is full" in str(exc) or "disk I/O" in str(exc):
+            if "disk is full" in str(exc):
                 raise StoreFull(f"ledger {self._path}: {exc}; free some space and try again") from exc
             raise StateCorrupt(f"ledger {self._path}: {exc}; restore it or move it away") from exc
         except sqlite3.DatabaseError as exc:

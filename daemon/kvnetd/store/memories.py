@@ -1,5 +1,7 @@
 """Memories at rest: one folder each, `memory.json` beside `sections.bin`, moved into place whole.
 
+One that came from a peer keeps its signed chunk envelopes (`chunks.log`) and its offer beside them.
+
 A memory is read back only after its header and the digest of every section agree.
 """
 
@@ -94,12 +96,20 @@ class MemoryStore:
         """Every readable memory, oldest first."""
         return tuple(sorted(list(self._records.values()), key=lambda record: record.created_at))
 
+    def get(self, memory: MemoryId) -> MemoryRecord:
+        """The memory with exactly this id: what a peer may name. Raises UnknownMemory, telling nothing."""
+        record = self._records.get(memory)
+        if record is None:
+            raise UnknownMemory("no such memory here")
+        return record
+
     def find(self, wanted: str) -> MemoryRecord:
         """The memory with this id, or the only one whose id starts so (8 characters or more)."""
         exact = self._records.get(MemoryId(wanted))
         if exact is not None:
             return exact
-        found = [r for r in list(self._records.values()) if len(wanted) >= 8 and r.id.startswith(wanted)]
+        starts = [m for m in list(self._records) if len(wanted) >= 8 and m.startswith(wanted)]
+        found = [self._records[m] for m in starts]
         if len(found) > 1:
             raise RequestError(f"memory {wanted}: {len(found)} ids start so; use more of the id")
         if not found:
@@ -113,7 +123,7 @@ class MemoryStore:
     def put(self, memory: RawMemory, *, wanted: Compression, created_at: str) -> MemoryRecord:
         """Store a memory captured here. The same contents again are a success and change nothing."""
         known = self._records.get(memory.header.id)
-        if known is not None:
+        if known is not None and self._is_intact(known):
             return known
         require_room(self.root, memory.header.raw_nbytes, what="remember")
         folder = self.root / f".{memory.header.id}.new"
@@ -129,30 +139,51 @@ class MemoryStore:
             raise
 
     def adopt(self, folder: Path, record: MemoryRecord) -> MemoryRecord:
-        """Write the record into a folder that already holds the sections, and move it into place."""
+        """Write the record into a folder that already holds the sections, and move it into place.
+
+        A copy that is here already stays if it is whole, and gives way if it is not.
+        """
         known = self._records.get(record.id)
-        if known is not None:
+        if known is not None and self._is_intact(known):
             shutil.rmtree(folder)
             return known
         write_durably(folder / HEADER_FILE, canonical_json(asdict(record)))
-        if self.damaged.pop(record.id, None) is not None:
-            shutil.rmtree(self.root / record.id)
+        self._remove(record.id)
         folder.rename(self.root / record.id)
         sync_folder(self.root)
         self._records[record.id] = record
         return record
 
-    def forget(self, record: MemoryRecord) -> None:
-        """Remove a memory from disk."""
-        self._records.pop(record.id, None)
-        gone = self.root / f".{record.id}.gone"
-        (self.root / record.id).rename(gone)
+    def forget(self, memory: MemoryId) -> None:
+        """Remove a memory from disk, damaged or not. Raises UnknownMemory."""
+        if not self._remove(memory):
+            raise UnknownMemory(f"memory {memory:.60}: was removed meanwhile")
+
+    def _remove(self, memory: MemoryId) -> bool:
+        gone = self.root / f".{memory}.gone"
+        try:
+            (self.root / memory).rename(gone)
+        except FileNotFoundError:
+            return False
+        self._records.pop(memory, None)  # after the rename: a failed one leaves the memory where it was
+        self.damaged.pop(memory, None)
         shutil.rmtree(gone)
+        return True
+
+    def _is_intact(self, record: MemoryRecord) -> bool:
+        try:
+            self.load(record)
+        except KvnetError as exc:
+            self.damaged[record.id] = exc.message
+            return False
+        return True
 
     def open_sections(self, record: MemoryRecord) -> BinaryIO:
         """The file behind a memory's sections; reads may come from any thread by `os.pread`."""
         try:
             return (self.root / record.id / SECTIONS_FILE).open("rb")
+        except FileNotFoundError as exc:
+            raise UnknownMemory(f"memory {record.id}: was removed meanwhile") from exc
         except OSError as exc:
             raise StateCorrupt(f"memory {record.id}: its sections cannot be read ({exc.strerror})") from exc
 
@@ -162,11 +193,6 @@ class MemoryStore:
         with self.open_sections(record) as sections:
             for chunk, section in zip(record.wire_chunks(), record.sections, strict=True):
                 wire = read_section(sections, section)
-                if hashlib.sha256(wire).digest() != chunk.wire_digest:
-                    raise StateCorrupt(
-                        f"memory {record.id}: chunk {chunk.key.index} on disk is not what was stored; "
-                        "forget it and have it sent again"
-                    )
                 chunks.append(decompress(wire, chunk.compression, chunk.raw_nbytes))
         return RawMemory(record.header, tuple(chunks))
 
@@ -189,11 +215,12 @@ class MemoryStore:
 
 
 def read_section(sections: BinaryIO, section: Section) -> bytes:
-    """One section's bytes. Raises StateCorrupt when the file is too short."""
+    """One section's bytes, checked against its digest. Raises StateCorrupt."""
     data = os.pread(sections.fileno(), section.wire_nbytes, section.offset)
-    if len(data) != section.wire_nbytes:
+    if hashlib.sha256(data).hexdigest() != section.wire_digest:
         raise StateCorrupt(
-            f"{sections.name}: ends inside a section; forget the memory and have it sent again"
+            f"{sections.name}: not what was stored at {section.offset}; "
+            "forget the memory and have it made or sent again"
         )
     return data
 

@@ -1,6 +1,6 @@
 """Transfers on their way in: what arrived is on disk before it is acknowledged, and survives a restart.
 
-A folder per transfer: `offer.json` (the signed offer), `sections.bin` (payloads in order of arrival)
+A folder per transfer: `offer.bin` (the body of the offer), `sections.bin` (payloads in order of arrival)
 and `chunks.log` (fixed-size records: envelope, signature, offset). A torn last record is dropped.
 """
 
@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvnet.errors import BadSignature, KvnetError
+from kvnet.format import strict_json
 from kvnet.format.envelope import ENVELOPE_NBYTES, Envelope
+from kvnet.identity.keys import node_id_of, public_key_of
 from kvnet.identity.signing import SignedMessage, VerifiedChunk
 from kvnet.transfer.messages import Offer
-from kvnet.types import TransferId
-from kvnetd.store.disk import full_disk_refused, require_room
+from kvnetd.store.disk import full_disk_refused, require_room, sync_folder, write_durably
 from kvnetd.store.memories import (
     RECORD_VERSION,
     SECTIONS_FILE,
@@ -123,7 +124,10 @@ class IncomingTransfer:
 
 
 class Spool:
-    """The folder of unfinished transfers."""
+    """The folder of unfinished transfers, one folder each, named by sender and transfer id.
+
+    Two senders that use the same transfer id never touch each other's chunks.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -132,31 +136,48 @@ class Spool:
     def open(self, offer: Offer, sealed: SignedMessage) -> IncomingTransfer:
         """Start or resume a transfer. A folder of another offer with this id is started afresh.
 
-        Raises StoreFull when the memory would not fit.
+        Raises StoreFull when what is still to come would not fit.
         """
-        folder = self.root / _folder_name(offer.transfer_id)
-        require_room(self.root, offer.memory.raw_nbytes, what="transfer")
+        folder = self.root / folder_name(offer)
+        require_room(self.root, offer.memory.raw_nbytes - self.held_nbytes(offer), what="transfer")
         known = folder / OFFER_FILE
         if folder.exists() and (not known.exists() or known.read_bytes() != sealed.body):
             shutil.rmtree(folder)
         with full_disk_refused("transfer"):
             if not folder.exists():
                 folder.mkdir(mode=0o700)
-                known.write_bytes(sealed.body)
-            return IncomingTransfer(folder, offer)
+                write_durably(known, sealed.body)
+            incoming = IncomingTransfer(folder, offer)
+            # Names last as long as what they name: a lost entry would lose acknowledged chunks.
+            sync_folder(folder)
+            sync_folder(self.root)
+            return incoming
 
-    def pending(self) -> tuple[str, ...]:
-        """Ids of the transfers that can be resumed."""
-        return tuple(sorted(folder.name for folder in self.root.iterdir()))
+    def held_nbytes(self, offer: Offer) -> int:
+        """Bytes of this transfer that lie here already."""
+        try:
+            return (self.root / folder_name(offer) / SECTIONS_FILE).stat().st_size
+        except FileNotFoundError:
+            return 0
 
-    def expire(self, *, older_than_s: float, now: float) -> int:
-        """Remove transfers untouched for so long; returns how many."""
+    def expire(self, *, now: int, grace_s: int, busy: frozenset[str]) -> int:
+        """Remove transfers whose offer nobody can use any more; returns how many.
+
+        `busy` are the folder names of transfers on their way in (see `folder_name`).
+        """
         gone = 0
         for folder in self.root.iterdir():
-            if now - folder.stat().st_mtime > older_than_s:
+            if folder.name not in busy and _expires_at(folder) + grace_s < now:
                 shutil.rmtree(folder, ignore_errors=True)
                 gone += 1
         return gone
+
+
+def _expires_at(folder: Path) -> int:
+    try:
+        return strict_json.decode(Offer, (folder / OFFER_FILE).read_bytes(), what="offer").expires_at
+    except (KvnetError, OSError):
+        return 0  # half made, or damaged: nothing was acknowledged under it that could be resumed
 
 
 def _held(envelope: Envelope, offset: int) -> _Held:
@@ -164,12 +185,12 @@ def _held(envelope: Envelope, offset: int) -> _Held:
     return _Held(section, envelope.wire_digest)
 
 
-def _folder_name(transfer_id: TransferId) -> str:
-    # Through bytes and back: what names a folder is 32 hex digits and nothing else.
-    name = bytes.fromhex(transfer_id).hex()
-    if len(name) != 32:
-        raise ValueError(f"transfer id {transfer_id!r:.60} is not 32 hex digits")
-    return name
+def folder_name(offer: Offer) -> str:
+    """What names a transfer's folder: a node id and 32 hex digits, both through bytes and back."""
+    transfer_id = bytes.fromhex(offer.transfer_id).hex()
+    if len(transfer_id) != 32:
+        raise ValueError(f"transfer id {offer.transfer_id!r:.60} is not 32 hex digits")
+    return f"{node_id_of(public_key_of(offer.sender))}-{transfer_id}"
 
 
 def _write_all(handle: int, data: bytes | memoryview, offset: int) -> None:

@@ -25,6 +25,7 @@ from kvnet.api import (
 )
 from kvnet.client.connect import CHANNEL_OPTIONS, TOKEN_METADATA_KEY, explain, locate
 from kvnet.errors import RequestError
+from kvnet.texts import read_text, require_text
 from kvnet.v1 import control_pb2 as pb
 from kvnet.v1 import control_pb2_grpc
 
@@ -93,7 +94,11 @@ class Node:
         compression: str = "",
     ) -> Generator[Progress | MemoryInfo, None, None]:
         """`remember`, yielding a Progress per layer and the memory last."""
-        request = pb.RememberRequest(text=_text_of(text, file), name=name, compression=compression)
+        request = pb.RememberRequest(
+            text=require_text(_text_of(text, file), what="text"),
+            name=require_text(name, what="name"),
+            compression=compression,
+        )
         for event in self._stream(self._stub.Remember, request):
             if event.HasField("memory"):
                 yield wire.from_wire(event.memory, MemoryInfo)
@@ -127,7 +132,12 @@ class Node:
         self, memory: str | MemoryInfo, to: str, *, note: str = ""
     ) -> Generator[LayerProgress | SendReport, None, None]:
         """`send`, yielding a LayerProgress as each layer is durable at the peer, the report last."""
-        request = pb.SendRequest(memory=_id_of(memory), to=to, note=note, agent=self.agent)
+        request = pb.SendRequest(
+            memory=_id_of(memory),
+            to=require_text(to, what="peer"),
+            note=require_text(note, what="note"),
+            agent=self.agent,
+        )
         for event in self._stream(self._stub.Send, request):
             if event.HasField("report"):
                 yield wire.from_wire(event.report, SendReport)
@@ -166,9 +176,9 @@ class Node:
         the daemon's default: 64 tokens, greedy.
         """
         request = pb.AskRequest(
-            prompt=prompt,
+            prompt=require_text(prompt, what="prompt"),
             memory=_id_of(memory),
-            context=context,
+            context=require_text(context, what="text"),
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -196,9 +206,13 @@ class Node:
         request = pb.RemovePeerRequest(peer=peer)
         return wire.from_wire(self._call(self._stub.RemovePeer, request), PeerInfo)
 
-    def inbox(self, *, all: bool = False) -> list[InboxMessage]:  # reads as the CLI's flag
-        """Messages for this agent that were not acknowledged; with `all`, the others too."""
-        reply = self._call(self._stub.Inbox, pb.InboxRequest(agent=self.agent, all=all))
+    def inbox(self, *, all: bool = False, every_agent: bool = False) -> list[InboxMessage]:
+        """Messages for this agent that were not acknowledged; with `all`, the others too.
+
+        `every_agent` looks at all agents' messages on this node.
+        """
+        request = pb.InboxRequest(agent=self.agent, all=all, every_agent=every_agent)
+        reply = self._call(self._stub.Inbox, request)
         return [wire.from_wire(message, InboxMessage) for message in reply.messages]
 
     def acknowledge(self, message: str | InboxMessage) -> InboxMessage:
@@ -240,13 +254,8 @@ class Node:
 def _text_of(text: str | None, file: str | Path | None) -> str:
     if (text is None) == (file is None):
         raise RequestError("remember: give a text or a file, one of the two")
-    if text is not None:
-        return text
-    try:
-        return Path(str(file)).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise RequestError(f"file {file}: cannot be read as UTF-8 text ({exc})") from exc
+    return read_text(str(file)) if text is None else text
 
 
 def _id_of(memory: str | MemoryInfo) -> str:
-    return memory.id if isinstance(memory, MemoryInfo) else memory
+    return memory.id if isinstance(memory, MemoryInfo) else require_text(memory, what="memory")

@@ -1,0 +1,129 @@
+"""Transfers on their way in: who may send, whether there is room, what was completed before."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from kvnet.errors import MalformedMessage, ReplayedMessage, TooBusy
+from kvnet.identity.signing import SignedMessage, VerifiedMessage
+from kvnet.transfer.admission import Receiver, admit_offer, check_parties
+from kvnet.transfer.messages import Offer, Receipt, open_sealed
+from kvnet.transfer.receiver import ReceiverSession
+from kvnet.types import MemoryId, Tier
+from kvnetd.incoming import InboundTransfer
+from kvnetd.parties import begin_transfer_span, is_hex, require_added, this_receiver
+from kvnetd.services import Services
+from kvnetd.store.spool import IncomingTransfer, folder_name
+
+
+class Arrivals:
+    """What this node is receiving, whoever asked for it."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._inbound: dict[str, Offer] = {}  # by the name of the spool's folder
+
+    async def open(self, sealed: SignedMessage, *, pulled: MemoryId | None) -> InboundTransfer:
+        """Verify and admit an offer: one that comes by itself, or the answer to our pull of `pulled`."""
+        span = begin_transfer_span(self._services, sealed.signer, direction="in")
+        try:
+            # Who before what: a stranger's offer is not even parsed.
+            peer = require_added(self._services, sealed.signer)
+            offer, verified = open_sealed(Offer, sealed, signer=peer.public)
+            span.add(transfer_id=offer.transfer_id, memory=offer.memory.id, agent=offer.agent)
+            _check_form(offer, pulled)
+            check_parties(
+                offer, sender=verified.signer, receiver=this_receiver(self._services), now=int(time.time())
+            )
+            session, incoming, receipt = await self._admit(offer, sealed, verified)
+        except BaseException as failure:
+            span.end(failure)
+            raise
+        span.add(tier=session.tier.value, raw_bytes=offer.memory.raw_nbytes)
+        return InboundTransfer(
+            self._services,
+            session=session,
+            peer=peer,
+            sealed_offer=sealed,
+            incoming=incoming,
+            receipt=receipt,
+            is_message=pulled is None,
+            span=span,
+            on_close=lambda: self._inbound.pop(folder_name(offer), None),
+        )
+
+    async def _admit(
+        self, offer: Offer, sealed: SignedMessage, verified: VerifiedMessage
+    ) -> tuple[ReceiverSession, IncomingTransfer | None, SignedMessage | None]:
+        services = self._services
+        slot = folder_name(offer)
+        if slot in self._inbound:
+            raise TooBusy(f"transfer {offer.transfer_id}: already on its way in; wait for it")
+        if len(self._inbound) >= services.config.max_inbound_transfers:
+            raise TooBusy(f"{len(self._inbound)} transfers are on their way in; try again later")
+        self._inbound[slot] = offer  # before the first await, so that no second one slips in
+        try:
+            done = await services.in_store(services.ledger.received, offer.sender, offer.transfer_id)
+            if done is not None:
+                return self._completed_before(offer, verified, *done), None, done[1]
+            held_nbytes = await services.in_store(services.spool.held_nbytes, offer)
+            tier = admit_offer(
+                offer,
+                sender=verified.signer,
+                receiver=self._receiver(besides=offer),
+                now=int(time.time()),
+                held_nbytes=held_nbytes,
+            )
+            incoming = await services.take_from_store(
+                services.spool.open, IncomingTransfer.close, offer, sealed
+            )
+        except BaseException:
+            self._inbound.pop(slot, None)
+            raise
+        return self._session(offer, verified, tier, held=incoming.held), incoming, None
+
+    def _completed_before(
+        self, offer: Offer, verified: VerifiedMessage, body: bytes, receipt: SignedMessage
+    ) -> ReceiverSession:
+        # The sender lost our receipt: it gets the same one, so exactly once stays exactly once.
+        if body != verified.body:
+            raise ReplayedMessage(f"transfer {offer.transfer_id}: was completed before; send under a new id")
+        before, _ = open_sealed(Receipt, receipt, signer=self._services.key.public)
+        return self._session(offer, verified, Tier(before.tier), completed=before.chunks_digest)
+
+    def _session(
+        self,
+        offer: Offer,
+        verified: VerifiedMessage,
+        tier: Tier,
+        *,
+        held: dict[int, bytes] | None = None,
+        completed: str = "",
+    ) -> ReceiverSession:
+        return ReceiverSession(
+            offer,
+            offer_digest=verified.digest,
+            nonce=os.urandom(16),
+            tier=tier,
+            held=held or {},
+            completed=completed,
+        )
+
+    async def expire(self) -> None:
+        """Clear out transfers that nobody can resume any more."""
+        services = self._services
+        grace_s = this_receiver(services).limits.clock_skew_s
+        busy = frozenset(self._inbound)
+        await services.in_store(services.spool.expire, now=int(time.time()), grace_s=grace_s, busy=busy)
+
+    def _receiver(self, *, besides: Offer) -> Receiver:
+        promised = sum(offer.memory.raw_nbytes for offer in self._inbound.values() if offer is not besides)
+        return this_receiver(self._services, promised_nbytes=promised)
+
+
+def _check_form(offer: Offer, pulled: MemoryId | None) -> None:
+    if not is_hex(offer.transfer_id, num_chars=32):
+        raise MalformedMessage("offer: the transfer id is not 32 lower-case hex digits")
+    if pulled is not None and offer.memory.id != pulled:
+        raise MalformedMessage(f"offer: of {offer.memory.id} instead of {pulled}, which was asked for")

@@ -1,0 +1,150 @@
+"""Transfers on their way out: which offer is made, resumed or never used again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+from kvnet.errors import (
+    CapacityError,
+    KvnetError,
+    MalformedMessage,
+    PeerUnreachable,
+    ReplayedMessage,
+    TooBusy,
+    TransferIncomplete,
+)
+from kvnet.identity.peers import AddedPeer
+from kvnet.identity.signing import SignedMessage, VerifiedMessage
+from kvnet.transfer.messages import Offer, PullRequest, chunks_digest, open_sealed, seal
+from kvnet.types import MemoryId
+from kvnetd.log import Span
+from kvnetd.outgoing import OutboundTransfer, new_offer
+from kvnetd.parties import begin_transfer_span, is_hex, require_added, this_receiver
+from kvnetd.services import Services
+from kvnetd.store.memories import MemoryRecord
+
+PULL_LIFE_S = 300
+MAX_SEEN_PULLS = 1024
+
+# After these the very same offer may still succeed; after any other it never will.
+_RESUMABLE = (PeerUnreachable, TransferIncomplete, CapacityError, asyncio.CancelledError, GeneratorExit)
+
+
+class Departures:
+    """What this node is sending, whoever asked for it."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._outbound: set[tuple[str, ...]] = set()
+        self._unfinished: dict[tuple[str, ...], tuple[Offer, SignedMessage]] = {}
+        self._seen_pulls: dict[str, int] = {}
+
+    def prepare(
+        self, record: MemoryRecord, peer: AddedPeer, *, note: str, agents: tuple[str, str]
+    ) -> OutboundTransfer:
+        """An offer for one of our memories; the unfinished one from before, if there is, so it resumes.
+
+        Raises TooBusy while the same message is already on its way.
+        """
+        sections = chunks_digest([chunk.wire_digest for chunk in record.wire_chunks()])
+        slot = ("send", record.id, sections, peer.node_id, note, *agents)
+        now = int(time.time())
+        if slot in self._outbound:
+            raise TooBusy(f"memory {record.id[:16]}: is already on its way to {peer.name}; wait for it")
+        offer, sealed = self._unfinished.get(slot, (None, None))
+        if offer is None or sealed is None or not offer.created_at <= now < offer.expires_at:
+            offer = self._offer(record, peer, now=now, note=note, agents=agents)
+            sealed = seal(self._services.key, offer)
+        return self._outgoing(record, peer, offer, sealed, slot)
+
+    def answer_pull(self, sealed_request: SignedMessage) -> OutboundTransfer:
+        """A peer asks for one of our memories, by its full id."""
+        span = begin_transfer_span(self._services, sealed_request.signer, direction="out")
+        try:
+            peer = require_added(self._services, sealed_request.signer)
+            request, verified = open_sealed(PullRequest, sealed_request, signer=peer.public)
+            now = int(time.time())
+            self._check_pull(request, verified, now)
+            record = self._services.memories.get(request.memory)
+            offer = self._offer(record, peer, now=now, note="", agents=("", ""))
+        except KvnetError as error:
+            span.end(error)
+            raise
+        # A slot of its own: a pull must never use up the offer of a message.
+        slot = ("pull", offer.transfer_id)
+        return self._outgoing(record, peer, offer, seal(self._services.key, offer), slot, span)
+
+    def pull_request(self, memory: MemoryId, peer: AddedPeer) -> SignedMessage:
+        """A signed request for a peer's memory."""
+        request = PullRequest(
+            memory=memory,
+            receiver=self._services.key.node_id,
+            sender=peer.node_id,
+            created_at=int(time.time()),
+            nonce=os.urandom(16).hex(),
+        )
+        return seal(self._services.key, request)
+
+    def _offer(
+        self, record: MemoryRecord, peer: AddedPeer, *, now: int, note: str, agents: tuple[str, str]
+    ) -> Offer:
+        return new_offer(
+            record,
+            sender=self._services.key.node_id,
+            receiver=peer.node_id,
+            now=now,
+            life_s=this_receiver(self._services).limits.offer_life_s,
+            agents=agents,
+            note=note,
+        )
+
+    def _outgoing(
+        self,
+        record: MemoryRecord,
+        peer: AddedPeer,
+        offer: Offer,
+        sealed: SignedMessage,
+        slot: tuple[str, ...],
+        span: Span | None = None,
+    ) -> OutboundTransfer:
+        sections = self._services.memories.open_sections(record)
+        span = span or begin_transfer_span(self._services, peer.public, direction="out")
+        span.add(
+            transfer_id=offer.transfer_id,
+            memory=record.id,
+            agent=offer.agent,
+            raw_bytes=record.header.raw_nbytes,
+        )
+
+        def on_close(failure: BaseException | None) -> None:
+            self._outbound.discard(slot)
+            now = time.time()
+            self._unfinished = {k: v for k, v in self._unfinished.items() if v[0].expires_at > now}
+            if not isinstance(failure, _RESUMABLE):
+                self._unfinished.pop(slot, None)
+
+        self._outbound.add(slot)
+        if slot[0] == "send":
+            self._unfinished[slot] = (offer, sealed)
+        return OutboundTransfer(
+            self._services,
+            record=record,
+            offer=offer,
+            sealed_offer=sealed,
+            sections=sections,
+            span=span,
+            on_close=on_close,
+        )
+
+    def _check_pull(self, request: PullRequest, verified: VerifiedMessage, now: int) -> None:
+        self._seen_pulls = {n: t for n, t in self._seen_pulls.items() if now - t <= PULL_LIFE_S}
+        if len(self._seen_pulls) >= MAX_SEEN_PULLS:
+            raise TooBusy("too many pulls in the last minutes; try again later")
+        if not is_hex(request.nonce, num_chars=32):
+            raise MalformedMessage("pull: the nonce is not 32 lower-case hex digits")
+        fresh = abs(now - request.created_at) <= PULL_LIFE_S and request.nonce not in self._seen_pulls
+        if request.receiver != verified.signer or request.sender != self._services.key.node_id or not fresh:
+            raise ReplayedMessage("pull: made for another node, or used before; ask again")
+        self._seen_pulls[request.nonce] = max(now, request.created_at)
