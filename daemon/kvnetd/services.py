@@ -59,6 +59,11 @@ class Services:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.store_thread, partial(_translated, act, *args, **kwargs))
 
+    async def in_pool(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run something that only reads and hashes beside the store's thread, which others wait for."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.pool, partial(_translated, act, *args, **kwargs))
+
     async def take_from_store(
         self, act: Callable[P, T], release: Callable[[T], object], *args: P.args, **kwargs: P.kwargs
     ) -> T:

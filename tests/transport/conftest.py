@@ -7,7 +7,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 
 import pytest
 
-from kvnet.transport.server import serve_peers
+from kvnet.transport.server import PeerServer
 from tests.builders import (
     RECEIVER,
     SENDER,

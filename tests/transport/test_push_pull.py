@@ -27,7 +27,7 @@ from kvnet.transfer.messages import (
 )
 from kvnet.transport.client import PeerClient
 from kvnet.transport.sending import AckProgress
-from kvnet.transport.server import serve_peers
+from kvnet.transport.server import PeerServer
 from kvnet.types import MemoryId
 from kvnet.v1 import peer_pb2, peer_pb2_grpc
 from tests.builders import (

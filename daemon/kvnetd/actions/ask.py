@@ -86,7 +86,7 @@ async def _load(services: Services, wanted: str) -> tuple[RawMemory | None, Tier
         (header.fingerprint, header.geometry), (services.host.fingerprint, services.host.geometry)
     )
     with services.log.span("injection", memory=record.id, tier=tier.value, tokens=header.seq_len):
-        return await services.in_store(services.memories.load, record), tier
+        return await services.in_pool(services.memories.load, record), tier
 
 
 def _generate(

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from kvnet.errors import KvnetError, RequestError, StateCorrupt, UnknownMemory
+from kvnet.errors import KvnetError, MalformedChunk, RequestError, StateCorrupt, UnknownMemory
 from kvnet.format import strict_json
 from kvnet.format.compress import compress, decompress
 from kvnet.transfer.sender import WireChunk
@@ -173,8 +173,7 @@ class MemoryStore:
     def _is_intact(self, record: MemoryRecord) -> bool:
         try:
             self.load(record)
-        except KvnetError as exc:
-            self.damaged[record.id] = exc.message
+        except KvnetError:
             return False
         return True
 
@@ -188,12 +187,17 @@ class MemoryStore:
             raise StateCorrupt(f"memory {record.id}: its sections cannot be read ({exc.strerror})") from exc
 
     def load(self, record: MemoryRecord) -> RawMemory:
-        """Read a whole memory back, every digest checked. Raises StateCorrupt."""
-        chunks: list[bytes | memoryview] = []
-        with self.open_sections(record) as sections:
-            for chunk, section in zip(record.wire_chunks(), record.sections, strict=True):
-                wire = read_section(sections, section)
-                chunks.append(decompress(wire, chunk.compression, chunk.raw_nbytes))
+        """Read a whole memory back, every digest checked. Raises StateCorrupt, and remembers that."""
+        try:
+            with self.open_sections(record) as sections:
+                pairs = zip(record.wire_chunks(), record.sections, strict=True)
+                chunks = [
+                    decompress(read_section(sections, section), chunk.compression, chunk.raw_nbytes)
+                    for chunk, section in pairs
+                ]
+        except (StateCorrupt, MalformedChunk) as exc:
+            self.damaged[record.id] = exc.message
+            raise
         return RawMemory(record.header, tuple(chunks))
 
     @property
