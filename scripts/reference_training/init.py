@@ -21,10 +21,10 @@ class Shape:
     """Sizes of one reference model, and how its layer 0 starts.
 
     `offsets` are the look-back distances of its heads. Few of them are better: all heads write into
-    one subspace at first, and a token is found again by the bag of tokens before it. Every
-    `num_value_maps`-th KV head starts with the same value map. `seed_margin` is how much more of
-    cos(angle), summed over the seeded rotary pairs, the right offset gets than its neighbour. The
-    last `num_quiet_layers` layers add nothing at first: a deep model starts like a shallow one.
+    one subspace at first, and a token is found again by the bag of tokens before it. `seed_margin`
+    is how much more of cos(angle), summed over the seeded rotary pairs, the right offset gets than
+    its neighbour. The last `num_quiet_layers` layers add nothing at first: a deep model starts like
+    a shallow one.
     """
 
     num_layers: int
@@ -36,7 +36,6 @@ class Shape:
     rope_theta: float
     offsets: tuple[int, ...]
     seed_margin: float
-    num_value_maps: int = 1
     num_quiet_layers: int = 0
 
 
@@ -77,10 +76,9 @@ def _make_mimetic(model: LlamaForCausalLM, shape: Shape, *, query_scale: float, 
         if layer_idx == 0:
             attention.q_proj.weight.mul_(0.3)
             attention.k_proj.weight.mul_(0.3)
-            for kv_head in range(shape.num_value_maps, shape.num_kv_heads):
-                source = kv_head % shape.num_value_maps * dim
+            for kv_head in range(1, shape.num_kv_heads):
                 rows = slice(kv_head * dim, (kv_head + 1) * dim)
-                attention.v_proj.weight[rows] = attention.v_proj.weight[source : source + dim]
+                attention.v_proj.weight[rows] = attention.v_proj.weight[:dim]
         for head in range(shape.num_heads):
             rows = slice(head * dim, (head + 1) * dim)
             kv_rows = slice(head // group_size * dim, (head // group_size + 1) * dim)
