@@ -50,8 +50,8 @@ class MemoryInfo:
     model: str
     origin: str
     created_at: str
-    problem: str  # why it cannot be used, or ""
     header: MemoryHeader | None  # None for a damaged one
+    problem: str  # why it cannot be used, or ""
 
 
 @dataclass(frozen=True, slots=True)

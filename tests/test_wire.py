@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 import typing
 from collections.abc import Mapping
 from enum import Enum
@@ -64,6 +65,9 @@ def values(cls: type[Any], descriptor: Descriptor) -> st.SearchStrategy[Any]:
 
 def _entries(hint: Any, spec: FieldDescriptor | None) -> st.SearchStrategy[Any]:
     origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        (inner,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+        return st.none() | _entries(inner, spec)
     if origin is Mapping:
         return st.dictionaries(st.text(max_size=5), _json_scalars, max_size=3)
     if origin is tuple:

@@ -11,6 +11,7 @@ from pathlib import Path
 from kvnet.errors import KvnetError, StateCorrupt
 from kvnet.extras import require_node_extra
 from kvnet.paths import Home, find_home
+from kvnetd.config import load_config
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,11 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
         require_node_extra()
         named = flags.pop("home")
         home = Home(Path(named).absolute()) if named else find_home()
-        # Here, not above: a bad flag must not cost the seconds that torch takes to import.
+        config = load_config(home, flags)
+        # Here, not above: a bad setting must not cost the seconds that torch takes to import.
         from kvnetd.app import run
-        from kvnetd.config import load_config
 
-        asyncio.run(run(load_config(home, flags), as_json=as_json))
+        asyncio.run(run(config, as_json=as_json))
     except KvnetError as error:
         return _say(error)
     except OSError as exc:

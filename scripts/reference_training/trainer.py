@@ -72,7 +72,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = schedule.lr * _lr_factor(progress.step, fraction, schedule)
         is_repeat, counts, batch = _draw(rows, progress, schedule)
-        loss, accuracy = _step(model, optimizer, *to_tensors(batch))
+        ids, weights = to_tensors(batch)
+        loss, accuracy = _step(model, optimizer, ids.to(model.device), weights.to(model.device))
         if is_repeat:
             progress.repeat_accuracy += 0.1 * (accuracy - progress.repeat_accuracy)
             progress.in_repeat_phase &= progress.repeat_accuracy < 0.8

@@ -185,14 +185,12 @@ BAD_REQUESTS = [
     (("ask", "Who?", "--text", "nosuch.txt"), "request_invalid", 4),
     (("ask", "Who?", "--max-tokens", "5000"), "text_too_long", 4),
     (("ask", TOO_LONG), "text_too_long", 4),
-    (("ask", "Who?", "--temperature", "-1"), "request_invalid", 4),
-    (("ask", "Who?", "--temperature", "nan"), "request_invalid", 4),
-    (("ask", "Who?", "--top-p", "7"), "request_invalid", 4),
     (("ask", "Who?", "--stop", ""), "request_invalid", 4),
     (("send", UNKNOWN, "--to", "bob"), "unknown_memory", 4),
     (("send", "honest", "--to", "nobody"), "unknown_peer", 4),
     (("send", "honest", "--to", "bob", "--note", "n" * 2001), "request_invalid", 4),
-    (("pull", UNKNOWN, "--from", "bob"), "unknown_memory", 4),
+    (("pull", UNKNOWN, "--from", "bob"), "request_invalid", 4),
+    (("pull", "mem_" + "a" * 52, "--from", "bob"), "unknown_memory", 4),
     (("pull", UNKNOWN, "--from", "nobody"), "unknown_peer", 4),
     (("peer", "add"), "request_invalid", 4),
     (("peer", "add", "--id", "abc"), "request_invalid", 4),
@@ -213,6 +211,16 @@ def test_a_bad_request_is_one_line_with_a_code_and_a_status(
     pair: Pair, run: Kvnet, arguments: tuple[str, ...], code: str, status: int
 ) -> None:
     _assert_refused_both_ways(run, pair.alice.home.root, arguments, code, status)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--temperature", "-1"), ("--temperature", "nan"), ("--top-p", "7"), ("--max-tokens", "few")],
+)
+def test_a_number_out_of_range_is_a_usage_error(pair: Pair, run: Kvnet, arguments: tuple[str, ...]) -> None:
+    said = run(pair.alice.home.root, "ask", "Who?", *arguments)
+    assert (said.status, said.stdout) == (2, "")
+    assert arguments[0] in said.stderr
 
 
 def test_a_refusal_reads_the_same_from_a_process_of_its_own(pair: Pair) -> None:
@@ -620,8 +628,11 @@ async def test_a_transfer_cut_in_the_middle_resumes(pair: Pair) -> None:
     with pair.bob.node() as bob, pair.alice.node() as sender:
         assert reply(bob.ask(pair.prompt, memory)) == reply(sender.ask(pair.prompt, memory))
         assert [message.memory for message in bob.inbox()].count(memory.id) == 1
-    events = [line["event"] for line in pair.bob.events("transfer") if line["memory"] == memory.id]
-    assert events == ["transfer.started", "transfer.failed", "transfer.started", "transfer.completed"]
+    events = [line["event"] for line in pair.bob.events("transfer") if line.get("memory") == memory.id]
+    assert [event for event in events if event != "transfer.started"] == [
+        "transfer.failed",
+        "transfer.completed",
+    ]
 
 
 async def test_a_connection_reset_in_a_burst_loses_nothing_that_was_promised(pair: Pair) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kvnet.errors import RequestError, StateCorrupt, UnknownPeer
 from kvnet.identity.keys import NodeKey, grouped, node_id_of, short_id
-from kvnet.identity.peers import MAX_PEERS, AddedPeer, PeerList
+from kvnet.identity.peers import MAX_NAME_CHARS, MAX_PEERS, AddedPeer, PeerList
 from kvnet.types import NodeId
 
 ALICE = AddedPeer(NodeKey(b"a" * 32).node_id, "alice", "10.0.0.1:7447", "2026-01-01T00:00:00Z")
@@ -46,10 +46,13 @@ def test_peers_are_the_same_after_a_restart(path: Path, peers: PeerList) -> None
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["peers.json"]
 
 
+_names = st.text(min_size=1, max_size=MAX_NAME_CHARS).filter(
+    lambda name: name.isprintable() and not set(name) & set("/ ")
+)
 _peers = st.builds(
     AddedPeer,
     st.binary(min_size=32, max_size=32).map(node_id_of),
-    st.text(max_size=20),
+    _names,
     st.text(max_size=20),
     st.text(max_size=20),
 )

@@ -1,20 +1,27 @@
-"""Folders with a memory store or a spool in them, and chunks as a sender signs them."""
+"""Memory stores, spools and whole nodes, and chunks as a sender signs them."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from kvnetd.services import Services
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.spool import Spool
+from kvnetd.transfers import Transfers
 
+from kvnet.identity.peers import AddedPeer
 from kvnet.identity.signing import SignedMessage, VerifiedChunk, sign_chunk, verify_chunk
 from kvnet.transfer.messages import Offer, seal
 from kvnet.transfer.receiver import ReceiverSession
 from kvnet.transfer.sender import SenderSession
 from kvnet.types import RawMemory, Tier
-from tests.builders import SENDER, make_memory, make_offer, wire_chunks
+from tests.builders import RECEIVER, SENDER, make_memory, make_offer, wire_chunks
+from tests.kvnetd.nodes import Node, add, listening, services_of
+
+ALICE = AddedPeer(SENDER.node_id, "alice", "", "")
 
 
 class Arrival:
@@ -49,3 +56,31 @@ def spool(tmp_path: Path) -> Spool:
 @pytest.fixture
 def memories(tmp_path: Path) -> MemoryStore:
     return MemoryStore(tmp_path / "memories")
+
+
+@pytest.fixture
+async def services(tmp_path: Path) -> AsyncIterator[Services]:
+    """RECEIVER's node, which has added Alice."""
+    async with services_of(tmp_path, RECEIVER, ALICE) as found:
+        yield found
+
+
+@pytest.fixture
+def transfers(services: Services) -> Transfers:
+    return Transfers(services)
+
+
+@pytest.fixture
+async def alice(tmp_path: Path) -> AsyncIterator[Node]:
+    """SENDER's node, listening."""
+    async with services_of(tmp_path / "alice", SENDER, name="alice") as services, listening(services) as node:
+        yield node
+
+
+@pytest.fixture
+async def bob(tmp_path: Path, alice: Node) -> AsyncIterator[Node]:
+    """RECEIVER's node, listening; he and Alice have added each other."""
+    async with services_of(tmp_path / "bob", RECEIVER, name="bob") as services, listening(services) as node:
+        add(alice, node)
+        add(node, alice)
+        yield node

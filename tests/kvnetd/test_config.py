@@ -115,10 +115,10 @@ BAD = [
     'listen = "0.0.0.0:-1"',
     'listen = "0.0.0.0:²"',
     "interfaces = 5",
-    'threads = "many"',
-    "threads = true",
-    "threads = 1.5",
-    "threads = -1",
+    'max_inbound_transfers = "many"',
+    "max_inbound_transfers = true",
+    "max_inbound_transfers = 1.5",
+    "max_inbound_transfers = -1",
     "max_transfer_nbytes = -1",
     "log_max_nbytes = []",
 ]
@@ -130,7 +130,7 @@ def test_bad_value_is_refused_by_its_key(home: Home, toml: str) -> None:
         load(home, toml)
 
 
-@pytest.mark.parametrize(("key", "value"), [("THREADS", "x"), ("MDNS", "maybe"), ("LISTEN", "here")])
+@pytest.mark.parametrize(("key", "value"), [("MAX_INBOUND_TRANSFERS", "x"), ("MDNS", "maybe"), ("LISTEN", "here")])
 def test_bad_value_in_the_environment_is_refused_too(home: Home, key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=key.lower()):
         load(home, None, {f"KVNET_{key}": value})

@@ -85,12 +85,21 @@ def test_failed_span_carries_the_code_and_passes_the_error_on(log: EventLog) -> 
     assert (failed["error"], failed["message"]) == ("bad_signature", "chunk 3: altered")
 
 
-@pytest.mark.parametrize("failure", [ValueError("what the user wrote"), asyncio.CancelledError("secret")])
-def test_failure_that_is_not_ours_is_named_without_its_words(log: EventLog, failure: BaseException) -> None:
+@pytest.mark.parametrize(
+    ("failure", "error", "message"),
+    [
+        (ValueError("what the user wrote"), "internal", "ValueError"),
+        (asyncio.CancelledError("secret"), "cancelled", "the caller went away"),
+        (GeneratorExit("secret"), "cancelled", "the caller went away"),
+    ],
+)
+def test_failure_that_is_not_ours_is_named_without_its_words(
+    log: EventLog, failure: BaseException, error: str, message: str
+) -> None:
     with pytest.raises(type(failure)), log.span("generation"):
         raise failure
     failed = parsed(log)[-1]
-    assert (failed["error"], failed["message"]) == (type(failure).__name__, "")
+    assert (failed["error"], failed["message"]) == (error, message)
 
 
 def test_rotation_keeps_whole_lines_and_their_order(path: Path) -> None:

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kvnetd.store.ledger import SCHEMA_VERSION, Ledger
+from kvnetd.store.ledger import SCHEMA_VERSION, CompletedTransfer, Ledger
 
 from kvnet.api import InboxMessage
-from kvnet.errors import StateCorrupt, UnknownMessage
+from kvnet.errors import RequestError, StateCorrupt, UnknownMessage
+from kvnet.identity.signing import SignedMessage
+from kvnet.transfer.messages import Receipt
 
 MESSAGE = InboxMessage(
-    id="msg_1",
+    id="msg_" + "a" * 26,
     sender="node",
     sender_name="alice",
     sender_agent="writer",
@@ -28,9 +30,13 @@ MESSAGE = InboxMessage(
 )
 
 
-def transfer(transfer_id: str = "ab" * 16) -> tuple[Any, ...]:
-    """A row of the transfers table."""
-    return (transfer_id, "in", "node", "mem_1", b"offer", b"body", b"signer", b"signature", "2026-01-01")
+RECEIPT = SignedMessage(Receipt.TYPE, b"body", b"signer", b"signature")
+
+
+def transfer(transfer_id: str = "ab" * 16, **changes: Any) -> CompletedTransfer:
+    """A transfer from `node` that is done."""
+    plain = CompletedTransfer("in", "node", transfer_id, "mem_1", b"offer", RECEIPT, "2026-01-01")
+    return replace(plain, **changes)
 
 
 @pytest.fixture
@@ -51,7 +57,7 @@ def test_everything_is_there_after_a_restart(path: Path, ledger: Ledger) -> None
     with closing(Ledger(path)) as again:
         assert again.names() == {"mem_1": "notes"}
         assert again.messages(agent=None, unread_only=True) == (MESSAGE,)
-        assert again.completed("ab" * 16) == (b"offer", b"body", b"signer", b"signature")
+        assert again.received("node", "ab" * 16) == (b"offer", RECEIPT)
 
 
 def test_name_moves_to_the_memory_it_was_last_given(ledger: Ledger) -> None:
@@ -70,17 +76,36 @@ def test_forgotten_memory_loses_its_names_and_keeps_its_messages(ledger: Ledger)
 
 
 def test_receipt_and_message_are_written_together_or_not_at_all(ledger: Ledger) -> None:
-    ledger.complete(transfer(), MESSAGE)
     with pytest.raises(StateCorrupt):
-        ledger.complete(transfer("cd" * 16), MESSAGE)  # a second message with this id
-    assert ledger.completed("cd" * 16) is None
+        ledger.complete(transfer(), replace(MESSAGE, note=b"no text"))  # type: ignore[arg-type]
+    assert ledger.received("node", "ab" * 16) is None
+    assert ledger.messages(agent=None, unread_only=False) == ()
 
 
 def test_transfer_without_a_message_is_no_inbox_entry(ledger: Ledger) -> None:
     ledger.complete(transfer(), None)
     assert ledger.messages(agent=None, unread_only=False) == ()
-    assert ledger.completed("ab" * 16) is not None
-    assert ledger.completed("cd" * 16) is None
+    assert ledger.received("node", "ab" * 16) is not None
+    assert ledger.received("node", "cd" * 16) is None
+
+
+def test_transfer_completed_twice_keeps_its_first_receipt_and_one_message(ledger: Ledger) -> None:
+    for receipt, note in ((RECEIPT, "first"), (replace(RECEIPT, body=b"other"), "second")):
+        ledger.complete(transfer(receipt=receipt), replace(MESSAGE, note=note))
+    assert ledger.received("node", "ab" * 16) == (b"offer", RECEIPT)
+    assert [message.note for message in ledger.messages(agent=None, unread_only=False)] == ["first"]
+
+
+def test_transfers_are_told_apart_by_peer_and_direction(ledger: Ledger) -> None:
+    ledger.complete(transfer(direction="out"), None)
+    assert ledger.received("node", "ab" * 16) is None
+    for peer in ("alice", "bob"):
+        ledger.complete(transfer(peer=peer, offer_body=peer.encode()), None)
+    assert [ledger.received(peer, "ab" * 16) for peer in ("alice", "bob", "node")] == [
+        (b"alice", RECEIPT),
+        (b"bob", RECEIPT),
+        None,
+    ]
 
 
 def test_inbox_is_told_apart_by_agent_and_in_order(ledger: Ledger) -> None:
@@ -96,14 +121,23 @@ def test_inbox_is_told_apart_by_agent_and_in_order(ledger: Ledger) -> None:
 
 def test_message_acknowledged_twice_keeps_the_first_time(ledger: Ledger) -> None:
     ledger.complete(transfer(), MESSAGE)
-    first = ledger.acknowledge("msg_1", at="2026-01-02")
+    first = ledger.acknowledge(MESSAGE.id, at="2026-01-02")
     assert first == replace(MESSAGE, acknowledged_at="2026-01-02")
-    assert ledger.acknowledge("msg_1", at="2026-01-03") == first
+    assert ledger.acknowledge(MESSAGE.id, at="2026-01-03") == first
     assert ledger.messages(agent=None, unread_only=True) == ()
     assert ledger.messages(agent=None, unread_only=False) == (first,)
 
 
-@pytest.mark.parametrize("message_id", ["msg_2", "", "msg_1' OR '1", "%"])
+def test_message_is_acknowledged_by_the_start_of_its_id_if_only_one_starts_so(ledger: Ledger) -> None:
+    ledger.complete(transfer(), MESSAGE)
+    assert ledger.acknowledge(MESSAGE.id[:8], at="2026-01-02").acknowledged_at == "2026-01-02"
+    ledger.complete(transfer("cd" * 16), replace(MESSAGE, id=MESSAGE.id[:-1] + "b"))
+    with pytest.raises(RequestError, match="2 ids"):
+        ledger.acknowledge(MESSAGE.id[:-1], at="2026-01-03")
+    assert ledger.acknowledge(MESSAGE.id, at="2026-01-03").acknowledged_at == "2026-01-02"
+
+
+@pytest.mark.parametrize("message_id", ["msg_" + "b" * 26, "msg_aaa", "", "msg_aaaaaa' OR '1", "msg_%%%%%%", "%"])
 def test_unknown_message_is_refused(ledger: Ledger, message_id: str) -> None:
     ledger.complete(transfer(), MESSAGE)
     with pytest.raises(UnknownMessage):

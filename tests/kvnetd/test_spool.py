@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from kvnetd.store.memories import SECTIONS_FILE, MemoryStore
-from kvnetd.store.spool import CHUNK_LOG_FILE, IncomingTransfer, Spool
+from kvnetd.store.spool import CHUNK_LOG_FILE, OFFER_FILE, IncomingTransfer, Spool, folder_name
 
 from kvnet.errors import BadSignature, StoreFull
 from kvnet.transfer.messages import Offer
 from kvnet.types import MemoryHeader, TransferId
-from tests.builders import SENDER, make_memory, make_offer
+from tests.builders import NOW, SENDER, make_memory, make_offer
 from tests.kvnetd.conftest import Arrival
 
 AT = "2026-01-01T00:00:00Z"
+GRACE_S = 300
 
 
 def begin(spool: Spool, arrival: Arrival) -> IncomingTransfer:
@@ -31,7 +31,7 @@ def crashed(spool: Spool, arrival: Arrival, *batches: list[int]) -> Path:
     for batch in batches:
         incoming.store([arrival.chunks[index] for index in batch])
     incoming.close()
-    return spool.root / arrival.offer.transfer_id
+    return spool.root / folder_name(arrival.offer)
 
 
 def held(spool: Spool, arrival: Arrival) -> set[int]:
@@ -51,7 +51,7 @@ def finish(spool: Spool, arrival: Arrival, memories: MemoryStore) -> None:
     assert record.origin == SENDER.node_id
     for store in (memories, MemoryStore(memories.root)):
         assert store.load(store.find(record.id)) == arrival.memory
-    assert spool.pending() == ()
+    assert list(spool.root.iterdir()) == []
 
 
 def test_transfer_becomes_the_memory_that_was_offered(
@@ -71,7 +71,7 @@ def test_chunks_in_any_order_and_batch_become_the_same_memory(
 
 def test_what_was_stored_is_there_after_a_restart(spool: Spool, arrival: Arrival) -> None:
     crashed(spool, arrival, [0, 1], [4])
-    assert Spool(spool.root).pending() == (arrival.offer.transfer_id,)
+    assert [folder.name for folder in Spool(spool.root).root.iterdir()] == [folder_name(arrival.offer)]
     assert held(Spool(spool.root), arrival) == {0, 1, 4}
 
 
@@ -165,7 +165,7 @@ def test_other_offer_under_the_same_id_starts_afresh(
 
 def test_folder_without_its_offer_starts_afresh(spool: Spool, arrival: Arrival) -> None:
     folder = crashed(spool, arrival, [0])
-    (folder / "offer.bin").unlink()
+    (folder / OFFER_FILE).unlink()
     assert held(spool, arrival) == set()
 
 
@@ -180,7 +180,7 @@ def test_contents_that_belie_the_offer_are_refused_and_make_no_memory(
         incoming.finish(memories, created_at=AT)
     assert list(memories.root.iterdir()) == []
     incoming.discard()
-    assert spool.pending() == ()
+    assert list(spool.root.iterdir()) == []
 
 
 def test_memory_that_is_here_already_is_not_stored_twice(
@@ -210,12 +210,28 @@ def test_transfer_without_room_is_refused_before_a_folder_is_made(
     monkeypatch.setattr("kvnetd.store.disk.free_nbytes", lambda folder: 0)
     with pytest.raises(StoreFull, match="room for 0"):
         begin(spool, arrival)
-    assert spool.pending() == ()
+    assert list(spool.root.iterdir()) == []
 
 
-def test_transfers_nobody_resumed_expire(spool: Spool, arrival: Arrival) -> None:
-    crashed(spool, arrival, [0])
-    now = time.time()
-    assert spool.expire(older_than_s=60, now=now) == 0
-    assert spool.expire(older_than_s=60, now=now + 120) == 1
-    assert spool.pending() == ()
+def test_transfers_nobody_can_resume_expire(spool: Spool, arrival: Arrival) -> None:
+    folder = crashed(spool, arrival, [0])
+    last = arrival.offer.expires_at + GRACE_S
+    assert spool.expire(now=last, grace_s=GRACE_S, busy=frozenset()) == 0
+    assert spool.expire(now=last + 1, grace_s=GRACE_S, busy=frozenset({folder.name})) == 0
+    assert held(spool, arrival) == {0}
+    assert spool.expire(now=last + 1, grace_s=GRACE_S, busy=frozenset()) == 1
+    assert list(spool.root.iterdir()) == []
+
+
+@pytest.mark.parametrize("offer", [None, b"", b"{}", b"\xff" * 100])
+def test_folder_without_an_offer_that_can_be_read_expires_at_once(
+    spool: Spool, arrival: Arrival, offer: bytes | None
+) -> None:
+    path = crashed(spool, arrival, [0]) / OFFER_FILE
+    path.unlink()
+    if offer is not None:
+        path.write_bytes(offer)
+    other = Arrival(arrival.memory, offer=replace(arrival.offer, transfer_id=TransferId("ee" * 16)))
+    whole = crashed(spool, other, [0])
+    assert spool.expire(now=NOW, grace_s=GRACE_S, busy=frozenset()) == 1
+    assert list(spool.root.iterdir()) == [whole]

@@ -2,92 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from kvnetd.config import load_config
-from kvnetd.directory import Directory
-from kvnetd.log import EventLog
-from kvnetd.services import Listening, Services
-from kvnetd.store.ledger import Ledger
-from kvnetd.store.memories import MemoryStore
-from kvnetd.store.spool import Spool
+from kvnetd.services import Services
 from kvnetd.transfers import Transfers
 
 from kvnet.errors import KvnetError, MalformedMessage, PeerNotAdded, ReplayedMessage, TooBusy, UnknownMemory
 from kvnet.identity.keys import NodeKey
-from kvnet.identity.peers import AddedPeer, PeerList
-from kvnet.paths import Home
-from kvnet.transfer.messages import Offer, PullRequest, seal
-from kvnet.types import Compression, Fingerprint, Geometry, MemoryId, TransferId
-from tests.builders import (
-    RECEIVER,
-    SENDER,
-    STRANGER,
-    make_fingerprint,
-    make_geometry,
-    make_memory,
-    make_offer,
-)
-
-ALICE = AddedPeer(SENDER.node_id, "alice", "", "")
-
-
-@dataclass(frozen=True)
-class Host:
-    """What transfers ask of a model host."""
-
-    fingerprint: Fingerprint
-    geometry: Geometry
-    max_seq_len: int
-
-
-@pytest.fixture
-async def services(tmp_path: Path) -> AsyncIterator[Services]:
-    """RECEIVER's node, which has added Alice and hosts no model at all."""
-    home = Home(tmp_path)
-    home.store.mkdir()
-    peers = PeerList(home.peers)
-    peers.add(ALICE)
-    ledger = Ledger(home.store / "ledger.sqlite")
-    log = EventLog(home.events, node="n", max_nbytes=1 << 20)
-    unused: Any = None
-    host: Any = Host(make_fingerprint(), make_geometry(), 64)
-    with ThreadPoolExecutor(1) as store_thread, ThreadPoolExecutor(1) as pool:
-        yield Services(
-            config=load_config(home, {"max_inbound_transfers": 2}, {}),
-            key=RECEIVER,
-            log=log,
-            peers=peers,
-            directory=Directory(),
-            memories=MemoryStore(home.store / "memories"),
-            spool=Spool(home.store / "incoming"),
-            ledger=ledger,
-            host=host,
-            runner=unused,
-            store_thread=store_thread,
-            pool=pool,
-            listening=Listening(),
-        )
-    ledger.close()
-    log.close()
-
-
-@pytest.fixture
-def transfers(services: Services) -> Transfers:
-    return Transfers(services)
-
-
-def offer(number: int = 1, **changes: Any) -> Offer:
-    """A fresh offer of Alice's; the clock is the real one here."""
-    now = int(time.time())
-    plain = make_offer(make_memory(), created_at=now, expires_at=now + 600)
-    return replace(plain, transfer_id=TransferId(f"{number:032x}"), **changes)
+from kvnet.transfer.messages import seal
+from kvnet.types import Compression, MemoryId, TransferId
+from tests.builders import SENDER, STRANGER, make_memory
+from tests.kvnetd.nodes import offer, pull, spooled
 
 
 async def test_offer_of_a_node_that_was_not_added_is_refused(
@@ -95,7 +22,7 @@ async def test_offer_of_a_node_that_was_not_added_is_refused(
 ) -> None:
     with pytest.raises(PeerNotAdded, match=STRANGER.node_id):
         await transfers.open_inbound(seal(STRANGER, offer(sender=STRANGER.node_id)))
-    assert services.spool.pending() == ()
+    assert spooled(services) == []
 
 
 async def test_transfer_that_is_on_its_way_in_is_not_taken_twice(transfers: Transfers) -> None:
@@ -130,13 +57,7 @@ async def test_transfer_id_that_is_not_32_hex_digits_is_refused(
 ) -> None:
     with pytest.raises(MalformedMessage, match="32 lower-case hex"):
         await transfers.open_inbound(seal(SENDER, replace(offer(), transfer_id=TransferId(transfer_id))))
-    assert services.spool.pending() == ()
-
-
-def pull(memory: MemoryId, key: NodeKey = SENDER, **changes: Any) -> Any:
-    """A signed request for one of our memories."""
-    plain = PullRequest(memory, SENDER.node_id, RECEIVER.node_id, int(time.time()), "11" * 16)
-    return seal(key, replace(plain, **changes))
+    assert spooled(services) == []
 
 
 async def test_pull_is_answered_once(transfers: Transfers, services: Services) -> None:

@@ -55,7 +55,7 @@ MESSAGES: list[Any] = [
         limits=Limits(max_seq_len=64),
         free_nbytes=1 << 40,
     ),
-    make_offer(make_memory(7), note="grüße 😀", sender_agent="a", agent="b", name="n"),
+    make_offer(make_memory(7), note="grüße 😀", sender_agent="a", agent="b"),
     Accept(TRANSFER, "00" * 32, "11" * 16, pack_bitmap({0, 5}, 6)),
     Commit(TRANSFER, "00" * 32, "11" * 16, chunks_digest([b"d" * 32])),
     Receipt(TRANSFER, "00" * 32, chunks_digest([b"d" * 32]), MemoryId("mem_x"), "exact", NOW),
@@ -98,7 +98,7 @@ def test_every_field_is_checked_and_no_other_is_taken(message: Any) -> None:
     body = asdict(message)
     for spec in fields(message):
         refuse(message, {**body, spec.name: [None]})
-        if spec.name not in ("note", "sender_agent", "agent", "name") or isinstance(message, Hello):
+        if spec.name not in ("note", "sender_agent", "agent"):
             refuse(message, {key: value for key, value in body.items() if key != spec.name})
     refuse(message, {**body, "surprise": 1})
 

@@ -37,6 +37,7 @@ class MemoryOutbound:
         digest = hashlib.sha256(self.sealed_offer.body).digest()
         self.session = SenderSession(offer, offer_digest=digest, chunks=chunks)
         self.failures: list[BaseException | None] = []
+        self.receipts: list[SignedMessage] = []
         self.sent: list[int] = []
         self.die_after = len(chunks) + 1
 
@@ -46,6 +47,10 @@ class MemoryOutbound:
             raise ConnectionAbortedError("the sender dies here")
         self.sent.append(chunk.key.index)
         return self._payloads[chunk.key.index]
+
+    async def delivered(self, receipt: SignedMessage) -> None:
+        """Keep the receipt."""
+        self.receipts.append(receipt)
 
     async def close(self, failure: BaseException | None) -> None:
         """Remember how it ended."""

@@ -24,6 +24,7 @@ def pool() -> Iterator[Executor]:
 @pytest.fixture
 async def pair(pool: Executor) -> AsyncIterator[Pair]:
     bob = MemoryNode(RECEIVER, pool)
-    server, port = await serve_peers(bob, host="127.0.0.1", port=0)
+    server = PeerServer(bob)
+    port = await server.start(host="127.0.0.1", port=0)
     yield Pair(MemoryNode(SENDER, pool), bob, f"127.0.0.1:{port}")
     await server.stop(0)

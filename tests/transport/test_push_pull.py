@@ -52,7 +52,8 @@ async def test_pushed_memory_arrives_and_is_receipted(pair: Pair) -> None:
         sent = await client.push(outbound, progress.append)
     assert pair.bob.memories == {MEMORY.header.id: MEMORY}
     assert (sent.resumed_chunks, sent.receipt.tier) == (0, "exact")
-    assert open_sealed(Receipt, sent.sealed_receipt, signer=RECEIVER.public)[0] == sent.receipt
+    (sealed_receipt,) = outbound.receipts
+    assert open_sealed(Receipt, sealed_receipt, signer=RECEIVER.public)[0] == sent.receipt
     assert [step.layer_idx for step in progress] == [0, 1, 2]
     assert (progress[-1].chunks_done, progress[-1].wire_nbytes) == (TOTAL, sent.wire_nbytes)
     assert (await pair.bob.settled()).failures == [None]
@@ -137,12 +138,13 @@ async def test_nobody_at_the_address_is_unreachable() -> None:
 
 async def test_taken_port_is_refused(pair: Pair) -> None:
     with pytest.raises(PortInUse, match="--listen"):
-        await serve_peers(pair.bob, host="127.0.0.1", port=int(pair.address.rpartition(":")[2]))
+        await PeerServer(pair.bob).start(host="127.0.0.1", port=int(pair.address.rpartition(":")[2]))
 
 
 async def test_offer_of_another_model_is_refused_with_the_fields_that_differ(pool: Executor) -> None:
     bob = MemoryNode(RECEIVER, pool, fingerprint=make_fingerprint(tokenizer_digest="sha256:other"))
-    server, port = await serve_peers(bob, host="127.0.0.1", port=0)
+    server = PeerServer(bob)
+    port = await server.start(host="127.0.0.1", port=0)
     with pytest.raises(IncompatibleModel) as refused:
         await Pair(MemoryNode(SENDER, pool), bob, f"127.0.0.1:{port}").push()
     await server.stop(0)

@@ -181,9 +181,9 @@ class MemoryStore:
         """The file behind a memory's sections; reads may come from any thread by `os.pread`."""
         try:
             return (self.root / record.id / SECTIONS_FILE).open("rb")
-        except FileNotFoundError as exc:
-            raise UnknownMemory(f"memory {record.id}: was removed meanwhile") from exc
         except OSError as exc:
+            if not (self.root / record.id).exists():
+                raise UnknownMemory(f"memory {record.id}: was removed meanwhile") from exc
             raise StateCorrupt(f"memory {record.id}: its sections cannot be read ({exc.strerror})") from exc
 
     def load(self, record: MemoryRecord) -> RawMemory:

@@ -1,0 +1,179 @@
+"""Nodes in one process, whole but for a model; and peers that send to them without a network."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kvnetd.config import load_config
+from kvnetd.directory import Directory
+from kvnetd.incoming import InboundTransfer
+from kvnetd.log import EventLog
+from kvnetd.services import Listening, Services
+from kvnetd.store.ledger import Ledger
+from kvnetd.store.memories import MemoryRecord, MemoryStore
+from kvnetd.store.spool import Spool
+from kvnetd.transfers import Transfers
+
+from kvnet.identity.keys import NodeKey
+from kvnet.identity.peers import AddedPeer, PeerList
+from kvnet.identity.signing import SignedMessage, sign_chunk, verify_chunk
+from kvnet.paths import Home
+from kvnet.transfer.messages import Offer, PullRequest, seal
+from kvnet.transfer.sender import SenderSession
+from kvnet.transport.server import PeerServer
+from kvnet.types import Compression, Fingerprint, Geometry, MemoryId, RawMemory, TransferId
+from tests.builders import (
+    RECEIVER,
+    SENDER,
+    make_fingerprint,
+    make_geometry,
+    make_memory,
+    make_offer,
+    wire_chunks,
+)
+
+MEMORY = make_memory()
+AT = "2026-01-01T00:00:00Z"
+
+
+@dataclass(frozen=True)
+class Host:
+    """What transfers ask of a model host."""
+
+    fingerprint: Fingerprint
+    geometry: Geometry
+    max_seq_len: int
+
+
+@asynccontextmanager
+async def services_of(root: Path, key: NodeKey, *added: AddedPeer, **settings: Any) -> AsyncIterator[Services]:
+    """The services of a node that has added these peers and hosts no model at all."""
+    home = Home(root)
+    home.store.mkdir(parents=True)
+    peers = PeerList(home.peers)
+    for peer in added:
+        peers.add(peer)
+    ledger = Ledger(home.store / "ledger.sqlite")
+    log = EventLog(home.events, node="n", max_nbytes=1 << 20)
+    unused: Any = None
+    host: Any = Host(make_fingerprint(), make_geometry(), 64)
+    with ThreadPoolExecutor(1) as store_thread, ThreadPoolExecutor(1) as pool:
+        yield Services(
+            config=load_config(home, {"max_inbound_transfers": 2, **settings}, {}),
+            key=key,
+            log=log,
+            peers=peers,
+            directory=Directory(),
+            memories=MemoryStore(home.store / "memories"),
+            spool=Spool(home.store / "incoming"),
+            ledger=ledger,
+            host=host,
+            runner=unused,
+            store_thread=store_thread,
+            pool=pool,
+            listening=Listening(),
+        )
+    ledger.close()
+    log.close()
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node whose peer port is open."""
+
+    services: Services
+    transfers: Transfers
+    address: str
+
+    def remember(self, memory: RawMemory = MEMORY, wanted: Compression = Compression.LZ4) -> MemoryRecord:
+        """Put a memory into the store."""
+        return self.services.memories.put(memory, wanted=wanted, created_at=AT)
+
+
+@asynccontextmanager
+async def listening(services: Services) -> AsyncIterator[Node]:
+    """Open the peer port on loopback."""
+    transfers = Transfers(services)
+    server = PeerServer(transfers)
+    port = await server.start(host="127.0.0.1", port=0)
+    yield Node(services, transfers, f"127.0.0.1:{port}")
+    await server.stop(0)
+
+
+def add(node: Node, other: Node) -> None:
+    """Add a node by its id, name and address."""
+    services = other.services
+    peer = AddedPeer(services.key.node_id, services.config.name, other.address, AT)
+    node.services.peers.add(peer)
+
+
+def events(services: Services, name: str = "transfer") -> list[dict[str, Any]]:
+    """The lines of the event log about this."""
+    lines = [json.loads(line) for line in services.log.lines()]
+    return [line for line in lines if line["event"].startswith(f"{name}.")]
+
+
+def receipts(services: Services) -> list[tuple[str, str, str, str]]:
+    """Direction, peer, transfer id and memory of every transfer that was completed."""
+    return services.ledger._run("SELECT direction, peer, transfer_id, memory FROM transfers")
+
+
+def spooled(services: Services) -> list[str]:
+    """The folders of unfinished transfers."""
+    return sorted(folder.name for folder in services.spool.root.iterdir())
+
+
+def offer(number: int = 1, memory: RawMemory = MEMORY, **changes: Any) -> Offer:
+    """A fresh offer of Alice's; the clock is the real one here."""
+    now = int(time.time())
+    plain = make_offer(memory, created_at=now, expires_at=now + 600)
+    return replace(plain, transfer_id=TransferId(f"{number:032x}"), **changes)
+
+
+def pull(memory: MemoryId, key: NodeKey = SENDER, **changes: Any) -> SignedMessage:
+    """A signed request for one of our memories."""
+    plain = PullRequest(memory, SENDER.node_id, RECEIVER.node_id, int(time.time()), "11" * 16)
+    return seal(key, replace(plain, **changes))
+
+
+async def deliver(
+    inbound: InboundTransfer,
+    *indices: int,
+    key: NodeKey = SENDER,
+    memory: RawMemory = MEMORY,
+    wanted: Compression = Compression.NONE,
+) -> SenderSession:
+    """Send the chunks of these indices that are missing, or all; each is durable then."""
+    session = inbound.session
+    chunks, payloads = wire_chunks(memory, wanted)
+    sender = SenderSession(session.offer, offer_digest=session.binding.offer_digest, chunks=chunks)
+    for chunk in sender.accepted(session.accept()):
+        index = chunk.key.index
+        if not indices or index in indices:
+            signed = sign_chunk(key, sender.envelope(chunk), payloads[index])
+            verified = verify_chunk(signed, session.binding)
+            session.receive(verified)
+            await inbound.store([verified])
+            session.durable(index)
+    return sender
+
+
+async def complete(inbound: InboundTransfer, **sent: Any) -> SignedMessage:
+    """Send what is missing and commit; returns the receipt."""
+    failure: BaseException | None = None
+    try:
+        commit = (await deliver(inbound, **sent)).commit()
+        inbound.session.commit(commit)
+        return await inbound.finish(seal(sent.get("key", SENDER), commit))
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        await inbound.close(failure)

@@ -1,0 +1,306 @@
+"""Transfers on their way in: resumed, repeated, refused or given up, each leaving what it should."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from kvnetd.incoming import InboundTransfer
+from kvnetd.services import Services
+from kvnetd.store.spool import folder_name
+from kvnetd.transfers import Transfers
+
+from kvnet.errors import (
+    KvnetError,
+    MalformedMessage,
+    PeerNotAdded,
+    PeerUnreachable,
+    ReplayedMessage,
+    StateCorrupt,
+    StoreFull,
+)
+from kvnet.identity.peers import AddedPeer
+from kvnet.identity.signing import MAX_BODY_NBYTES, sign_message
+from kvnet.transfer.messages import Offer, PullRequest, seal
+from kvnet.types import Compression
+from tests.builders import SENDER, STRANGER, make_memory
+from tests.kvnetd.nodes import AT, MEMORY, complete, deliver, events, offer, receipts, spooled
+
+CAROL = AddedPeer(STRANGER.node_id, "carol", "", "")
+TOTAL = 6
+RAW_NBYTES = MEMORY.header.raw_nbytes
+CLOSED = PeerUnreachable("the link broke")
+
+
+def set_room(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
+    """As if the disk had so much left, reserve not counted."""
+    for module in ("kvnetd.parties", "kvnetd.store.disk"):
+        monkeypatch.setattr(f"{module}.free_nbytes", lambda folder: nbytes)
+
+
+def inbox(services: Services) -> int:
+    """How many messages there are."""
+    return len(services.ledger.messages(agent=None, unread_only=False))
+
+
+async def interrupted(transfers: Transfers, sent: Offer, *indices: int, **options: Any) -> None:
+    """A transfer that ended after these chunks were durable."""
+    inbound = await transfers.open_inbound(seal(options.get("key", SENDER), sent))
+    await deliver(inbound, *indices, **options)
+    await inbound.close(CLOSED)
+
+
+async def test_another_peer_with_the_same_transfer_id_does_not_touch_the_chunks_of_the_first(
+    transfers: Transfers, services: Services
+) -> None:
+    services.peers.add(CAROL)
+    hers = offer(memory=make_memory(1), sender=STRANGER.node_id)
+    await interrupted(transfers, offer(), 0, 1, 2)
+    await complete(
+        await transfers.open_inbound(seal(STRANGER, hers)), key=STRANGER, memory=make_memory(1)
+    )
+    assert spooled(services) == [folder_name(offer())]
+    inbound = await transfers.open_inbound(seal(SENDER, offer()))
+    await inbound.close(CLOSED)
+    # The body is another one where the clock went on meanwhile; then there is nothing to resume.
+    assert inbound.resumed_chunks in (0, 3)
+
+
+async def test_two_peers_with_the_same_transfer_id_send_at_once_and_both_arrive(
+    transfers: Transfers, services: Services
+) -> None:
+    services.peers.add(CAROL)
+    first = await transfers.open_inbound(seal(SENDER, offer()))
+    await deliver(first, 0, 1, 2)
+    second = await transfers.open_inbound(
+        seal(STRANGER, offer(memory=make_memory(1), sender=STRANGER.node_id))
+    )
+    await deliver(second, 0, key=STRANGER, memory=make_memory(1))
+    await complete(second, key=STRANGER, memory=make_memory(1))
+    await complete(first)
+    assert [services.memories.load(record) for record in services.memories.all()] == [
+        make_memory(1),
+        MEMORY,
+    ]
+    assert {(peer, transfer) for _, peer, transfer, _ in receipts(services)} == {
+        (STRANGER.node_id, offer().transfer_id),
+        (SENDER.node_id, offer().transfer_id),
+    }
+    assert inbox(services) == 2
+
+
+async def test_expire_removes_what_nobody_can_resume_and_keeps_what_is_on_its_way(
+    transfers: Transfers, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, kept = offer(1), offer(2)
+    await interrupted(transfers, gone, 0)
+    busy = await transfers.open_inbound(seal(SENDER, kept))
+    await transfers.expire()
+    assert spooled(services) == sorted(map(folder_name, (gone, kept)))
+    later = gone.expires_at + 300 + 1
+    monkeypatch.setattr("kvnetd.arrivals.time", SimpleNamespace(time=lambda: later))
+    await transfers.expire()
+    assert spooled(services) == [folder_name(kept)]
+    await complete(busy)
+
+
+@pytest.fixture
+async def completed(transfers: Transfers) -> tuple[Offer, Any]:
+    """A transfer that is done, and its receipt."""
+    sent = offer()
+    return sent, await complete(await transfers.open_inbound(seal(SENDER, sent)))
+
+
+def forget(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    services.memories.forget(MEMORY.header.id)
+
+
+def store_in_another_compression(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    services.memories.forget(MEMORY.header.id)
+    services.memories.put(MEMORY, wanted=Compression.LZ4, created_at=AT)
+
+
+def fill_the_disk(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_room(monkeypatch, 0)
+
+
+@pytest.mark.parametrize("meanwhile", [None, forget, store_in_another_compression, fill_the_disk])
+async def test_same_offer_after_completion_gets_the_same_receipt_and_no_second_message(
+    transfers: Transfers,
+    services: Services,
+    completed: tuple[Offer, Any],
+    meanwhile: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent, receipt = completed
+    if meanwhile is not None:
+        meanwhile(services, monkeypatch)
+    again = await transfers.open_inbound(seal(SENDER, sent))
+    assert again.resumed_chunks == TOTAL
+    assert await complete(again) == receipt
+    assert (inbox(services), len(receipts(services)), spooled(services)) == (1, 1, [])
+
+
+async def test_other_offer_under_a_completed_id_is_refused(
+    transfers: Transfers, completed: tuple[Offer, Any]
+) -> None:
+    sent, receipt = completed
+    with pytest.raises(ReplayedMessage, match="new id"):
+        await transfers.open_inbound(seal(SENDER, replace(sent, note="other")))
+    assert await complete(await transfers.open_inbound(seal(SENDER, sent))) == receipt
+
+
+async def test_chunk_of_a_completed_transfer_is_refused_and_stored_nowhere(
+    transfers: Transfers, services: Services, completed: tuple[Offer, Any]
+) -> None:
+    again = await transfers.open_inbound(seal(SENDER, completed[0]))
+    again.session._durable.clear()  # so that the sender believes that nothing is there
+    with pytest.raises(ReplayedMessage, match="completed before"):
+        await deliver(again, 0)
+    await again.close(CLOSED)
+    assert spooled(services) == []
+
+
+@pytest.mark.parametrize("type_", [Offer.TYPE, PullRequest.TYPE])
+async def test_message_of_a_stranger_is_refused_before_its_body_is_parsed(
+    transfers: Transfers, type_: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = transfers.open_inbound if type_ == Offer.TYPE else transfers.open_outbound
+    body = b"[" * 60_000
+    with pytest.raises(MalformedMessage):
+        await take(sign_message(SENDER, type_, body))
+    parsed: list[Any] = []
+    monkeypatch.setattr("kvnet.format.strict_json.decode", lambda *args, **kwargs: parsed.append(args))
+    with pytest.raises(PeerNotAdded):
+        await take(sign_message(STRANGER, type_, body))
+    assert parsed == []
+
+
+@pytest.mark.parametrize("type_", [Offer.TYPE, PullRequest.TYPE])
+async def test_control_body_over_64_kib_is_refused(transfers: Transfers, type_: str) -> None:
+    take = transfers.open_inbound if type_ == Offer.TYPE else transfers.open_outbound
+    with pytest.raises(MalformedMessage, match=f"at most {MAX_BODY_NBYTES}"):
+        await take(sign_message(SENDER, type_, b" " * (MAX_BODY_NBYTES + 1)))
+    assert MAX_BODY_NBYTES == 1 << 16
+
+
+async def test_resume_is_admitted_when_only_what_is_missing_fits(
+    transfers: Transfers, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = offer()
+    await interrupted(transfers, sent, 0, 1, 2)
+    set_room(monkeypatch, RAW_NBYTES // 2 - 1)
+    with pytest.raises(StoreFull):
+        await transfers.open_inbound(seal(SENDER, sent))
+    set_room(monkeypatch, RAW_NBYTES // 2)
+    with pytest.raises(StoreFull):
+        await transfers.open_inbound(seal(SENDER, offer(2)))
+    await complete(await transfers.open_inbound(seal(SENDER, sent)))
+    assert services.memories.load(services.memories.get(MEMORY.header.id)) == MEMORY
+
+
+async def test_offers_on_their_way_at_once_count_against_each_other(
+    transfers: Transfers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_room(monkeypatch, 2 * RAW_NBYTES - 1)
+    first = await transfers.open_inbound(seal(SENDER, offer(1)))
+    with pytest.raises(StoreFull, match=f"room for {RAW_NBYTES - 1}"):
+        await transfers.open_inbound(seal(SENDER, offer(2)))
+    await first.close(CLOSED)
+    await (await transfers.open_inbound(seal(SENDER, offer(2)))).close(CLOSED)
+
+
+async def test_refused_offer_leaves_a_started_and_a_failed_line_with_its_code(
+    transfers: Transfers, services: Services
+) -> None:
+    refused: list[tuple[Any, str]] = [
+        (seal(STRANGER, offer(sender=STRANGER.node_id)), "peer_not_added"),
+        (sign_message(SENDER, Offer.TYPE, b"{"), "malformed_message"),
+        (seal(SENDER, offer(created_at=0, expires_at=600)), "replayed_message"),
+        (seal(SENDER, offer(chunk_count=7)), "malformed_message"),
+    ]
+    for sealed, code in refused:
+        with pytest.raises(KvnetError):
+            await transfers.open_inbound(sealed)
+        started, failed = events(services)[-2:]
+        assert (started["event"], failed["event"]) == ("transfer.started", "transfer.failed")
+        assert (failed["error"], failed["direction"]) == (code, "in")
+    assert len(events(services)) == 2 * len(refused)
+
+
+async def cancel_while_it_opens(
+    transfers: Transfers, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller goes away while the store is busy opening the spool's files."""
+    opening, go_on, opened = threading.Event(), threading.Event(), services.spool.open
+
+    def slow(*args: Any) -> Any:
+        opening.set()
+        go_on.wait(10)
+        return opened(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(services.spool, "open", slow)
+        task = asyncio.create_task(transfers.open_inbound(seal(SENDER, offer())))
+        await asyncio.to_thread(opening.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go_on.set()
+        await services.in_store(lambda: None)
+        await asyncio.sleep(0.05)  # the files are closed from the loop
+
+
+async def test_open_that_is_cancelled_releases_the_files_and_the_place(
+    transfers: Transfers, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await interrupted(transfers, offer(), 0)
+    await asyncio.to_thread(time.time)  # so that the loop's own threads and pipes are there already
+    before = sorted(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        await cancel_while_it_opens(transfers, services, monkeypatch)
+        assert events(services)[-1]["error"] == "cancelled"
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    await complete(await transfers.open_inbound(seal(SENDER, offer())))
+
+
+async def test_transfer_that_is_cancelled_is_logged_as_cancelled(
+    transfers: Transfers, services: Services
+) -> None:
+    await (await transfers.open_inbound(seal(SENDER, offer()))).close(asyncio.CancelledError())
+    assert events(services)[-1]["error"] == "cancelled"
+
+
+async def test_close_that_fails_frees_the_place(
+    transfers: Transfers, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(transfer: Any) -> None:
+        raise OSError(5, "Input/output error", "sections.bin")
+
+    inbound: InboundTransfer = await transfers.open_inbound(seal(SENDER, offer()))
+    with monkeypatch.context() as patched:
+        patched.setattr("kvnetd.store.spool.IncomingTransfer.close", broken)
+        with pytest.raises(StateCorrupt, match="Input/output"):
+            await inbound.close(None)
+    await inbound._services.in_store(inbound._incoming.close)  # type: ignore[union-attr]
+    await complete(await transfers.open_inbound(seal(SENDER, offer())))
+
+
+async def test_peer_that_is_removed_while_it_sends_leaves_no_memory(
+    transfers: Transfers, services: Services
+) -> None:
+    inbound = await transfers.open_inbound(seal(SENDER, offer()))
+    await deliver(inbound)
+    services.peers.remove("alice")
+    with pytest.raises(PeerNotAdded, match="alice"):
+        await complete(inbound)
+    assert (services.memories.all(), inbox(services), receipts(services)) == ((), 0, [])
+    assert events(services)[-1]["error"] == "peer_not_added"
+    with pytest.raises(PeerNotAdded):
+        await transfers.open_inbound(seal(SENDER, offer()))

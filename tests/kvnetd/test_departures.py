@@ -1,0 +1,155 @@
+"""Which offer a message goes out under, and what a peer that pulls gets to see."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+from kvnetd.outgoing import OutboundTransfer
+from kvnetd.services import Services
+from kvnetd.store.memories import MemoryRecord
+from kvnetd.transfers import Transfers
+
+from kvnet.errors import (
+    BadSignature,
+    IncompatibleModel,
+    KvnetError,
+    PeerNotAdded,
+    PeerUnreachable,
+    StoreFull,
+    TooBusy,
+    TransferIncomplete,
+    UnknownMemory,
+)
+from kvnet.types import Compression, MemoryId
+from tests.builders import SENDER, STRANGER
+from tests.kvnetd.nodes import AT, MEMORY, events, offer, pull
+
+Prepare = Callable[..., OutboundTransfer]
+
+
+@pytest.fixture
+def record(services: Services) -> MemoryRecord:
+    return services.memories.put(MEMORY, wanted=Compression.LZ4, created_at=AT)
+
+
+@pytest.fixture
+def prepare(services: Services, transfers: Transfers, record: MemoryRecord) -> Prepare:
+    """The message to Alice that every test here sends, or the like."""
+    peer = services.peers.find("alice")
+
+    def act(found: MemoryRecord = record, note: str = "note", agent: str = "") -> OutboundTransfer:
+        return transfers.prepare(found, peer, note=note, agents=("", agent))
+
+    return act
+
+
+async def attempt(prepare: Prepare, failure: BaseException | None) -> str:
+    """Send, end so; returns the transfer id."""
+    outbound = prepare()
+    await outbound.close(failure)
+    return outbound.session.offer.transfer_id
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, now: int) -> None:
+    monkeypatch.setattr("kvnetd.departures.time", SimpleNamespace(time=lambda: now))
+
+
+@pytest.mark.parametrize("wanted", [MEMORY.header.id[:8], MEMORY.header.id[:-1], "mem_", "", "mem_x", "/"])
+async def test_pull_by_less_than_the_full_id_tells_nothing(
+    transfers: Transfers, services: Services, record: MemoryRecord, wanted: str
+) -> None:
+    services.ledger.name("mem_x", record.id)
+    with pytest.raises(UnknownMemory) as refused:
+        await transfers.open_outbound(pull(MemoryId(wanted)))
+    assert refused.value.message == "no such memory here"
+    assert refused.value.details == {}
+
+
+async def test_pull_by_a_stranger_is_refused_and_logged(transfers: Transfers, services: Services) -> None:
+    with pytest.raises(PeerNotAdded):
+        await transfers.open_outbound(pull(MEMORY.header.id, STRANGER))
+    started, failed = events(services)
+    assert (started["event"], failed["event"]) == ("transfer.started", "transfer.failed")
+    assert (failed["error"], failed["direction"]) == ("peer_not_added", "out")
+
+
+@pytest.mark.parametrize("ended", [None, PeerUnreachable("gone"), BadSignature("no")])
+async def test_served_pull_never_uses_up_the_offer_of_a_message(
+    transfers: Transfers, prepare: Prepare, record: MemoryRecord, ended: BaseException | None
+) -> None:
+    message = await attempt(prepare, PeerUnreachable("gone"))
+    served = await transfers.open_outbound(pull(record.id))
+    assert served.session.offer.transfer_id != message
+    assert served.session.offer.note == ""
+    assert await attempt(prepare, PeerUnreachable("gone")) == message  # while it is served, and after
+    await served.close(ended)
+    assert await attempt(prepare, None) == message
+
+
+async def test_same_message_twice_at_once_is_too_busy(prepare: Prepare) -> None:
+    first = prepare()
+    with pytest.raises(TooBusy, match="already on its way to alice"):
+        prepare()
+    for other in (prepare(note="other"), prepare(agent="reader")):
+        assert other.session.offer.transfer_id != first.session.offer.transfer_id
+        await other.close(None)
+    await first.close(None)
+    await prepare().close(None)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        PeerUnreachable("gone"),
+        TransferIncomplete("cut"),
+        StoreFull("full"),
+        TooBusy("busy"),
+        asyncio.CancelledError(),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+async def test_failure_that_can_be_resumed_keeps_the_offer(prepare: Prepare, failure: BaseException) -> None:
+    assert await attempt(prepare, failure) == await attempt(prepare, failure)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        None,
+        IncompatibleModel("other"),
+        BadSignature("altered"),
+        PeerNotAdded("who"),
+        KvnetError("bug"),
+        ValueError("bug"),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+async def test_end_that_is_final_drops_the_offer(prepare: Prepare, failure: BaseException | None) -> None:
+    assert await attempt(prepare, failure) != await attempt(prepare, failure)
+
+
+@pytest.mark.parametrize(("later_s", "is_same"), [(-1, False), (0, True), (599, True), (600, False)])
+async def test_offer_is_used_again_between_its_making_and_its_end(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch, later_s: int, is_same: bool
+) -> None:
+    now = offer().created_at
+    set_clock(monkeypatch, now)
+    first = await attempt(prepare, PeerUnreachable("gone"))
+    set_clock(monkeypatch, now + later_s)
+    assert (await attempt(prepare, PeerUnreachable("gone")) == first) is is_same
+
+
+async def test_memory_made_again_with_other_sections_is_a_new_offer(
+    services: Services, prepare: Prepare, record: MemoryRecord
+) -> None:
+    first = await attempt(prepare, PeerUnreachable("gone"))
+    services.memories.forget(record.id)
+    again = services.memories.put(MEMORY, wanted=Compression.NONE, created_at=AT)
+    assert again.id == record.id
+    outbound = prepare(again)
+    await outbound.close(PeerUnreachable("gone"))
+    assert outbound.session.offer.transfer_id != first
+    assert outbound.session.offer.receiver == SENDER.node_id
