@@ -36,7 +36,7 @@ REACHED_BY = {
     "config_invalid": "kvnetd/test_config.py::test_bad_value_is_refused_by_its_key",
     "state_corrupt": "identity/test_keys.py::test_key_that_others_can_read_is_refused",
     "port_in_use": "transport/test_push_pull.py::test_taken_port_is_refused",
-    "already_running": "e2e/test_bad_input.py::test_a_second_daemon_on_the_same_home_is_refused",
+    "already_running": "e2e/test_bad_start.py::test_a_second_daemon_on_the_same_home_is_refused",
     "not_running": "test_errors.py::test_home_without_a_daemon_is_not_running",
     "missing_extra": "test_errors.py::test_client_without_torch_cannot_host",
     "request_invalid": "identity/test_keys.py::test_text_that_names_no_key_is_refused",

@@ -27,6 +27,8 @@ from kvnet.errors import (
     MalformedMessage,
     PeerError,
     PeerUnreachable,
+    TextTooLong,
+    UnknownMemory,
     all_error_types,
 )
 from kvnet.identity.signing import SignedChunk, sign_message
@@ -175,6 +177,28 @@ def test_status_that_is_not_ours_becomes_what_it_means(
     assert type(error) is wanted
     assert error.message.startswith("bob: ")
     assert not wire.carries_error(call)
+
+
+@pytest.mark.parametrize("code", sorted(all_error_types()))
+def test_error_of_a_peer_says_whose_it_is_and_cannot_blame_this_node(code: str) -> None:
+    error = all_error_types()[code]("head_dim 96", details={"head_dim": ["96", "64"]})
+    back = wire.peer_status_to_error(failed_call(*wire.error_to_status(error)), peer="bob at 10.0.0.2:1")
+    assert back.message == "bob at 10.0.0.2:1: head_dim 96"
+    assert back.details == error.details
+    is_tellable = isinstance(error, PeerError | CapacityError | UnknownMemory | TextTooLong)
+    assert type(back) is (type(error) if is_tellable else PeerError)
+
+
+def test_control_characters_of_a_peer_do_not_reach_a_terminal() -> None:
+    error = PeerError("\x1b[31mred\r\n\x00\u202e\x9b é 😀")
+    back = wire.peer_status_to_error(failed_call(*wire.error_to_status(error)), peer="bob")
+    assert back.message == "bob: ?[31mred????? é 😀"
+
+
+def test_broken_link_to_a_peer_is_told_as_one() -> None:
+    back = wire.peer_status_to_error(failed_call(grpc.StatusCode.UNAVAILABLE, "why"), peer="bob")
+    assert type(back) is PeerUnreachable
+    assert back.message.startswith("bob: no answer")
 
 
 def test_code_from_a_newer_version_becomes_the_base() -> None:

@@ -60,7 +60,7 @@ def build_model(shape: Shape, vocab_size: int, seed: int) -> LlamaForCausalLM:
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
-        _make_mimetic(model, shape, query_scale=2.0 * (32 / shape.head_dim) ** 0.5, output_scale=0.5)
+        _make_mimetic(model, shape, query_scale=2.0 * (32 / shape.head_dim) ** 0.5)
         _seed_positions(model, shape)
         for layer in model.model.layers[shape.num_layers - shape.num_quiet_layers :]:
             layer.self_attn.o_proj.weight.zero_()
@@ -68,8 +68,12 @@ def build_model(shape: Shape, vocab_size: int, seed: int) -> LlamaForCausalLM:
     return model
 
 
-def _make_mimetic(model: LlamaForCausalLM, shape: Shape, *, query_scale: float, output_scale: float) -> None:
-    """Set W_q = query_scale * W_k (layers >= 1) and W_o = output_scale * W_v^T in each head."""
+def _make_mimetic(model: LlamaForCausalLM, shape: Shape, *, query_scale: float) -> None:
+    """Set W_q = query_scale * W_k (layers >= 1) and W_o to a multiple of W_v^T in each head.
+
+    What a KV head copies has gain 1 after layer 0, however many query heads share it: at gain 1/2 names
+    were never bound. In layer 0 all heads write into one subspace, 2 in sum.
+    """
     dim, group_size = shape.head_dim, shape.num_heads // shape.num_kv_heads
     for layer_idx, layer in enumerate(model.model.layers):
         attention = layer.self_attn
@@ -84,7 +88,8 @@ def _make_mimetic(model: LlamaForCausalLM, shape: Shape, *, query_scale: float, 
             kv_rows = slice(head // group_size * dim, (head // group_size + 1) * dim)
             if layer_idx > 0:
                 attention.q_proj.weight[rows] = query_scale * attention.k_proj.weight[kv_rows]
-            attention.o_proj.weight[:, rows] = output_scale * attention.v_proj.weight[kv_rows].T
+            gain = 2.0 / shape.num_heads if layer_idx == 0 else 1.0 / group_size
+            attention.o_proj.weight[:, rows] = gain * attention.v_proj.weight[kv_rows].T
 
 
 def _seed_positions(model: LlamaForCausalLM, shape: Shape) -> None:

@@ -36,6 +36,7 @@ READY_S = 90.0
 STOP_S = 20.0
 POLL_S = 0.05
 LONG_TEXT_FACTS = 60  # about 500 tokens: eight chunks of some 130 kB in ref-a
+SOME_CHUNKS_NBYTES = 600_000  # four whole chunks of `long_text` and a part of the fifth
 
 
 class Daemon:
@@ -158,6 +159,7 @@ class Pair:
 
 MakeHome = Callable[[str], Path]
 MakeDaemon = Callable[..., Daemon]
+Kvnet = Callable[..., Said]
 
 
 def environment(home: Home, extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -214,6 +216,13 @@ async def when_free(call: Callable[[], Awaitable[T]], timeout_s: float = 30.0) -
             if time.monotonic() > deadline:
                 raise
             await asyncio.sleep(0.2)
+
+
+async def memory_nobody_has(sender: AsyncNode, seed: int) -> MemoryInfo:
+    """The sender's new memory of `long_text(seed)`, long enough to be cut in the middle."""
+    memory = await sender.remember(long_text(seed))
+    assert memory.nbytes > 1.5 * SOME_CHUNKS_NBYTES
+    return memory
 
 
 async def chunks_arrived(receiver: Daemon, memory: MemoryInfo, timeout_s: float = 20.0) -> None:

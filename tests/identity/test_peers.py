@@ -107,6 +107,54 @@ def test_name_that_is_taken_is_refused_and_changes_nothing(path: Path, peers: Pe
     assert peers.all() == PeerList(path).all() == (ALICE, BOB)
 
 
+HOSTILE_NAMES = [
+    "",
+    "bob/agent",
+    "/",
+    "a b",
+    " ",
+    "\x1b[31mbob",
+    "bob\n",
+    "bob\x00",
+    "bob\u202e",
+    "bob\u00a0",
+    "b" * (MAX_NAME_CHARS + 1),
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_name_that_could_be_taken_for_something_else_is_refused(
+    path: Path, peers: PeerList, name: str
+) -> None:
+    with pytest.raises(RequestError, match="printable"):
+        peers.add(replace(TWIN, name=name))
+    assert peers.usable_name(name, otherwise="other") == "other"
+    assert peers.all() == PeerList(path).all() == (ALICE, BOB)
+
+
+@pytest.mark.parametrize("name", ["alice", BOB.node_id[:4], BOB.node_id[:13], BOB.node_id])
+def test_name_a_node_gives_itself_is_not_used_where_it_means_another(peers: PeerList, name: str) -> None:
+    assert peers.usable_name(name, otherwise="other") == "other"
+
+
+@pytest.mark.parametrize("name", ["carol", "ali", "Grüße-1", "b" * MAX_NAME_CHARS])
+def test_name_a_node_gives_itself_is_used_where_it_is_free(peers: PeerList, name: str) -> None:
+    assert peers.usable_name(name, otherwise="other") == name
+
+
+def test_list_in_memory_stays_as_it_is_when_it_cannot_be_written(path: Path, peers: PeerList) -> None:
+    away = path.parent.with_name("away")
+    path.parent.rename(away)
+    for change in (lambda: peers.add(TWIN), lambda: peers.remove("bob")):
+        with pytest.raises(FileNotFoundError):
+            change()
+        assert peers.all() == (ALICE, BOB)
+        assert peers.get(TWIN.node_id) is None
+    away.rename(path.parent)
+    assert PeerList(path).all() == peers.all() == (ALICE, BOB)
+    assert peers.add(TWIN) == TWIN
+
+
 def test_adding_again_renames_and_keeps_the_known_address(peers: PeerList) -> None:
     assert peers.add(replace(ALICE, name="anna", address="")) == replace(ALICE, name="anna")
     assert peers.add(replace(ALICE, address="10.0.0.9:1")).address == "10.0.0.9:1"

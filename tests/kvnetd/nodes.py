@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from kvnetd.config import load_config
 from kvnetd.directory import Directory
 from kvnetd.incoming import InboundTransfer
@@ -21,6 +22,7 @@ from kvnetd.store.memories import MemoryRecord, MemoryStore
 from kvnetd.store.spool import Spool
 from kvnetd.transfers import Transfers
 
+from kvnet.api import InboxMessage
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.peers import AddedPeer, PeerList
 from kvnet.identity.signing import SignedMessage, sign_chunk, verify_chunk
@@ -53,7 +55,9 @@ class Host:
 
 
 @asynccontextmanager
-async def services_of(root: Path, key: NodeKey, *added: AddedPeer, **settings: Any) -> AsyncIterator[Services]:
+async def services_of(
+    root: Path, key: NodeKey, *added: AddedPeer, **settings: Any
+) -> AsyncIterator[Services]:
     """The services of a node that has added these peers and hosts no model at all."""
     home = Home(root)
     home.store.mkdir(parents=True)
@@ -123,6 +127,17 @@ def events(services: Services, name: str = "transfer") -> list[dict[str, Any]]:
 def receipts(services: Services) -> list[tuple[str, str, str, str]]:
     """Direction, peer, transfer id and memory of every transfer that was completed."""
     return services.ledger._run("SELECT direction, peer, transfer_id, memory FROM transfers")
+
+
+def inbox(services: Services) -> tuple[InboxMessage, ...]:
+    """Every message, read or not."""
+    return services.ledger.messages(agent=None, unread_only=False)
+
+
+def set_room(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
+    """As if the disk had so much left, reserve not counted."""
+    for module in ("kvnetd.parties", "kvnetd.store.disk"):
+        monkeypatch.setattr(f"{module}.free_nbytes", lambda folder: nbytes)
 
 
 def spooled(services: Services) -> list[str]:

@@ -130,7 +130,9 @@ def test_bad_value_is_refused_by_its_key(home: Home, toml: str) -> None:
         load(home, toml)
 
 
-@pytest.mark.parametrize(("key", "value"), [("MAX_INBOUND_TRANSFERS", "x"), ("MDNS", "maybe"), ("LISTEN", "here")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("MAX_INBOUND_TRANSFERS", "x"), ("MDNS", "maybe"), ("LISTEN", "here")]
+)
 def test_bad_value_in_the_environment_is_refused_too(home: Home, key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=key.lower()):
         load(home, None, {f"KVNET_{key}": value})

@@ -40,7 +40,7 @@ def prepare(services: Services, transfers: Transfers, record: MemoryRecord) -> P
     """The message to Alice that every test here sends, or the like."""
     peer = services.peers.find("alice")
 
-    def act(found: MemoryRecord = record, note: str = "note", agent: str = "") -> OutboundTransfer:
+    def act(found: MemoryRecord = record, note: str = "", agent: str = "") -> OutboundTransfer:
         return transfers.prepare(found, peer, note=note, agents=("", agent))
 
     return act

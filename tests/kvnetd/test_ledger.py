@@ -137,7 +137,9 @@ def test_message_is_acknowledged_by_the_start_of_its_id_if_only_one_starts_so(le
     assert ledger.acknowledge(MESSAGE.id, at="2026-01-03").acknowledged_at == "2026-01-02"
 
 
-@pytest.mark.parametrize("message_id", ["msg_" + "b" * 26, "msg_aaa", "", "msg_aaaaaa' OR '1", "msg_%%%%%%", "%"])
+@pytest.mark.parametrize(
+    "message_id", ["msg_" + "b" * 26, "msg_aaa", "", "msg_aaaaaa' OR '1", "msg_%%%%%%", "%"]
+)
 def test_unknown_message_is_refused(ledger: Ledger, message_id: str) -> None:
     ledger.complete(transfer(), MESSAGE)
     with pytest.raises(UnknownMessage):

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from kvnetd.store.memories import HEADER_FILE, SECTIONS_FILE, MemoryRecord, MemoryStore
+from kvnetd.store.spool import Spool
 
 from kvnet.errors import RequestError, StateCorrupt, StoreFull, UnknownMemory
 from kvnet.types import Compression, MemoryId
-from tests.builders import make_memory
+from tests.builders import SENDER, make_memory
+from tests.kvnetd.conftest import Arrival
 
 MEMORY = make_memory()
 AT = "2026-01-01T00:00:00Z"
@@ -126,6 +128,71 @@ def test_sections_cut_short_or_missing_are_refused_when_read(memories: MemorySto
         memories.load(record)
     path.unlink()
     with pytest.raises(StateCorrupt, match="cannot be read"):
+        memories.load(record)
+
+
+def flip(memories: MemoryStore, record: MemoryRecord) -> None:
+    """One bit of the stored sections."""
+    path = memories.root / record.id / SECTIONS_FILE
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("is_known_damaged", [False, True])
+@pytest.mark.parametrize("wanted", Compression)
+def test_damaged_copy_gives_way_to_a_fresh_one_that_is_put(
+    memories: MemoryStore, is_known_damaged: bool, wanted: Compression
+) -> None:
+    record = put(memories)
+    flip(memories, record)
+    if is_known_damaged:
+        with pytest.raises(StateCorrupt):
+            memories.load(record)
+        assert list(memories.damaged) == [record.id]
+    fresh = memories.put(make_memory(), wanted=wanted, created_at="2027-01-01")
+    assert (fresh.id, fresh.created_at, memories.damaged) == (record.id, "2027-01-01", {})
+    for store in (memories, reopened(memories)):
+        assert store.load(store.get(fresh.id)) == MEMORY
+
+
+def test_damaged_copy_gives_way_to_a_fresh_one_that_arrives_and_a_whole_one_stays(
+    memories: MemoryStore, spool: Spool, arrival: Arrival
+) -> None:
+    mine = put(memories)
+    for is_damaged, origin in ((False, ""), (True, SENDER.node_id)):
+        if is_damaged:
+            flip(memories, mine)
+        incoming = spool.open(arrival.offer, arrival.sealed)
+        incoming.store(arrival.chunks)
+        found = incoming.finish(memories, created_at=AT)
+        assert (found.id, found.origin) == (mine.id, origin)
+        assert memories.load(memories.get(mine.id)) == MEMORY
+        assert list(spool.root.iterdir()) == []
+
+
+def test_memory_that_is_asked_for_by_a_peer_is_named_in_full(memories: MemoryStore) -> None:
+    record = put(memories)
+    assert memories.get(record.id) == record
+    for wanted in (record.id[:-1], record.id + "a", record.id.upper(), "", "../" + record.id):
+        with pytest.raises(UnknownMemory) as refused:
+            memories.get(MemoryId(wanted))
+        assert refused.value.message == "no such memory here"
+
+
+def test_stray_file_can_be_forgotten(memories: MemoryStore) -> None:
+    (memories.root / "stray").write_text("mine")
+    store = reopened(memories)
+    store.forget(MemoryId("stray"))
+    assert (store.damaged, list(store.root.iterdir())) == ({}, [])
+
+
+def test_forgetting_what_is_not_there_is_refused(memories: MemoryStore) -> None:
+    with pytest.raises(UnknownMemory, match="removed meanwhile"):
+        memories.forget(MEMORY.header.id)
+    record = put(memories)
+    memories.forget(record.id)
+    with pytest.raises(UnknownMemory, match="removed meanwhile"):
         memories.load(record)
 
 

@@ -153,6 +153,37 @@ def test_chunks_of_a_later_attempt_join_those_of_an_earlier_one(
     finish(spool, later, memories)
 
 
+def test_offer_is_durable_before_open_returns(
+    spool: Spool, arrival: Arrival, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def fsync(handle: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
+
+    monkeypatch.setattr("os.fsync", fsync)
+    begin(spool, arrival).close()
+    folder = spool.root / folder_name(arrival.offer)
+    # The offer's bytes, its name, the names of the other two files, and last the folder's own name.
+    assert synced == [f"{folder / OFFER_FILE}.new", str(folder), str(folder), str(spool.root)]
+    assert (folder / OFFER_FILE).read_bytes() == arrival.sealed.body
+
+
+def test_bytes_that_are_here_already_are_not_asked_for_again(
+    spool: Spool, arrival: Arrival, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert spool.held_nbytes(arrival.offer) == 0
+    folder = crashed(spool, arrival, [0, 1, 2])
+    held_nbytes = (folder / SECTIONS_FILE).stat().st_size
+    assert spool.held_nbytes(arrival.offer) == held_nbytes > 0
+    missing = arrival.offer.memory.raw_nbytes - held_nbytes
+    monkeypatch.setattr("kvnetd.store.disk.free_nbytes", lambda folder: missing - 1)
+    with pytest.raises(StoreFull):
+        begin(spool, arrival)
+    monkeypatch.setattr("kvnetd.store.disk.free_nbytes", lambda folder: missing)
+    assert held(spool, arrival) == {0, 1, 2}
+
+
 def test_other_offer_under_the_same_id_starts_afresh(
     spool: Spool, arrival: Arrival, memories: MemoryStore
 ) -> None:

@@ -18,7 +18,7 @@ from kvnet.errors import (
     StoreFull,
     TextTooLong,
 )
-from kvnet.transfer.admission import Receiver, admit_offer
+from kvnet.transfer.admission import Receiver, admit_offer, check_parties
 from kvnet.transfer.messages import MAX_NOTE_CHARS, Limits, Offer
 from kvnet.types import DType, KeySpace, Rope, Tier, count_chunks
 from tests.builders import (
@@ -135,6 +135,32 @@ def test_memory_longer_than_the_models_context_is_refused() -> None:
 def test_memory_larger_than_the_room_is_refused(receiver: Receiver) -> None:
     with pytest.raises(StoreFull, match=f"memory of {HEADER.raw_nbytes} bytes"):
         admit(make_offer(HEADER), receiver)
+
+
+def test_bytes_that_are_here_already_need_no_room() -> None:
+    offer, room = make_offer(HEADER), make_receiver(free_nbytes=100)
+    missing = HEADER.raw_nbytes - 100
+    assert (
+        admit_offer(offer, sender=SENDER.node_id, receiver=room, now=NOW, held_nbytes=missing) is Tier.EXACT
+    )
+    with pytest.raises(StoreFull):
+        admit_offer(offer, sender=SENDER.node_id, receiver=room, now=NOW, held_nbytes=missing - 1)
+    small = make_receiver(limits=Limits(max_seq_len=64, max_transfer_nbytes=HEADER.raw_nbytes - 1))
+    with pytest.raises(StoreFull):  # held bytes are no way around the limit of a transfer
+        admit_offer(offer, sender=SENDER.node_id, receiver=small, now=NOW, held_nbytes=HEADER.raw_nbytes)
+
+
+def test_parties_are_checked_without_looking_at_the_memory() -> None:
+    offer = offer_of(seq_len=2**62)
+    check_parties(offer, sender=SENDER.node_id, receiver=make_receiver(), now=NOW)
+    for changes, refusal in (
+        ({"sender": STRANGER.node_id}, PeerError),
+        ({"receiver": STRANGER.node_id}, ReplayedMessage),
+        ({"expires_at": NOW - 301}, ReplayedMessage),
+        ({"expires_at": NOW + 601}, MalformedMessage),
+    ):
+        with pytest.raises(refusal):
+            check_parties(replace(offer, **changes), sender=SENDER.node_id, receiver=make_receiver(), now=NOW)
 
 
 def test_memory_that_just_fits_is_taken() -> None:

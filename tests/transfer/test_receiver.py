@@ -18,7 +18,7 @@ from kvnet.errors import (
 )
 from kvnet.identity.signing import VerifiedChunk, sign_chunk, verify_chunk
 from kvnet.transfer.messages import Commit, unpack_bitmap
-from kvnet.transfer.receiver import AlreadyHeld, ReceiverSession, StoreChunk
+from kvnet.transfer.receiver import SPARE_REPEATS, AlreadyHeld, ReceiverSession, StoreChunk
 from kvnet.transfer.sender import SenderSession
 from kvnet.types import ChunkKey, Compression, Kind, Tier
 from tests.builders import NOW, SENDER, make_memory, make_offer, wire_chunks
@@ -78,6 +78,32 @@ def test_repeated_chunk_is_held_already_durable_or_not() -> None:
     receiver.durable(2)
     assert receiver.receive(chunk(receiver, 2)) == AlreadyHeld(2)
     assert receiver.durable_count == 1
+
+
+def test_chunk_repeated_without_end_ends_the_transfer() -> None:
+    receiver = receiving()
+    receiver.receive(chunk(receiver, 2))
+    for _ in range(TOTAL + SPARE_REPEATS):
+        assert receiver.receive(chunk(receiver, 2)) == AlreadyHeld(2)
+    with pytest.raises(MalformedChunk, match="without end"):
+        receiver.receive(chunk(receiver, 2))
+
+
+def test_completed_transfer_holds_everything_and_takes_the_same_commit_again() -> None:
+    commit = complete(receiving())
+    again = ReceiverSession(
+        OFFER,
+        offer_digest=OFFER_DIGEST,
+        nonce=b"n" * 16,
+        tier=Tier.EXACT,
+        held={},
+        completed=commit.chunks_digest,
+    )
+    assert unpack_bitmap(again.accept().held, TOTAL) == set(range(TOTAL))
+    with pytest.raises(BadSignature):
+        again.commit(replace(commit, chunks_digest="sha256:" + "0" * 64))
+    again.commit(commit)
+    assert again.receipt(received_at=NOW).chunks_digest == commit.chunks_digest
 
 
 def test_same_chunk_with_other_contents_ends_the_transfer() -> None:

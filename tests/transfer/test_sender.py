@@ -8,7 +8,7 @@ import pytest
 
 from kvnet.errors import BadSignature, KvnetError, MalformedMessage, ReplayedMessage
 from kvnet.transfer.messages import Accept, Receipt, pack_bitmap
-from kvnet.transfer.sender import SenderSession
+from kvnet.transfer.sender import SPARE_ACKS, SenderSession
 from tests.builders import NOW, RECEIVER, SENDER, make_memory, make_offer, wire_chunks
 
 OFFER = make_offer(make_memory())
@@ -99,6 +99,29 @@ def test_repeated_acks_count_once(session: SenderSession) -> None:
     for _ in range(3):
         assert not session.acked([0, 0, 0])
     assert session.acked_count == 1
+
+
+@pytest.mark.parametrize("indices", [[], [0]])
+def test_acks_without_news_and_without_end_end_the_transfer(
+    session: SenderSession, indices: list[int]
+) -> None:
+    session.accepted(ACCEPT)
+    session.acked([0])
+    for _ in range(TOTAL + SPARE_ACKS):
+        assert not session.acked(indices)
+    with pytest.raises(MalformedMessage, match="without end"):
+        session.acked(indices)
+
+
+def test_acks_with_news_are_never_too_many(session: SenderSession) -> None:
+    session.accepted(ACCEPT)
+    assert [session.acked([index]) for index in range(TOTAL)] == [False] * (TOTAL - 1) + [True]
+
+
+def test_chunks_that_were_held_before_are_counted_as_resumed(session: SenderSession) -> None:
+    session.accepted(replace(ACCEPT, held=pack_bitmap({1, 4}, TOTAL)))
+    session.acked([0])
+    assert (session.resumed_count, session.acked_count) == (2, 3)
 
 
 def test_layer_is_done_when_its_keys_and_values_are(session: SenderSession) -> None:

@@ -35,6 +35,7 @@ from kvnet.transfer.messages import (
     pack_bitmap,
     seal,
 )
+from kvnet.transfer.sender import SPARE_ACKS
 from kvnet.transport.client import PeerClient
 from kvnet.transport.frames import FrameStream
 from kvnet.types import TransferId
@@ -135,6 +136,20 @@ async def ack_beyond_the_last_chunk(stream: FrameStream) -> None:
     await asyncio.sleep(5)
 
 
+async def acks_of_nothing_without_end(stream: FrameStream) -> None:
+    await _accept(stream)
+    for _ in range(TOTAL + SPARE_ACKS + 1):
+        await stream.write_ack([])
+    await asyncio.sleep(5)
+
+
+async def same_ack_without_end(stream: FrameStream) -> None:
+    await _accept(stream)
+    for _ in range(1 + TOTAL + SPARE_ACKS + 1):
+        await stream.write_ack([0])
+    await asyncio.sleep(5)
+
+
 async def chunk_instead_of_acks(stream: FrameStream) -> None:
     await _accept(stream)
     await stream.write_chunk(SignedChunk(b"", b"", b""))
@@ -160,6 +175,8 @@ async def hang_up(stream: FrameStream) -> None:
         (accept_of_another_offer, ReplayedMessage),
         (accept_with_a_short_nonce, MalformedMessage),
         (ack_beyond_the_last_chunk, MalformedMessage),
+        (acks_of_nothing_without_end, MalformedMessage),
+        (same_ack_without_end, MalformedMessage),
         (chunk_instead_of_acks, MalformedMessage),
         (receipt_for_other_contents, BadSignature),
         (hang_up, TransferIncomplete),

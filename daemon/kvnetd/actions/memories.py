@@ -79,8 +79,10 @@ async def describe(services: Services, record: MemoryRecord) -> MemoryInfo:
 
 async def forget(services: Services, wanted: str) -> MemoryInfo:
     """Remove a memory, damaged or not, and its name; returns what it was."""
-    if wanted in services.memories.damaged:
-        info = _damaged(wanted, "", services.memories.damaged[wanted])
+    memory = await services.in_store(services.ledger.memory_named, wanted) or wanted
+    if memory in services.memories.damaged:
+        names = await services.in_store(services.ledger.names)
+        info = _damaged(memory, names.get(memory, ""), services.memories.damaged[memory])
     else:
         info = await describe(services, await find(services, wanted))
     await services.in_store(services.memories.forget, MemoryId(info.id))

@@ -167,7 +167,10 @@ class MemoryStore:
             return False
         self._records.pop(memory, None)  # after the rename: a failed one leaves the memory where it was
         self.damaged.pop(memory, None)
-        shutil.rmtree(gone)
+        if gone.is_dir():
+            shutil.rmtree(gone)
+        else:
+            gone.unlink()  # a stray file, listed as damaged
         return True
 
     def _is_intact(self, record: MemoryRecord) -> bool:

@@ -1,0 +1,98 @@
+"""What a hostile sender may offer: refused by its code before anything is opened for it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+
+from kvnet.errors import (
+    BadSignature,
+    IncompatibleModel,
+    KvnetError,
+    MalformedMessage,
+    PeerError,
+    ReplayedMessage,
+    TransferIncomplete,
+)
+from kvnet.identity.signing import MAX_BODY_NBYTES, sign_message
+from kvnet.transfer.messages import Accept, Offer, seal
+from kvnet.v1 import peer_pb2
+from tests.builders import NOW, SENDER, STRANGER, make_fingerprint
+from tests.transport.attacker import Attacker, attack
+from tests.transport.backend import MEMORY, Pair
+
+
+async def offer_signed_by_another(alice: Attacker) -> None:
+    await alice.stream.write_control(seal(STRANGER, alice.session.offer))
+
+
+async def offer_altered_on_the_way(alice: Attacker) -> None:
+    sealed = alice.outbound.sealed_offer
+    await alice.stream.write_control(replace(sealed, body=sealed.body.replace(b'"note":""', b'"note":"x"')))
+
+
+async def offer_that_is_a_commit(alice: Attacker) -> None:
+    await alice.stream.write_control(seal(SENDER, alice.session.commit()))
+
+
+async def chunk_before_the_offer(alice: Attacker) -> None:
+    await alice.send(0)
+
+
+async def offer_for_another_receiver(alice: Attacker) -> None:
+    await alice.stream.write_control(seal(SENDER, replace(alice.session.offer, receiver=STRANGER.node_id)))
+
+
+async def offer_of_yesterday(alice: Attacker) -> None:
+    offer = replace(alice.session.offer, created_at=NOW - 86_400, expires_at=NOW - 85_800)
+    await alice.stream.write_control(seal(SENDER, offer))
+
+
+async def offer_of_another_model(alice: Attacker) -> None:
+    header = replace(MEMORY.header, fingerprint=make_fingerprint(architecture="Other"))
+    await alice.stream.write_control(seal(SENDER, replace(alice.session.offer, memory=header)))
+
+
+async def control_message_of_nothing(alice: Attacker) -> None:
+    await alice.raw(peer_pb2.Frame(control=peer_pb2.SignedMessage()))
+
+
+async def offer_over_64_kib(alice: Attacker) -> None:
+    await alice.stream.write_control(sign_message(SENDER, Offer.TYPE, b" " * (MAX_BODY_NBYTES + 1)))
+
+
+async def nothing_at_all(alice: Attacker) -> None:
+    await alice.stream._call.done_writing()  # type: ignore[attr-defined]
+
+
+BAD_OFFERS: dict[Callable[[Attacker], Awaitable[None]], type[KvnetError]] = {
+    offer_signed_by_another: PeerError,
+    offer_altered_on_the_way: BadSignature,
+    offer_that_is_a_commit: MalformedMessage,
+    chunk_before_the_offer: MalformedMessage,
+    offer_for_another_receiver: ReplayedMessage,
+    offer_of_yesterday: ReplayedMessage,
+    offer_of_another_model: IncompatibleModel,
+    control_message_of_nothing: MalformedMessage,
+    offer_over_64_kib: MalformedMessage,
+    nothing_at_all: TransferIncomplete,
+}
+
+
+@pytest.mark.parametrize(
+    ("hostile", "wanted"), BAD_OFFERS.items(), ids=[hostile.__name__ for hostile in BAD_OFFERS]
+)
+async def test_bad_offers_open_nothing_and_the_next_transfer_succeeds(
+    pair: Pair, hostile: Callable[[Attacker], Awaitable[None]], wanted: type[KvnetError]
+) -> None:
+    async with attack(pair) as alice:
+        alice.session.accepted(
+            Accept(alice.session.offer.transfer_id, alice.session._offer_digest.hex(), "00" * 16, "AA==")
+        )
+        await hostile(alice)
+        assert type(await alice.refusal()) is wanted
+    assert pair.bob.inbound == []
+    assert pair.bob.disks == {}
+    await pair.push()
