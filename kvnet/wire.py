@@ -80,10 +80,9 @@ def error_to_status(error: KvnetError) -> tuple[grpc.StatusCode, str, tuple[tupl
 def status_to_error(error: grpc.RpcError, *, peer: str) -> KvnetError:
     """Inverse of `error_to_status`; a bare transport failure becomes PeerUnreachable."""
     call = typing.cast("Any", error)
-    for key, value in call.trailing_metadata() or ():
-        carried = _read_error(value) if key == ERROR_METADATA_KEY else None
-        if carried is not None:
-            return carried
+    carried = _carried(call.trailing_metadata())
+    if carried is not None:
+        return carried
     code = call.code()
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return CapacityError(f"{peer}: {call.details()}")
@@ -99,9 +98,16 @@ def peer_status_to_error(error: grpc.RpcError, *, peer: str) -> KvnetError:
     A peer may report what is wrong with the peer or with the request; a code of another branch of the
     tree would tell this node's operator to act, so it becomes a plain PeerError.
     """
-    told = status_to_error(error, peer=peer)
-    if not carries_error(error):
-        return told
+    return peer_refusal(typing.cast("Any", error).trailing_metadata(), peer=peer) or status_to_error(
+        error, peer=peer
+    )
+
+
+def peer_refusal(metadata: Any, *, peer: str) -> KvnetError | None:
+    """What a peer's trailing metadata says of why it ended a call, told as `peer_status_to_error` does."""
+    told = _carried(metadata)
+    if told is None:
+        return None
     said = "".join(char if char.isprintable() else "?" for char in told.message)
     kind = type(told) if isinstance(told, _TELLABLE) else PeerError
     return kind(f"{peer}: {said}", details=told.details)
@@ -155,6 +161,11 @@ def chunk_to_wire(chunk: SignedChunk) -> peer_pb2.Chunk:
 def chunk_from_wire(chunk: peer_pb2.Chunk) -> SignedChunk:
     """Inverse of `chunk_to_wire`; nothing is verified."""
     return SignedChunk(chunk.envelope, chunk.signature, chunk.payload)
+
+
+def _carried(metadata: Any) -> KvnetError | None:
+    found = (_read_error(value) for key, value in metadata or () if key == ERROR_METADATA_KEY)
+    return next((error for error in found if error is not None), None)
 
 
 def _clipped(message: str) -> str:

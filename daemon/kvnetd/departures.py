@@ -69,12 +69,12 @@ class Departures:
             self._check_pull(request, verified, now)
             record = self._services.memories.get(request.memory)
             offer = self._offer(record, peer, now=now, note="", agents=("", ""))
+            # A slot of its own: a pull must never use up the offer of a message.
+            slot = ("pull", offer.transfer_id)
+            return self._outgoing(record, peer, offer, seal(self._services.key, offer), slot, span)
         except KvnetError as error:
             span.end(error)
             raise
-        # A slot of its own: a pull must never use up the offer of a message.
-        slot = ("pull", offer.transfer_id)
-        return self._outgoing(record, peer, offer, seal(self._services.key, offer), slot, span)
 
     def pull_request(self, memory: MemoryId, peer: AddedPeer) -> SignedMessage:
         """A signed request for a peer's memory."""

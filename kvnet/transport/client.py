@@ -87,7 +87,9 @@ class PeerClient:
         self, call: grpc.aio.StreamStreamCall[peer_pb2.Frame, peer_pb2.Frame]
     ) -> AsyncIterator[FrameStream]:
         try:
-            yield FrameStream(call, peer=self._peer)
+            stream = FrameStream(call, peer=self._peer)
+            call.add_done_callback(stream.ended)
+            yield stream
             await call.done_writing()
             with suppress(TimeoutError):
                 async with asyncio.timeout(CLOSE_DEADLINE_S):

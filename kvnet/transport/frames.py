@@ -41,6 +41,17 @@ class FrameStream:
         self._call = call
         self._peer = peer
         self._idle_deadline_s = idle_deadline_s
+        self._end: KvnetError | None = None
+
+    def ended(self, call: Any) -> None:
+        """Done callback of a client's call: keep the reason that the peer gave for ending it.
+
+        A write that finds the stream gone puts INTERNAL over that status (grpc/grpc#36066).
+        """
+        try:
+            call.trailing_metadata().send(None)  # the status is here: nothing is waited for
+        except StopIteration as found:
+            self._end = wire.peer_refusal(found.value, peer=self._peer)
 
     async def write_control(self, message: SignedMessage) -> None:
         """Send a signed control message."""
@@ -65,7 +76,7 @@ class FrameStream:
         except TimeoutError as exc:
             raise self._silence() from exc
         except grpc.RpcError as exc:
-            raise wire.peer_status_to_error(exc, peer=self._peer) from exc
+            raise self._end or wire.peer_status_to_error(exc, peer=self._peer) from exc
         if frame is grpc.aio.EOF:
             raise TransferIncomplete(f"{self._peer}: ended the stream early; send again to resume")
         which = frame.WhichOneof("frame")
@@ -91,9 +102,11 @@ class FrameStream:
         except TimeoutError as exc:
             raise self._silence() from exc
         except grpc.RpcError as exc:
-            raise wire.peer_status_to_error(exc, peer=self._peer) from exc
+            raise self._end or wire.peer_status_to_error(exc, peer=self._peer) from exc
         except asyncio.InvalidStateError as exc:
-            raise PeerUnreachable(f"{self._peer}: closed the stream; send again to resume") from exc
+            raise self._end or PeerUnreachable(
+                f"{self._peer}: closed the stream; send again to resume"
+            ) from exc
 
     def _silence(self) -> KvnetError:
         return PeerUnreachable(

@@ -22,6 +22,8 @@ class Recipe:
     seed: int
     schedule: Schedule
     echo_first: bool = False  # without it, stage 0 is a plateau for most shapes
+    first_shape: Shape | None = None  # train this for `first_steps`, then grow it to `shape`
+    first_steps: int = 0
 
 
 RECIPES: Final[dict[str, Recipe]] = {
@@ -44,6 +46,18 @@ RECIPES: Final[dict[str, Recipe]] = {
         schedule=Schedule(num_steps=9000, limit_s=3600, lr=2e-3),
     ),
     "ref-b": Recipe(
+        first_shape=Shape(
+            num_layers=4,
+            hidden_size=128,
+            intermediate_size=256,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+            rope_theta=3e4,
+            offsets=(1, 2, 3, 4),
+            seed_margin=0.645,
+        ),
+        first_steps=1500,
         shape=Shape(
             num_layers=5,
             hidden_size=144,
@@ -54,13 +68,12 @@ RECIPES: Final[dict[str, Recipe]] = {
             rope_theta=3e4,
             offsets=(1, 2, 3, 4),
             seed_margin=0.645,
-            num_quiet_layers=1,
         ),
         tokenizer="metaspace",
         tokenizer_seed=1,
         vocab_size=800,
         seed=22,
-        schedule=Schedule(num_steps=8000, limit_s=3600, lr=2e-3),
+        schedule=Schedule(num_steps=8000, limit_s=3300, lr=2e-3),
         echo_first=True,
     ),
     "ref-c": Recipe(

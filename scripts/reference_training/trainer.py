@@ -50,17 +50,14 @@ def train(
     schedule: Schedule,
     report: Callable[[Progress, float, float], None],
     *,
-    refine: bool = False,
+    progress: Progress | None = None,
 ) -> Progress:
     """Train `model` in place until the schedule is over; `report(progress, loss, seconds)` each step.
 
-    With `refine` the model is a trained one and goes on at the last stage of the curriculum.
+    A model that was trained before goes on from its `progress` in the curriculum.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=schedule.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    progress = Progress()
-    if refine:
-        last = len(STAGES) - 1
-        progress = Progress(last, STAGES[last].max_facts, in_repeat_phase=False)
+    progress = progress or Progress()
     started = time.monotonic()
     model.train()
     while True:
@@ -83,6 +80,21 @@ def train(
         report(progress, loss, elapsed_s)
     model.eval()  # type: ignore[no-untyped-call]
     return progress
+
+
+def resumed(progress: Progress) -> Progress:
+    """The same place in the curriculum, for a new schedule."""
+    return Progress(
+        progress.stage_idx,
+        progress.num_facts,
+        in_repeat_phase=progress.in_repeat_phase,
+        milestones=progress.milestones,
+    )
+
+
+def at_the_end() -> Progress:
+    """The last place in the curriculum."""
+    return Progress(len(STAGES) - 1, STAGES[-1].max_facts, in_repeat_phase=False)
 
 
 def to_tensors(batch: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:

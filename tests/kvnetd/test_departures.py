@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from kvnetd.outgoing import OutboundTransfer
 from kvnetd.services import Services
-from kvnetd.store.memories import MemoryRecord
+from kvnetd.store.memories import SECTIONS_FILE, MemoryRecord
 from kvnetd.transfers import Transfers
 
 from kvnet.errors import (
@@ -18,6 +18,7 @@ from kvnet.errors import (
     KvnetError,
     PeerNotAdded,
     PeerUnreachable,
+    StateCorrupt,
     StoreFull,
     TooBusy,
     TransferIncomplete,
@@ -74,6 +75,16 @@ async def test_pull_by_a_stranger_is_refused_and_logged(transfers: Transfers, se
     started, failed = events(services)
     assert (started["event"], failed["event"]) == ("transfer.started", "transfer.failed")
     assert (failed["error"], failed["direction"]) == ("peer_not_added", "out")
+
+
+async def test_pull_of_a_memory_that_cannot_be_opened_is_logged_as_failed(
+    transfers: Transfers, services: Services, record: MemoryRecord
+) -> None:
+    (services.memories.root / record.id / SECTIONS_FILE).unlink()
+    with pytest.raises(StateCorrupt):
+        await transfers.open_outbound(pull(record.id))
+    assert [line["event"] for line in events(services)] == ["transfer.started", "transfer.failed"]
+    assert events(services)[-1]["error"] == "state_corrupt"
 
 
 @pytest.mark.parametrize("ended", [None, PeerUnreachable("gone"), BadSignature("no")])

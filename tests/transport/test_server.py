@@ -26,18 +26,21 @@ async def test_stop_waits_until_handlers_have_ended(pool: Executor, monkeypatch:
     bob = MemoryNode(RECEIVER, pool)
     server = PeerServer(bob)
     port = await server.start(host="127.0.0.1", port=0)
-    close = MemoryInbound.close
+    steps: list[str] = []
 
     async def slow_close(inbound: MemoryInbound, error: BaseException | None) -> None:
-        await asyncio.sleep(0.3)
-        await close(inbound, error)
+        steps.append("closing")
+        try:
+            await asyncio.sleep(0.3)
+        finally:  # gRPC may cancel a handler once more
+            steps.append("closed")
 
     monkeypatch.setattr(MemoryInbound, "close", slow_close)
     async with attack(Pair(MemoryNode(SENDER, pool), bob, f"127.0.0.1:{port}")) as alice:
         await alice.offer()
-        assert bob.inbound[0].failures == []
+        assert steps == []
         await server.stop(0)
-        assert len(bob.inbound[0].failures) == 1
+        assert steps == ["closing", "closed"]
 
 
 async def test_drained_waits_for_every_task_inside_and_no_longer() -> None:
@@ -100,9 +103,11 @@ async def test_bug_in_the_middle_of_a_transfer_ends_that_transfer_alone(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(MemoryInbound, "store", with_a_bug)
-        with pytest.raises(PeerError, match="bob: the node met a bug") as refused:
-            await pair.push()
-    assert type(refused.value) is PeerError
+        # Many times: a write that finds the stream gone must not win over the reason it is gone for.
+        for _ in range(20):
+            with pytest.raises(PeerError, match="bob: the node met a bug") as refused:
+                await pair.push()
+            assert type(refused.value) is PeerError
     assert [type(failure) for failure in (await pair.bob.settled()).failures] == [RuntimeError]
     await pair.push()
 
