@@ -11,7 +11,14 @@ from typing import Any, Protocol
 import grpc
 
 from kvnet import wire
-from kvnet.errors import KvnetError, MalformedMessage, PortInUse, ProtocolMismatch
+from kvnet.errors import (
+    KvnetError,
+    MalformedMessage,
+    OperatorError,
+    PeerError,
+    PortInUse,
+    ProtocolMismatch,
+)
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.signing import SignedMessage
 from kvnet.transfer.messages import PROTOCOL_VERSION, Hello, seal
@@ -149,8 +156,11 @@ async def _closing(transfer: Inbound | Outbound) -> AsyncIterator[None]:
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], failure: Exception) -> None:
-    if not isinstance(failure, KvnetError):
-        # A peer learns that there is a bug, not what it is: messages may hold paths.
+    # A peer learns that something is wrong here, not what: those messages may hold paths.
+    if isinstance(failure, OperatorError):
+        _log.error("a call by a peer failed: %s", failure.message)
+        failure = PeerError("the node cannot serve this now; its operator must look")
+    elif not isinstance(failure, KvnetError):
         _log.error("a call by a peer failed by a bug", exc_info=failure)
         failure = KvnetError("the node met a bug")
     code, details, metadata = wire.error_to_status(failure)

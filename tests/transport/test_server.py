@@ -98,6 +98,22 @@ async def test_bug_in_a_handler_reaches_a_peer_as_internal_without_its_text_and_
     await pair.push()
 
 
+async def test_trouble_of_the_operator_reaches_a_peer_without_its_paths(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*args: Any) -> Any:
+        raise StateCorrupt("/home/bob/.kvnet/secret: not what was stored")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pair.bob, "hello", broken)
+        async with pair.client() as client:
+            with pytest.raises(PeerError, match="its operator must look") as refused:
+                await client.hello()
+    assert "secret" not in refused.value.message
+    assert "secret" in caplog.text
+    await pair.push()
+
+
 async def test_bug_in_the_middle_of_a_transfer_ends_that_transfer_alone(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +136,8 @@ async def test_peer_that_says_that_this_node_is_broken_is_not_believed(
         raise error
 
     with monkeypatch.context() as patched:
+        # A node of ours keeps such errors to itself; this peer does not.
+        patched.setattr("kvnet.transport.server.OperatorError", ())
         for name in ("hello", "open_inbound"):
             patched.setattr(pair.bob, name, refuse)
         async with pair.client() as client:

@@ -200,7 +200,7 @@ class MemoryStore:
                 ]
         except (StateCorrupt, MalformedChunk) as exc:
             self.damaged[record.id] = exc.message
-            raise
+            raise StateCorrupt(exc.message) from exc
         return RawMemory(record.header, tuple(chunks))
 
     @property
