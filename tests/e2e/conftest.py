@@ -27,7 +27,7 @@ from tests.e2e.daemons import (
     reply,
 )
 
-pytest.register_assert_rewrite("tests.e2e.refusals")
+pytest.register_assert_rewrite("tests.e2e.outcomes")
 
 
 @pytest.fixture(scope="session")
@@ -125,3 +125,9 @@ def rambler(homes: Path) -> Iterator[Daemon]:
         yield daemon
     finally:
         daemon.stop()
+
+
+@pytest.fixture
+def alice(pair: Pair) -> Path:
+    """alice's home."""
+    return pair.alice.home.root

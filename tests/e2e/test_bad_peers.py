@@ -17,7 +17,7 @@ from kvnet.transfer.messages import Offer, seal
 from kvnet.transport.client import PeerClient
 from kvnet.types import TransferId
 from tests.e2e.daemons import Daemon, Kvnet, Pair, introduce, spooled
-from tests.e2e.refusals import assert_refused_both_ways
+from tests.e2e.outcomes import assert_refused_both_ways
 
 pytestmark = pytest.mark.usefixtures("pair_goes_on")
 

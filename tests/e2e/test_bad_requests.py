@@ -9,7 +9,7 @@ import pytest
 from kvnet.client import Node
 from kvnet.errors import KvnetError, NotRunning
 from tests.e2e.daemons import Kvnet, Pair, kvnet
-from tests.e2e.refusals import assert_refused, assert_refused_both_ways
+from tests.e2e.outcomes import assert_refused, assert_refused_both_ways
 
 pytestmark = pytest.mark.usefixtures("pair_goes_on")
 

@@ -12,7 +12,7 @@ from kvnetd.main import main as kvnetd_main
 
 from kvnet.model.reference.catalog import reference_path
 from tests.e2e.daemons import Kvnet, MakeHome, Pair, kvnet
-from tests.e2e.refusals import assert_refused, daemon_refuses
+from tests.e2e.outcomes import assert_refused, daemon_refuses
 
 pytestmark = pytest.mark.usefixtures("pair_goes_on")
 

@@ -11,7 +11,7 @@ import pytest
 from kvnet.errors import StateCorrupt
 from kvnet.paths import Home
 from tests.e2e.daemons import MakeDaemon, MakeHome, Pair, long_text
-from tests.e2e.refusals import daemon_refuses
+from tests.e2e.outcomes import daemon_refuses
 
 pytestmark = pytest.mark.usefixtures("pair_goes_on")
 

@@ -1,4 +1,4 @@
-"""The command line as scripts use it: fields of `--json`, which stream says what, the log, the demo."""
+"""The command line as scripts use it: fields of `--json`, which stream says what, the demo."""
 
 from __future__ import annotations
 
@@ -9,33 +9,25 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from kvnet.errors import RequestError
 from kvnet.paths import Home
 from kvnet.version import VERSION
 from tests.e2e.daemons import (
     MakeDaemon,
     MakeHome,
     Pair,
-    Said,
     cli_command,
     environment,
     kvnet,
     long_text,
 )
-from tests.lan.harness import Output
+from tests.e2e.outcomes import json_of, prints
 
 PR_SET_CHILD_SUBREAPER = 36
-CANARY_TEXT = "The code of the zebrafinch gate is 77431."
-CANARY_PROMPT = "What is the code of the zebrafinch gate?"
-CANARY_NOTE = "okapi"
-CANARIES = ("zebrafinch", "77431", CANARY_NOTE)
 
 STATUS_FIELDS = {"node_id", "name", "grpc", "model", "pid", "version", "home", "mdns"}
 MEMORY_FIELDS = {"id", "name", "tokens", "layers", "nbytes", "model", "origin", "created_at", "header"}
@@ -65,26 +57,6 @@ print(usage.ru_utime + usage.ru_stime, *loaded, file=sys.stderr)
 """
 
 
-@pytest.fixture
-def alice(pair: Pair) -> Path:
-    """alice's home."""
-    return pair.alice.home.root
-
-
-def _json(home: Path, *arguments: str, stdin: str = "") -> Any:
-    """The document that a command prints; it must print that and nothing else."""
-    said = kvnet(home, *arguments, "--json", stdin=stdin)
-    assert said.status == 0, said
-    assert said.stderr == ""
-    assert said.stdout.count("\n") == 1
-    return said.json
-
-
-def _prints(said: Said) -> str:
-    assert said.status == 0, said
-    return said.stdout
-
-
 def test_help_is_quick_and_imports_no_model_code() -> None:
     said = subprocess.run(
         [sys.executable, "-c", _HELP], capture_output=True, text=True, timeout=60, check=True
@@ -105,7 +77,7 @@ def test_the_sdk_imports_no_model_code() -> None:
 
 
 def test_the_version_is_said(home: MakeHome) -> None:
-    assert VERSION in _prints(kvnet(home("nobody"), "--version"))
+    assert VERSION in prints(kvnet(home("nobody"), "--version"))
 
 
 def test_an_unknown_command_is_a_usage_error(home: MakeHome) -> None:
@@ -133,15 +105,15 @@ def orphans() -> Iterator[list[int]]:
 def test_up_down_and_back(home: MakeHome, orphans: list[int]) -> None:
     where = home("solo")
     try:
-        up = _json(where, "up", "--no-mdns", "--name", "solo")
+        up = json_of(where, "up", "--no-mdns", "--name", "solo")
         orphans.append(up["pid"])
         assert set(up) >= STATUS_FIELDS
         assert (up["name"], up["model"], up["home"]) == ("solo", "ref-a", str(where))
-        assert _json(where, "up")["pid"] == up["pid"]
-        status = _json(where, "status")
+        assert json_of(where, "up")["pid"] == up["pid"]
+        status = json_of(where, "status")
         assert {key: status[key] for key in STATUS_FIELDS} == {key: up[key] for key in STATUS_FIELDS}
         identity = Home(where).identity.read_bytes()
-        down = _json(where, "down")
+        down = json_of(where, "down")
         assert down == {"pid": up["pid"], "stopped": True}
         assert not _is_running(up["pid"])
         assert kvnet(where, "status").status == 3
@@ -167,7 +139,7 @@ def test_serve_runs_in_the_foreground_until_it_is_told_to_stop(home: MakeHome) -
         deadline = time.monotonic() + 60
         while not where.socket.exists() and time.monotonic() < deadline:
             time.sleep(0.1)
-        assert _json(where.root, "status")["pid"] == process.pid
+        assert json_of(where.root, "status")["pid"] == process.pid
     finally:
         process.terminate()
         _, stderr = process.communicate(timeout=30)
@@ -176,44 +148,44 @@ def test_serve_runs_in_the_foreground_until_it_is_told_to_stop(home: MakeHome) -
 
 def test_remember_and_mem(alice: Path, tmp_path: Path) -> None:
     text = "Greta's animal is owl."
-    memory = _json(alice, "remember", text, "--name", "greta")
+    memory = json_of(alice, "remember", text, "--name", "greta")
     assert set(memory) >= MEMORY_FIELDS
     assert memory["id"].startswith("mem_")
     assert (memory["name"], memory["layers"], memory["model"]) == ("greta", 4, "ref-a")
     assert memory["nbytes"] == memory["tokens"] * memory["header"]["geometry"]["num_layers"] * 2 * 2 * 32 * 4
     file = tmp_path / "text.txt"
     file.write_text(text, encoding="utf-8")
-    assert _json(alice, "remember", "--file", str(file)) == memory
-    assert _json(alice, "remember", "-", stdin=text) == memory
-    assert memory in _json(alice, "mem", "ls")
+    assert json_of(alice, "remember", "--file", str(file)) == memory
+    assert json_of(alice, "remember", "-", stdin=text) == memory
+    assert memory in json_of(alice, "mem", "ls")
     for wanted in ("greta", memory["id"], memory["id"][:12]):
-        assert _json(alice, "mem", "show", wanted) == memory
-    assert "greta" in _prints(kvnet(alice, "mem", "ls"))
-    assert memory["id"] in _prints(kvnet(alice, "mem", "show", "greta"))
-    assert _json(alice, "mem", "rm", "greta") == memory
-    assert memory["id"] not in [one["id"] for one in _json(alice, "mem", "ls")]
+        assert json_of(alice, "mem", "show", wanted) == memory
+    assert "greta" in prints(kvnet(alice, "mem", "ls"))
+    assert memory["id"] in prints(kvnet(alice, "mem", "show", "greta"))
+    assert json_of(alice, "mem", "rm", "greta") == memory
+    assert memory["id"] not in [one["id"] for one in json_of(alice, "mem", "ls")]
 
 
 def test_send_ask_and_inbox(alice: Path, pair: Pair) -> None:
     bob = pair.bob.home.root
-    memory = _json(alice, "remember", long_text(80), "--name", "eighty")
-    report = _json(alice, "send", "eighty", "--to", "bob/clerk", "--note", "from a script")
+    memory = json_of(alice, "remember", long_text(80), "--name", "eighty")
+    report = json_of(alice, "send", "eighty", "--to", "bob/clerk", "--note", "from a script")
     assert set(report) >= SEND_FIELDS
     assert (report["memory"], report["peer"], report["tier"]) == (memory["id"], "bob", "exact")
     assert (report["chunks"], report["raw_bytes"], report["resumed_chunks"]) == (8, memory["nbytes"], 0)
     assert 0 < report["wire_bytes"] <= report["raw_bytes"]
     assert report["seconds"] > 0
-    answer = _json(bob, "ask", pair.prompt, "--memory", memory["id"])
+    answer = json_of(bob, "ask", pair.prompt, "--memory", memory["id"])
     assert set(answer) >= ANSWER_FIELDS
     assert set(answer["kv"]) >= KV_FIELDS
     assert answer["kv"]["reused_tokens"] == memory["tokens"]
-    (message,) = _json(bob, "inbox", "ls", "--agent", "clerk")
+    (message,) = json_of(bob, "inbox", "ls", "--agent", "clerk")
     assert set(message) >= MESSAGE_FIELDS
     assert (message["note"], message["agent"], message["memory"]) == ("from a script", "clerk", memory["id"])
-    assert _json(bob, "inbox", "ack", message["id"])["acknowledged_at"]
-    assert _json(bob, "inbox", "ls", "--agent", "clerk") == []
-    assert len(_json(bob, "inbox", "ls", "--agent", "clerk", "--all")) == 1
-    pulled = _json(alice, "pull", memory["id"], "--from", "bob")
+    assert json_of(bob, "inbox", "ack", message["id"])["acknowledged_at"]
+    assert json_of(bob, "inbox", "ls", "--agent", "clerk") == []
+    assert len(json_of(bob, "inbox", "ls", "--agent", "clerk", "--all")) == 1
+    pulled = json_of(alice, "pull", memory["id"], "--from", "bob")
     assert set(pulled) >= SEND_FIELDS
 
 
@@ -234,40 +206,40 @@ def test_text_on_stdout_is_for_people_and_stderr_stays_silent(alice: Path) -> No
 
 
 def test_peers(alice: Path, pair: Pair) -> None:
-    (bob,) = [peer for peer in _json(alice, "peers") if peer["name"] == "bob"]
+    (bob,) = [peer for peer in json_of(alice, "peers") if peer["name"] == "bob"]
     assert set(bob) >= PEER_FIELDS
     assert (bob["node_id"], bob["reachable"], bob["tier"]) == (pair.bob.node_id, True, "exact")
     assert (bob["added"], bob["addresses"], bob["problem"]) == (True, [pair.bob.grpc], "")
-    unprobed = [peer for peer in _json(alice, "peers", "--no-probe") if peer["name"] == "bob"]
+    unprobed = [peer for peer in json_of(alice, "peers", "--no-probe") if peer["name"] == "bob"]
     assert [peer["reachable"] for peer in unprobed] == [False]
     try:
-        assert _json(alice, "peer", "rm", "bob")["node_id"] == pair.bob.node_id
-        assert "bob" not in [peer["name"] for peer in _json(alice, "peers")]
+        assert json_of(alice, "peer", "rm", "bob")["node_id"] == pair.bob.node_id
+        assert "bob" not in [peer["name"] for peer in json_of(alice, "peers")]
     finally:
         grouped = "-".join(pair.bob.node_id[i : i + 13] for i in range(0, 52, 13)).upper()
-        added = _json(alice, "peer", "add", pair.bob.grpc, "--id", grouped)
+        added = json_of(alice, "peer", "add", pair.bob.grpc, "--id", grouped)
     assert (added["name"], added["node_id"], added["reachable"]) == ("bob", pair.bob.node_id, True)
 
 
 def test_without_an_id_peer_add_says_who_answers_and_adds_nobody(alice: Path, pair: Pair) -> None:
-    before = _json(alice, "peers", "--no-probe")
+    before = json_of(alice, "peers", "--no-probe")
     said = kvnet(alice, "peer", "add", pair.bob.grpc)
     assert said.status == 4
     assert pair.bob.node_id in said.stderr
-    assert _json(alice, "peers", "--no-probe") == before
+    assert json_of(alice, "peers", "--no-probe") == before
 
 
 def test_doctor_is_content_with_a_healthy_node_and_fails_on_a_sick_one(
     alice: Path, home: MakeHome, daemon: MakeDaemon
 ) -> None:
-    found = _json(alice, "doctor")
+    found = json_of(alice, "doctor")
     assert all(set(finding) == FINDING_FIELDS for finding in found["findings"])
     assert set(found["summary"]) == {"ok", "warn", "fail"}
     assert found["summary"]["fail"] == 0
     assert sum(found["summary"].values()) == len(found["findings"])
     assert "peer bob" in [finding["check"] for finding in found["findings"]]
-    assert "peer bob" in _prints(kvnet(alice, "doctor"))
-    fresh = _json(home("fresh"), "doctor")
+    assert "peer bob" in prints(kvnet(alice, "doctor"))
+    fresh = json_of(home("fresh"), "doctor")
     assert fresh["summary"]["fail"] == 0
     sick = Home(home("sick"))
     sick.identity.parent.mkdir(mode=0o700, parents=True)
@@ -284,100 +256,20 @@ def test_inspect_model_prints_the_shapes_of_a_cache(home: MakeHome) -> None:
     said = kvnet(home("nobody"), "inspect-model", "--model", "ref-a")
     assert said.status == 0, said
     found = json.loads(said.stdout)
-    assert "4" in json.dumps(found)
-    assert found
-
-
-def _threes(lines: list[dict[str, Any]]) -> Counter[str]:
-    """Per span: how many were started and not yet ended."""
-    open_spans: Counter[str] = Counter()
-    for line in lines:
-        name, _, what = line["event"].partition(".")
-        if what == "started":
-            open_spans[name] += 1
-        elif what in ("completed", "failed") and name != "verification":
-            open_spans[name] -= 1
-            assert line["duration_s"] >= 0
-        if what == "failed":
-            assert line["error"]
-    return +open_spans
-
-
-def test_the_log_is_valid_in_threes_and_holds_no_word_of_text_or_prompt(alice: Path, pair: Pair) -> None:
-    memory = _json(alice, "remember", CANARY_TEXT, "--name", "canary")
-    _json(alice, "send", "canary", "--to", "bob", "--note", CANARY_NOTE)
-    for daemon in (pair.alice, pair.bob):
-        with daemon.node() as node:
-            node.ask(CANARY_PROMPT, memory["id"])
-            node.ask(CANARY_PROMPT, max_tokens=2)
-            for refuse in (
-                lambda: node.ask(CANARY_PROMPT, max_tokens=5000),
-                lambda: node.ask(CANARY_PROMPT, stop=("",)),
-                lambda: node.ask(CANARY_PROMPT, context=CANARY_TEXT * 300),
-                lambda: node.remember(CANARY_TEXT * 300),
-            ):
-                with pytest.raises(RequestError):
-                    refuse()
-    for daemon in (pair.alice, pair.bob):
-        lines = [json.loads(line) for line in _prints(kvnet(daemon.home.root, "log", "--json")).splitlines()]
-        assert lines
-        for line in lines:
-            assert line["v"] == 1
-            assert line["ts"].endswith("Z")
-            assert line["node"] == daemon.node_id[:13]
-        # A daemon that was killed leaves what it was at; the one that runs is a span of its own.
-        last_start = max(i for i, line in enumerate(lines) if line["event"] == "node.started")
-        assert _threes(lines[last_start:]) == Counter(node=1)
-        names = {line["event"] for line in lines}
-        assert {"model.completed", "generation.completed", "generation.failed", "prefill.failed"} <= names
-        assert {"injection.completed", "transfer.completed"} <= names
-        logs = [path for path in daemon.home.events.parent.rglob("*") if path.is_file()]
-        for path in (*logs, daemon.home.root / "stderr.txt"):
-            content = path.read_text(encoding="utf-8", errors="replace").lower()
-            assert not [canary for canary in CANARIES if canary in content], path
-    transfers = [line for line in pair.alice.events("transfer.completed") if line["direction"] == "out"]
-    received = [line for line in pair.bob.events("transfer.completed") if line["direction"] == "in"]
-    assert transfers[-1]["transfer_id"] == received[-1]["transfer_id"]
-    assert transfers[-1]["raw_bytes"] == received[-1]["raw_bytes"]
-    assert "verification.completed" in {line["event"] for line in pair.bob.events()}
-
-
-def test_the_log_can_be_read_without_a_daemon_and_by_event(alice: Path, home: MakeHome) -> None:
-    assert kvnet(home("nobody"), "log", "--json") == Said(0, "", "")
-    lines = _prints(kvnet(alice, "log", "--json", "--event", "model")).splitlines()
-    assert {json.loads(line)["event"] for line in lines} == {"model.started", "model.completed"}
-
-
-@pytest.fixture
-def following(alice: Path) -> Iterator[Output]:
-    """`kvnet log --follow` in the background."""
-    process = subprocess.Popen(
-        cli_command("log", "--follow", "--json"),
-        env=environment(Home(alice)),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        yield Output(process)
-        process.kill()
-
-
-def test_follow_shows_new_lines(alice: Path, pair: Pair, following: Output) -> None:
-    before = following.wait_for(lambda line: "node.started" in line, 20)
-    with pair.alice.node() as node:
-        memory = node.remember(f"Omar's city is number {os.getpid()}.")
-    at = following.wait_for(lambda line: memory.id in line, 20, after=before)
-    assert json.loads(following.lines[at - 1])["event"] == "prefill.completed"
-
-
-async def test_the_sdk_follows_events_too(pair: Pair) -> None:
-    async with pair.alice.async_node() as node:
-        events = node.events(past=True)
-        first = await anext(events)
-        assert first["event"] == "node.started"
-        await events.aclose()
-        past = [event["event"] async for event in node.events(follow=False, past=True)]
-    assert past[0] == "node.started"
+    tokens = found["rows"][0]["cached_tokens"]
+    shape = [1, 2, tokens, 32]
+    assert found["num_layers"] == 4
+    assert found["layers"] == [
+        {
+            "layer_idx": layer_idx,
+            "key_shape": shape,
+            "value_shape": shape,
+            "key_dtype": "torch.float32",
+            "value_dtype": "torch.float32",
+        }
+        for layer_idx in range(4)
+    ]
+    assert found["token_nbytes"] == 4 * 2 * 2 * 32 * 4
 
 
 def test_the_demo_ends_with_one_object(home: MakeHome) -> None:

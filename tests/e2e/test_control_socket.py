@@ -9,7 +9,7 @@ import pytest
 
 from kvnet.paths import MAX_SOCKET_PATH_NBYTES, Home
 from tests.e2e.daemons import Kvnet, MakeHome, Pair
-from tests.e2e.refusals import assert_refused_both_ways
+from tests.e2e.outcomes import assert_refused_both_ways
 
 pytestmark = pytest.mark.usefixtures("pair_goes_on")
 

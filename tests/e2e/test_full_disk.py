@@ -30,7 +30,7 @@ from tests.e2e.daemons import (
     reply,
     when_free,
 )
-from tests.e2e.refusals import assert_refused
+from tests.e2e.outcomes import assert_refused
 from tests.lan.proxy import FaultProxy, Faults
 
 pytestmark = pytest.mark.usefixtures("pair_goes_on")

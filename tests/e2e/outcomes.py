@@ -1,4 +1,4 @@
-"""What a refusal looks like to a caller of the CLI, and from a daemon that will not start."""
+"""What commands print: a document, a refusal, or why a daemon will not start."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kvnetd.main import main as kvnetd_main
 
-from tests.e2e.daemons import Kvnet, Said
+from tests.e2e.daemons import Kvnet, Said, kvnet
 
 
 def assert_refused(said: Said, code: str, status: int, *, as_json: bool) -> None:
@@ -43,3 +43,18 @@ def daemon_refuses(home: Path, capsys: pytest.CaptureFixture[str], *flags: str) 
     (line,) = capsys.readouterr().err.splitlines()
     said: dict[str, Any] = json.loads(line)
     return {**said, "status": status}
+
+
+def json_of(home: Path, *arguments: str, stdin: str = "") -> Any:
+    """The document that a command prints; it must print that and nothing else."""
+    said = kvnet(home, *arguments, "--json", stdin=stdin)
+    assert said.status == 0, said
+    assert said.stderr == ""
+    assert said.stdout.count("\n") == 1
+    return said.json
+
+
+def prints(said: Said) -> str:
+    """What a command that succeeded printed."""
+    assert said.status == 0, said
+    return said.stdout
