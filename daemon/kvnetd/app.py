@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import logging
 import os
 import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict
 from typing import IO, cast
 
 from kvnet.discovery import Advert, Discovery, Event, PeerSeen
-from kvnet.errors import AlreadyRunning, ConfigError, KvnetError, StateCorrupt
+from kvnet.errors import AlreadyRunning, ConfigError, StateCorrupt
 from kvnet.identity.keys import NodeKey, short_id
 from kvnet.identity.peers import PeerList
 from kvnet.model.host import ModelHost
@@ -36,6 +37,8 @@ from kvnetd.store.ledger import Ledger
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.spool import Spool
 from kvnetd.transfers import Transfers
+
+_log = logging.getLogger(__name__)
 
 POOL_THREADS = 2
 STOP_GRACE_S = 2.0
@@ -164,9 +167,11 @@ def _address(host: str, port: int) -> str:
 async def _keep_house(services: Services, transfers: Transfers) -> None:
     """Follow interfaces that come and go, and clear out transfers nobody can resume."""
     while True:
-        with suppress(OSError, KvnetError):
-            await transfers.expire()
-            await services.directory.refresh()
+        for chore in (transfers.expire, services.directory.refresh):
+            try:
+                await chore()
+            except Exception:  # a chore that fails now must not end the others for good
+                _log.exception("housekeeping failed; it goes on")
         await asyncio.sleep(REFRESH_INTERVAL_S)
 
 

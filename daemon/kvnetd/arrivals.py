@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 
 from kvnet.errors import MalformedMessage, ReplayedMessage, TooBusy
 from kvnet.identity.signing import SignedMessage, VerifiedMessage
-from kvnet.transfer.admission import Receiver, admit_offer, check_parties
+from kvnet.transfer.admission import admit_offer, check_parties
 from kvnet.transfer.messages import Offer, Receipt, open_sealed
 from kvnet.transfer.receiver import ReceiverSession
 from kvnet.types import MemoryId, Tier
@@ -22,7 +23,8 @@ class Arrivals:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._inbound: dict[str, Offer] = {}  # by the name of the spool's folder
+        # By the name of the spool's folder: bytes that were promised room and are not there yet.
+        self._inbound: dict[str, int] = {}
 
     async def open(self, sealed: SignedMessage, *, pulled: MemoryId | None) -> InboundTransfer:
         """Verify and admit an offer: one that comes by itself, or the answer to our pull of `pulled`."""
@@ -50,6 +52,7 @@ class Arrivals:
             receipt=receipt,
             is_message=pulled is None,
             span=span,
+            on_store=partial(self._wrote, folder_name(offer)),
             on_close=lambda: self._inbound.pop(folder_name(offer), None),
         )
 
@@ -62,7 +65,7 @@ class Arrivals:
             raise TooBusy(f"transfer {offer.transfer_id}: already on its way in; wait for it")
         if len(self._inbound) >= services.config.max_inbound_transfers:
             raise TooBusy(f"{len(self._inbound)} transfers are on their way in; try again later")
-        self._inbound[slot] = offer  # before the first await, so that no second one slips in
+        self._inbound[slot] = 0  # before the first await, so that no second one slips in
         try:
             done = await services.in_store(services.ledger.received, offer.sender, offer.transfer_id)
             if done is not None:
@@ -71,10 +74,11 @@ class Arrivals:
             tier = admit_offer(
                 offer,
                 sender=verified.signer,
-                receiver=self._receiver(besides=offer),
+                receiver=this_receiver(services, promised_nbytes=sum(self._inbound.values())),
                 now=int(time.time()),
                 held_nbytes=held_nbytes,
             )
+            self._inbound[slot] = offer.memory.raw_nbytes - held_nbytes
             incoming = await services.take_from_store(
                 services.spool.open, IncomingTransfer.close, offer, sealed
             )
@@ -117,9 +121,8 @@ class Arrivals:
         busy = frozenset(self._inbound)
         await services.in_store(services.spool.expire, now=int(time.time()), grace_s=grace_s, busy=busy)
 
-    def _receiver(self, *, besides: Offer) -> Receiver:
-        promised = sum(offer.memory.raw_nbytes for offer in self._inbound.values() if offer is not besides)
-        return this_receiver(self._services, promised_nbytes=promised)
+    def _wrote(self, slot: str, nbytes: int) -> None:
+        self._inbound[slot] = max(0, self._inbound[slot] - nbytes)
 
 
 def _check_form(offer: Offer, pulled: MemoryId | None) -> None:

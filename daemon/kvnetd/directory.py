@@ -18,6 +18,11 @@ class Directory:
         """Look at this discovery from now on."""
         self._discovery = discovery
 
+    @property
+    def watches(self) -> bool:
+        """Whether mDNS is on."""
+        return self._discovery is not None
+
     def addresses(self, peer: AddedPeer) -> tuple[str, ...]:
         """Addresses to try, best first. Raises PeerUnreachable when there is none."""
         found = [peer.address] if peer.address else []

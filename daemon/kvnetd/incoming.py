@@ -34,6 +34,7 @@ class InboundTransfer:
         receipt: SignedMessage | None,
         is_message: bool,
         span: Span,
+        on_store: Callable[[int], object],
         on_close: Callable[[], object],
     ) -> None:
         self.session = session
@@ -46,6 +47,7 @@ class InboundTransfer:
         self._incoming = incoming
         self._receipt = receipt
         self._is_message = is_message
+        self._on_store = on_store
         self._on_close = on_close
         self._span = span
         self._began = time.perf_counter()
@@ -55,15 +57,17 @@ class InboundTransfer:
         if self._incoming is None:
             raise ReplayedMessage("chunk: the transfer was completed before")
         await self._services.in_store(self._incoming.store, chunks)
-        self.wire_nbytes += sum(chunk.envelope.wire_nbytes for chunk in chunks)
+        nbytes = sum(chunk.envelope.wire_nbytes for chunk in chunks)
+        self.wire_nbytes += nbytes
+        self._on_store(nbytes)
 
     async def finish(self, sealed_commit: SignedMessage) -> SignedMessage:
         """Memory in place, then receipt and message in one transaction, then the answer."""
         if self._receipt is None and self._incoming is not None:
             if self._services.peers.get(self._peer.node_id) is None:
                 raise PeerNotAdded(f"{self._peer.name}: was removed while it was sending")
-            self._log_verification("completed")
             self._receipt = await self._services.in_store(self._adopt, self._incoming)
+            self._log_verification("completed")
         if self._receipt is None:
             raise AssertionError("a transfer has a spool or a receipt")
         return self._receipt
@@ -76,7 +80,7 @@ class InboundTransfer:
             if self._incoming is not None:
                 complete = self.session.durable_count == len(self.session.plan)
                 hopeless = isinstance(error, ConflictingChunk) or (
-                    isinstance(error, BadSignature) and complete
+                    isinstance(error, BadSignature | MalformedChunk) and complete
                 )
                 release = self._incoming.discard if hopeless else self._incoming.close
                 await self._services.in_store(release)

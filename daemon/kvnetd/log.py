@@ -1,4 +1,4 @@
-"""The event log: one JSON line per event, in threes (`.started`, `.completed`, `.failed`), rotated.
+"""The event log: one JSON line per event, spans in threes (`.started`, `.completed`, `.failed`), rotated.
 
 No prompts, no texts, no tensors, no key material: only the fields named below can be written.
 """

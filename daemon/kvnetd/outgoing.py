@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 from collections.abc import Callable
@@ -43,12 +42,12 @@ class OutboundTransfer:
         self._span = span
         self._on_close = on_close
         self._wire_nbytes = 0
+        self._is_delivered = False
 
     async def payload(self, chunk: WireChunk) -> bytes:
         """The chunk's bytes from the store. Raises StateCorrupt if they are not what was stored."""
         section = self._record.sections[chunk.key.index]
-        loop = asyncio.get_running_loop()
-        data = await loop.run_in_executor(self._services.pool, read_section, self._sections, section)
+        data = await self._services.in_pool(read_section, self._sections, section)
         self._wire_nbytes += len(data)
         return data
 
@@ -65,11 +64,14 @@ class OutboundTransfer:
             completed_at=utc_now(),
         )
         await self._services.in_store(self._services.ledger.complete, transfer, None)
+        self._is_delivered = True
 
     async def close(self, failure: BaseException | None) -> None:
         """Close the file and write the log's last line."""
         self._sections.close()
         receipt = self.session.receipt
+        if self._is_delivered:
+            failure = None  # a caller that left before the report changes nothing
         self._span.add(
             chunks=self.session.acked_count,
             resumed_chunks=self.session.resumed_count,

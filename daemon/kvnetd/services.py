@@ -1,4 +1,4 @@
-"""What the daemon's actions share, built once by `app` and passed down. No behaviour of its own."""
+"""What the daemon's actions share, built once by `app` and passed down, and its threads' entrances."""
 
 from __future__ import annotations
 

@@ -55,8 +55,7 @@ def up(
     if status is None:
         with waiting("starting the daemon"):
             status = spawn.start(home, flags)
-    else:
-        _refuse_other(status.settings, flags)
+    _refuse_other(status.settings, flags)  # it may not be ours
     if as_json:
         print_json(status)
     else:
@@ -120,7 +119,7 @@ def status(as_json: Json = False) -> None:
 
 
 def _flags(given: dict[str, object]) -> dict[str, str]:
-    found = {k: v for k, v in given.items() if v is not None and k not in ("as_json", "home", "status")}
+    found = {k: v for k, v in given.items() if v is not None and k not in ("as_json", "home")}
     return {key: _flag_text(value) for key, value in found.items()}
 
 

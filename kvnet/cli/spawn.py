@@ -19,6 +19,7 @@ from kvnet.paths import Home
 READY_DEADLINE_S = 900.0
 STOP_DEADLINE_S = 60.0
 _POLL_S = 0.05
+_RETRY_S = 1.0
 
 
 def daemon_command(home: Home, flags: dict[str, str]) -> list[str]:
@@ -38,9 +39,26 @@ def running(home: Home) -> NodeStatus | None:
 
 
 def start(home: Home, flags: dict[str, str]) -> NodeStatus:
-    """Start a detached daemon and wait until it answers. Raises what kept it from starting."""
+    """Start a detached daemon and wait until one answers. Raises what kept it from starting.
+
+    A daemon that holds the state folder without answering is on its way up, or on its way down: the
+    first will answer, after the second ours can start.
+    """
     home.check()
-    command = daemon_command(home, flags)
+    deadline = time.monotonic() + READY_DEADLINE_S
+    while True:
+        try:
+            return _start_once(home, daemon_command(home, flags), deadline)
+        except AlreadyRunning:
+            status = running(home)
+            if status is not None:
+                return status
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_RETRY_S)
+
+
+def _start_once(home: Home, command: list[str], deadline: float) -> NodeStatus:
     try:
         home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         home.daemon_log.parent.mkdir(mode=0o700, exist_ok=True)
@@ -54,15 +72,12 @@ def start(home: Home, flags: dict[str, str]) -> NodeStatus:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-    deadline = time.monotonic() + READY_DEADLINE_S
     while time.monotonic() < deadline:
-        status = running(home)
-        if status is not None and (status.pid == process.pid or process.poll() is not None):
-            return status
         if process.poll() is not None:
-            why = _why_it_ended(home.daemon_log, said_before, process.returncode)
-            if not isinstance(why, AlreadyRunning):
-                raise why  # else another `up` came first: its daemon will answer soon
+            raise _why_it_ended(home.daemon_log, said_before, process.returncode)
+        status = running(home)
+        if status is not None and status.pid == process.pid:
+            return status
         time.sleep(_POLL_S)
     process.terminate()
     raise OperatorError(f"the daemon was not ready after {READY_DEADLINE_S:.0f} s; see {home.daemon_log}")

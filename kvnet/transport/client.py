@@ -90,10 +90,12 @@ class PeerClient:
             stream = FrameStream(call, peer=self._peer)
             call.add_done_callback(stream.ended)
             yield stream
-            await call.done_writing()
-            with suppress(TimeoutError):
+            # Let the server finish, else the stream ends as cancelled there. All that matters is done:
+            # a link that dies now, by whatever exception grpcio has for it, must not undo it.
+            with suppress(Exception):
                 async with asyncio.timeout(CLOSE_DEADLINE_S):
-                    await call.code()  # let the server finish; else the stream ends as cancelled there
+                    await call.done_writing()
+                    await call.code()
         finally:
             call.cancel()
 

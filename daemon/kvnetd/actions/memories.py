@@ -10,7 +10,7 @@ from functools import partial
 from kvnet.api import MemoryInfo, Progress
 from kvnet.errors import RequestError
 from kvnet.model.cache import LayerKV
-from kvnet.types import Compression, MemoryId
+from kvnet.types import Compression
 from kvnetd.services import Services, utc_now
 from kvnetd.store.memories import MemoryRecord
 
@@ -74,19 +74,24 @@ async def find(services: Services, wanted: str) -> MemoryRecord:
 async def describe(services: Services, record: MemoryRecord) -> MemoryInfo:
     """A stored memory as callers see it."""
     names = await services.in_store(services.ledger.names)
-    return _info(record, names.get(record.id, ""))
+    return _info(record, names.get(record.id, ""), problem=services.memories.damaged.get(record.id, ""))
 
 
 async def forget(services: Services, wanted: str) -> MemoryInfo:
     """Remove a memory, damaged or not, and its name; returns what it was."""
-    memory = await services.in_store(services.ledger.memory_named, wanted) or wanted
+    named = await services.in_store(services.ledger.memory_named, wanted)
+    memory = services.memories.resolve(named or wanted)
     if memory in services.memories.damaged:
         names = await services.in_store(services.ledger.names)
         info = _damaged(memory, names.get(memory, ""), services.memories.damaged[memory])
     else:
-        info = await describe(services, await find(services, wanted))
-    await services.in_store(services.memories.forget, MemoryId(info.id))
-    await services.in_store(services.ledger.forget_memory, info.id)
+        info = await describe(services, services.memories.find(memory))
+
+    def remove() -> None:
+        services.memories.forget(memory)
+        services.ledger.forget_memory(memory)
+
+    await services.in_store(remove)  # both or neither, also when the caller goes away meanwhile
     return info
 
 
@@ -105,7 +110,7 @@ def _damaged(memory: str, name: str, why: str) -> MemoryInfo:
     )
 
 
-def _info(record: MemoryRecord, name: str) -> MemoryInfo:
+def _info(record: MemoryRecord, name: str, *, problem: str = "") -> MemoryInfo:
     header = record.header
     return MemoryInfo(
         id=record.id,
@@ -116,7 +121,7 @@ def _info(record: MemoryRecord, name: str) -> MemoryInfo:
         model=header.fingerprint.model,
         origin=record.origin,
         created_at=record.created_at,
-        problem="",
+        problem=problem,
         header=header,
     )
 

@@ -37,7 +37,7 @@ async def status(services: Services) -> NodeStatus:
         peers=len(services.peers.all()),
         unread=len(unread),
         uptime_s=round(time.monotonic() - services.listening.since, 3),
-        mdns=config.mdns,
+        mdns=services.directory.watches,
         home=str(config.home.root),
         damaged=len(services.memories.damaged),
         settings={k: v for k, v in asdict(config).items() if k != "home"},

@@ -104,21 +104,29 @@ class MemoryStore:
         return record
 
     def find(self, wanted: str) -> MemoryRecord:
-        """The memory with this id, or the only one whose id starts so (8 characters or more)."""
-        exact = self._records.get(MemoryId(wanted))
-        if exact is not None:
-            return exact
-        starts = [m for m in list(self._records) if len(wanted) >= 8 and m.startswith(wanted)]
-        found = [self._records[m] for m in starts]
+        """The memory with this id, or the only one whose id starts so (8 characters or more).
+
+        Raises UnknownMemory, RequestError, and StateCorrupt for one that cannot be read.
+        """
+        memory = self.resolve(wanted)
+        record = self._records.get(memory)
+        if record is None:
+            raise StateCorrupt(f"memory {memory}: {self.damaged.get(memory, 'was removed meanwhile')}")
+        return record
+
+    def resolve(self, wanted: str) -> MemoryId:
+        """The id that `wanted` is or starts, of a memory whole or damaged. Raises as `find`."""
+        known: set[str] = {*list(self._records), *list(self.damaged)}
+        if wanted in known:
+            return MemoryId(wanted)
+        found = [memory for memory in known if len(wanted) >= 8 and memory.startswith(wanted)]
         if len(found) > 1:
             raise RequestError(f"memory {wanted}: {len(found)} ids start so; use more of the id")
         if not found:
-            if wanted in self.damaged:
-                raise StateCorrupt(f"memory {wanted}: {self.damaged[wanted]}")
             raise UnknownMemory(
                 f"memory {wanted:.60}: not in this node's store of {len(self._records)}; see `kvnet mem ls`"
             )
-        return found[0]
+        return MemoryId(found[0])
 
     def put(self, memory: RawMemory, *, wanted: Compression, created_at: str) -> MemoryRecord:
         """Store a memory captured here. The same contents again are a success and change nothing."""
@@ -161,12 +169,16 @@ class MemoryStore:
 
     def _remove(self, memory: MemoryId) -> bool:
         gone = self.root / f".{memory}.gone"
+        there = True
         try:
             (self.root / memory).rename(gone)
+            sync_folder(self.root)  # what was forgotten must not come back after a power cut
         except FileNotFoundError:
-            return False
+            there = False
         self._records.pop(memory, None)  # after the rename: a failed one leaves the memory where it was
         self.damaged.pop(memory, None)
+        if not there:
+            return False
         if gone.is_dir():
             shutil.rmtree(gone)
         else:
@@ -174,9 +186,13 @@ class MemoryStore:
         return True
 
     def _is_intact(self, record: MemoryRecord) -> bool:
+        """Whether every section is what was stored; keeps none of them in memory."""
         try:
-            self.load(record)
-        except KvnetError:
+            with self.open_sections(record) as sections:
+                for section in record.sections:
+                    read_section(sections, section)
+        except KvnetError as exc:
+            self.damaged[record.id] = exc.message
             return False
         return True
 
@@ -199,8 +215,10 @@ class MemoryStore:
                     for chunk, section in pairs
                 ]
         except (StateCorrupt, MalformedChunk) as exc:
-            self.damaged[record.id] = exc.message
+            if self._records.get(record.id) == record:  # not replaced meanwhile
+                self.damaged[record.id] = exc.message
             raise StateCorrupt(exc.message) from exc
+        self.damaged.pop(record.id, None)
         return RawMemory(record.header, tuple(chunks))
 
     @property
@@ -223,7 +241,10 @@ class MemoryStore:
 
 def read_section(sections: BinaryIO, section: Section) -> bytes:
     """One section's bytes, checked against its digest. Raises StateCorrupt."""
-    data = os.pread(sections.fileno(), section.wire_nbytes, section.offset)
+    try:
+        data = os.pread(sections.fileno(), section.wire_nbytes, section.offset)
+    except OSError as exc:
+        raise StateCorrupt(f"{sections.name}: cannot be read ({exc.strerror})") from exc
     if hashlib.sha256(data).hexdigest() != section.wire_digest:
         raise StateCorrupt(
             f"{sections.name}: not what was stored at {section.offset}; "

@@ -49,9 +49,17 @@ class IncomingTransfer:
         self._folder = folder
         self._offer = offer
         self._held: dict[int, _Held] = {}
-        self._sections = os.open(folder / SECTIONS_FILE, os.O_RDWR | os.O_CREAT, 0o600)
-        self._log = os.open(folder / CHUNK_LOG_FILE, os.O_RDWR | os.O_CREAT, 0o600)
-        self._end = self._recover()
+        self._sections = self._log = -1
+        try:
+            self._sections = os.open(folder / SECTIONS_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+            self._log = os.open(folder / CHUNK_LOG_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+            self._end = self._recover()
+            # Names last as long as what they name: a lost entry would lose acknowledged chunks.
+            sync_folder(folder)
+            sync_folder(folder.parent)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def held(self) -> dict[int, bytes]:
@@ -147,11 +155,7 @@ class Spool:
             if not folder.exists():
                 folder.mkdir(mode=0o700)
                 write_durably(known, sealed.body)
-            incoming = IncomingTransfer(folder, offer)
-            # Names last as long as what they name: a lost entry would lose acknowledged chunks.
-            sync_folder(folder)
-            sync_folder(self.root)
-            return incoming
+            return IncomingTransfer(folder, offer)
 
     def held_nbytes(self, offer: Offer) -> int:
         """Bytes of this transfer that lie here already."""
