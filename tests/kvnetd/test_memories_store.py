@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -250,3 +252,53 @@ def test_damaged_memory_is_mended_by_having_it_again(memories: MemoryStore) -> N
     put(store)
     assert store.damaged == {}
     assert reopened(store).load(record) == MEMORY
+
+
+def test_a_bad_sector_makes_a_copy_damaged_and_a_fresh_one_replaces_it(
+    memories: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = put(memories)
+
+    def bad_sector(*args: Any) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kvnetd.store.memories.os.pread", bad_sector)
+        with pytest.raises(StateCorrupt, match="cannot be read"):
+            memories.load(record)
+        assert set(memories.damaged) == {record.id}
+        put(memories)
+    assert memories.load(memories.find(record.id)) == make_memory(0)
+    assert memories.damaged == {}
+
+
+def test_a_memory_that_reads_well_again_is_no_longer_damaged(
+    memories: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = put(memories)
+    with monkeypatch.context() as patched:
+        patched.setattr("kvnetd.store.memories.os.pread", lambda *args: b"")
+        with pytest.raises(StateCorrupt):
+            memories.load(record)
+    assert set(memories.damaged) == {record.id}
+    memories.load(record)
+    assert memories.damaged == {}
+
+
+def test_damaged_memory_goes_by_the_start_of_its_id(memories: MemoryStore) -> None:
+    record = put(memories)
+    (memories.root / record.id / HEADER_FILE).write_text("{")
+    store = reopened(memories)
+    assert store.resolve(record.id[:16]) == record.id
+    with pytest.raises(StateCorrupt, match=record.id):
+        store.find(record.id[:16])
+    store.forget(store.resolve(record.id[:16]))
+    assert list(store.root.iterdir()) == []
+
+
+def test_memory_whose_folder_was_removed_by_hand_is_forgotten_too(memories: MemoryStore) -> None:
+    record = put(memories)
+    shutil.rmtree(memories.root / record.id)
+    with pytest.raises(UnknownMemory, match="removed meanwhile"):
+        memories.forget(record.id)
+    assert memories.all() == ()

@@ -266,3 +266,17 @@ def test_folder_without_an_offer_that_can_be_read_expires_at_once(
     whole = crashed(spool, other, [0])
     assert spool.expire(now=NOW, grace_s=GRACE_S, busy=frozenset()) == 1
     assert list(spool.root.iterdir()) == [whole]
+
+
+def test_a_transfer_that_cannot_be_opened_leaks_no_descriptor(
+    spool: Spool, arrival: Arrival, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(incoming: IncomingTransfer) -> int:
+        raise OSError("bad sector")
+
+    monkeypatch.setattr(IncomingTransfer, "_recover", broken)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(10):
+        with pytest.raises(OSError, match="bad sector"):
+            begin(spool, arrival)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
