@@ -73,7 +73,7 @@ def test_the_cli_shows_the_difference_as_data(pair: Pair, rambler: Daemon, run: 
     arguments = ("send", "honest", "--to", "rambler")
     assert_refused_both_ways(run, pair.alice.home.root, arguments, "incompatible_model", 5)
     details = run(pair.alice.home.root, *arguments, "--json").json["error"]["details"]
-    assert details["num_layers"] == ["4", "6"]
+    assert details["num_layers"] == ["4", "5"]
     with pair.alice.node() as alice:
         alice.remove_peer("rambler")
 
@@ -86,7 +86,7 @@ async def test_an_offer_of_another_geometry_is_refused_by_the_receiver(pair: Pai
     async with PeerClient(pair.bob.grpc, public=None, peer="bob") as client:
         with pytest.raises(IncompatibleModel) as refused:
             await client.push(_HandMade(key, offer))  # type: ignore[arg-type]  # as much as is looked at
-    assert refused.value.details["num_kv_heads"] == ["3", "2"]
+    assert refused.value.details["num_kv_heads"] == ["4", "2"]
     assert not spooled(pair.bob, offer.transfer_id)
 
 
