@@ -40,7 +40,10 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True)
 class MemoryInfo:
-    """A memory in this node's store; `nbytes` is what its keys and values take uncompressed."""
+    """A memory in this node's store.
+
+    `nbytes` is what its keys and values take once decoded, `stored_nbytes` what they take as they lie there.
+    """
 
     id: str
     name: str
@@ -52,6 +55,8 @@ class MemoryInfo:
     created_at: str
     header: MemoryHeader | None  # None for a damaged one
     problem: str  # why it cannot be used, or ""
+    codec: str  # how it is coded: exact, int8, k8v4, int4, compact
+    stored_nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,10 @@ class LayerProgress:
 
 @dataclass(frozen=True, slots=True)
 class SendReport:
-    """A finished transfer; `seconds` runs from the request to the checked receipt."""
+    """A finished transfer; `seconds` runs from the request to the checked receipt.
+
+    `memory` is the id at the receiver: with a lossy codec another one than that of the memory at home.
+    """
 
     transfer_id: str
     memory: str
@@ -85,6 +93,41 @@ class SendReport:
     seconds: float
     tier: str
     resumed_chunks: int
+    codec: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """A memory written to a file."""
+
+    memory: str
+    path: str
+    nbytes: int
+    signed_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class PackReport:
+    """A package written to a folder or a zip."""
+
+    package_id: str
+    path: str
+    nbytes: int
+    memory: str
+    quality_measured: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A basis for the codec `compact`, learned for the hosted model."""
+
+    model: str
+    basis: str
+    nbytes: int
+    components: int  # of all layers, keys and values
+    tokens: int
+    weighted: bool  # by what the model's own predictions depend on; plain variance if not
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +139,7 @@ class KvReport:
     recomputed_tokens: int
     fallback: str
     ttft_s: float
+    codec: str  # how the memory was coded; "" without one
 
 
 @dataclass(frozen=True, slots=True)

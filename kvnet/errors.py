@@ -103,6 +103,12 @@ class UnsupportedModel(RequestError):
     code = "unsupported_model"
 
 
+class UnknownBasis(RequestError):
+    """The calibration that a memory was coded with is not here."""
+
+    code = "unknown_basis"
+
+
 class TextTooLong(RequestError):
     """More tokens than the model's context holds."""
 
@@ -168,6 +174,30 @@ class ReplayedMessage(PeerError):
     """A message made for another transfer, receiver, nonce or time."""
 
     code = "replayed_message"
+
+
+class MalformedFile(PeerError):
+    """A file is no memory that FORMAT.md §7 allows."""
+
+    code = "malformed_file"
+
+
+class MalformedPackage(PeerError):
+    """A folder or zip is no package that FORMAT.md §9 allows."""
+
+    code = "malformed_package"
+
+
+class UnsupportedFormat(PeerError):
+    """A file of another format version."""
+
+    code = "unsupported_format"
+
+
+class NotFinite(PeerError):
+    """A memory holds NaN or infinity, which no model may be given."""
+
+    code = "not_finite"
 
 
 class TransferIncomplete(PeerError):

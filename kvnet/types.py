@@ -17,8 +17,6 @@ NodeId = NewType("NodeId", str)  # base32 of an Ed25519 public key, 52 character
 MemoryId = NewType("MemoryId", str)  # "mem_" + base32 of a SHA-256, lower case
 TransferId = NewType("TransferId", str)  # 128 random bits, 32 hex digits
 
-MAX_CHUNK_RAW_NBYTES = 1 << 20
-
 
 class DType(StrEnum):
     """Element type of a cache."""
@@ -39,6 +37,7 @@ class Kind(IntEnum):
     KEY = 0
     VALUE = 1
     ATTENTION = 2
+    BASIS = 3  # a piece of the calibration that the receiver of a transform-coded memory lacks
 
 
 class Compression(IntEnum):
@@ -46,6 +45,35 @@ class Compression(IntEnum):
 
     NONE = 0
     LZ4 = 1
+    ZSTD = 2
+    SPLIT = 3  # byte planes apart, each through zstd
+
+
+class Scheme(StrEnum):
+    """How numbers become a chunk's raw bytes."""
+
+    RAW = "raw"
+    GROUPED = "grouped"
+    TRANSFORM = "transform"
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """How keys and values became a chunk's raw bytes, before byte compression. Source: FORMAT.md §8.
+
+    RAW uses none of the fields but `pruned_heads`; GROUPED the first four; TRANSFORM the last four.
+    """
+
+    scheme: Scheme = Scheme.RAW
+    key_bits: int = 0
+    value_bits: int = 0
+    group_size: int = 0
+    hadamard: bool = False
+    sink_tokens: int = 0
+    recent_tokens: int = 0
+    basis: str = ""  # sha256:<hex> of the calibration's bytes
+    basis_nbytes: int = 0
+    pruned_heads: tuple[tuple[int, ...], ...] = ()  # [layer, KV head] pairs that were set to zero
 
 
 class KeySpace(StrEnum):
@@ -130,6 +158,9 @@ class MemoryHeader:
     key_space: KeySpace
     token_digest: str
     content_digest: str  # SHA-256 over the ordered SHA-256 of every chunk's raw bytes
+    coding: Coding = Coding()
+    attention_heads: int = 0  # query heads that the attention metadata tells of; 0: there is none
+    derived_from: str = ""  # id of the memory that this one was encoded from
 
     @property
     def id(self) -> MemoryId:
@@ -139,44 +170,8 @@ class MemoryHeader:
 
     @property
     def raw_nbytes(self) -> int:
-        """Bytes of all keys and values, uncompressed."""
+        """Bytes of all keys and values once decoded."""
         return self.seq_len * self.geometry.token_nbytes
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkKey:
-    """Which part of a memory: one layer, one kind, tokens start..stop (stop exclusive)."""
-
-    index: int
-    layer_idx: int
-    kind: Kind
-    start: int
-    stop: int
-
-    def raw_nbytes(self, geometry: Geometry) -> int:
-        """Bytes of [num_kv_heads, stop - start, head_dim] in the geometry's dtype."""
-        return (self.stop - self.start) * geometry.layer_token_nbytes
-
-
-def plan_chunks(geometry: Geometry, seq_len: int) -> tuple[ChunkKey, ...]:
-    """Cut a memory into chunks of at most 1 MiB raw, in the order they are sent.
-
-    Both sides compute the same plan from the offer, so no plan travels. Source: FORMAT.md §3.
-    """
-    step = max(1, MAX_CHUNK_RAW_NBYTES // geometry.layer_token_nbytes)
-    keys: list[ChunkKey] = []
-    for layer_idx in range(geometry.num_layers):
-        for kind in (Kind.KEY, Kind.VALUE):
-            for start in range(0, seq_len, step):
-                stop = min(seq_len, start + step)
-                keys.append(ChunkKey(len(keys), layer_idx, kind, start, stop))
-    return tuple(keys)
-
-
-def count_chunks(geometry: Geometry, seq_len: int) -> int:
-    """`len(plan_chunks(...))` without building it: safe on a claim from a stranger."""
-    step = max(1, MAX_CHUNK_RAW_NBYTES // geometry.layer_token_nbytes)
-    return 2 * geometry.num_layers * -(-seq_len // step)
 
 
 def to_plain(value: Any) -> Any:
@@ -213,14 +208,23 @@ def unbase32(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class RawMemory:
-    """A memory's header and its uncompressed chunks, in the order of `plan_chunks`.
+    """A memory's header and the raw bytes of its chunks, in the order of `plan_chunks`.
 
-    Chunk i holds [num_kv_heads, stop - start, head_dim] of the header's dtype, contiguous,
-    little-endian.
+    What the bytes of a key or value chunk mean, the header's `coding` says.
     """
 
     header: MemoryHeader
     chunks: tuple[bytes | memoryview, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMetadata:
+    """How one layer attended to the text while it was read (FORMAT.md §8.4). The names are the seed's."""
+
+    layer_index: int
+    average_attention_score: float  # mean attention on earlier tokens but the first, 0 to 1
+    entropy_per_head: tuple[float, ...]  # nats, mean over query positions
+    important_token_indices: tuple[int, ...]  # most attended first
 
 
 def content_digest(raw_digests: list[bytes] | tuple[bytes, ...]) -> str:

@@ -212,6 +212,9 @@ def _fill_repeated(repeated: Any, entries: tuple[Any, ...] | list[Any]) -> None:
     for entry in entries:
         if dataclasses.is_dataclass(entry):
             _fill(repeated.add(), entry)
+        elif isinstance(entry, tuple):
+            # Protobuf has no lists of lists: a message with a single list stands for the inner one.
+            getattr(added := repeated.add(), added.DESCRIPTOR.fields[0].name).extend(entry)
         else:
             repeated.append(entry)
 
@@ -221,6 +224,8 @@ def _lift(value: Any, hint: Any, what: str) -> Any:
         hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
+        if isinstance(value, Message):
+            value = getattr(value, value.DESCRIPTOR.fields[0].name)
         return tuple(_lift(entry, item, what) for entry in value)
     if isinstance(hint, typing.NewType):
         hint = hint.__supertype__

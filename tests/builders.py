@@ -9,15 +9,25 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from kvnet.format.awkg import AwkgHeader, Metadata, SectionFacts, make_sections
 from kvnet.format.compress import compress
 from kvnet.format.envelope import Envelope
 from kvnet.identity.keys import NodeKey
+from kvnet.identity.seal import VerifiedHead, seal_head, verify_head
+from kvnet.plan import (
+    MAX_CHUNK_RAW_NBYTES,
+    ChunkKey,
+    count_chunks,
+    count_transfer_chunks,
+    plan_memory,
+    plan_transfer,
+    raw_nbytes_range,
+)
 from kvnet.transfer.admission import Receiver
 from kvnet.transfer.messages import Limits, Offer
 from kvnet.transfer.sender import WireChunk
 from kvnet.types import (
-    MAX_CHUNK_RAW_NBYTES,
-    ChunkKey,
+    Coding,
     Compression,
     DType,
     Fingerprint,
@@ -27,9 +37,9 @@ from kvnet.types import (
     MemoryHeader,
     RawMemory,
     Rope,
+    Scheme,
     TransferId,
     content_digest,
-    plan_chunks,
     sha256_hex,
 )
 
@@ -37,6 +47,8 @@ NOW = 1_800_000_000
 SENDER = NodeKey(b"\x01" * 32)
 RECEIVER = NodeKey(b"\x02" * 32)
 STRANGER = NodeKey(b"\x03" * 32)
+RAW = Coding()
+INT8 = Coding(Scheme.GROUPED, key_bits=8, value_bits=8, group_size=8)
 
 
 def make_fingerprint(**changes: Any) -> Fingerprint:
@@ -57,38 +69,86 @@ def make_geometry(**changes: Any) -> Geometry:
     return replace(Geometry(3, 2, 4, DType.FLOAT32, Rope("default", 10000.0)), **changes)
 
 
-def make_memory(seed: int = 0, *, seq_len: int = 5, **changes: Any) -> RawMemory:
+def make_memory(
+    seed: int = 0,
+    *,
+    seq_len: int = 5,
+    coding: Coding = RAW,
+    attention_heads: int = 0,
+    derived_from: str = "",
+    **changes: Any,
+) -> RawMemory:
     """A whole memory; even chunks compress, odd ones do not. `changes` go to its geometry."""
-    geometry = make_geometry(**changes)
-    source = random.Random(seed)
-    chunks = []
-    for key in plan_chunks(geometry, seq_len):
-        nbytes = key.raw_nbytes(geometry)
-        chunks.append(source.randbytes(nbytes) if key.index % 2 else bytes([seed % 256]) * nbytes)
-    header = MemoryHeader(
+    claims = MemoryHeader(
         fingerprint=make_fingerprint(),
-        geometry=geometry,
+        geometry=make_geometry(**changes),
         seq_len=seq_len,
         start_pos=0,
-        key_space=KeySpace.ROTATED,
+        key_space=KeySpace.ROTATED if coding.scheme is Scheme.RAW else KeySpace.CONTENT,
         token_digest=sha256_hex(f"tokens {seed}".encode()),
-        content_digest=content_digest([hashlib.sha256(chunk).digest() for chunk in chunks]),
+        content_digest="",
+        coding=coding,
+        attention_heads=attention_heads,
+        derived_from=derived_from,
     )
-    return RawMemory(header, tuple(chunks))
+    source = random.Random(seed)
+    chunks = []
+    for key in plan_memory(claims):
+        nbytes = raw_nbytes_range(claims, key)[-1]
+        chunks.append(source.randbytes(nbytes) if key.index % 2 else bytes([seed % 256]) * nbytes)
+    digest = content_digest([hashlib.sha256(chunk).digest() for chunk in chunks])
+    return RawMemory(replace(claims, content_digest=digest), tuple(chunks))
+
+
+def make_basis(nbytes: int = 300) -> tuple[Coding, bytes]:
+    """A transform coding and the bytes of its calibration, which mean nothing."""
+    basis = random.Random(nbytes).randbytes(nbytes)
+    coding = Coding(
+        Scheme.TRANSFORM, sink_tokens=1, recent_tokens=2, basis=sha256_hex(basis), basis_nbytes=nbytes
+    )
+    return coding, basis
 
 
 def wire_chunks(
     memory: RawMemory, wanted: Compression = Compression.LZ4
 ) -> tuple[tuple[WireChunk, ...], tuple[bytes, ...]]:
     """What a sender knows of a memory's chunks, and their payloads."""
-    header = memory.header
     chunks, payloads = [], []
-    for key, raw in zip(plan_chunks(header.geometry, header.seq_len), memory.chunks, strict=True):
+    for key, raw in zip(plan_memory(memory.header), memory.chunks, strict=True):
         used, packed = compress(raw, wanted)
         payload = bytes(packed)
         chunks.append(WireChunk(key, used, len(raw), len(payload), hashlib.sha256(payload).digest()))
         payloads.append(payload)
     return tuple(chunks), tuple(payloads)
+
+
+def wire_basis(header: MemoryHeader, basis: bytes) -> tuple[tuple[WireChunk, ...], tuple[bytes, ...]]:
+    """The chunks that follow those of the memory, where its basis goes with it."""
+    keys = plan_transfer(header)[count_chunks(header) :]
+    payloads = tuple(basis[key.start : key.stop] for key in keys)
+    pairs = zip(keys, payloads, strict=True)
+    chunks = (WireChunk(k, Compression.NONE, len(p), len(p), hashlib.sha256(p).digest()) for k, p in pairs)
+    return tuple(chunks), payloads
+
+
+def make_head(
+    memory: RawMemory, *, key: NodeKey = SENDER, wanted: Compression = Compression.LZ4
+) -> VerifiedHead:
+    """The sealed head of the file that holds `wire_chunks(memory)`."""
+    chunks, payloads = wire_chunks(memory, wanted)
+    facts = [(c.compression, c.wire_nbytes, c.raw_nbytes, c.wire_digest) for c in chunks]
+    header = AwkgHeader(
+        memory=memory.header,
+        sections=make_sections(memory.header, [SectionFacts(*fact) for fact in facts]),
+        compression=wanted,
+        compression_level=0,
+        checksum=sha256_hex(b"".join(payloads)),
+        created_at="2027-01-15T08:00:00Z",
+        created_by="alice",
+        signed_by=key.node_id,
+        metadata=Metadata("", "", "", None, memory.header.seq_len),
+    )
+    return verify_head(seal_head(key, header))
 
 
 def make_offer(memory: RawMemory | MemoryHeader, **changes: Any) -> Offer:
@@ -99,7 +159,7 @@ def make_offer(memory: RawMemory | MemoryHeader, **changes: Any) -> Offer:
         memory=header,
         sender=SENDER.node_id,
         receiver=RECEIVER.node_id,
-        chunk_count=2 * header.geometry.num_layers,
+        chunk_count=changes.pop("chunk_count") if "chunk_count" in changes else count_transfer_chunks(header),
         created_at=NOW,
         expires_at=NOW + 600,
     )

@@ -45,6 +45,7 @@ REACHED_BY = {
     "unknown_message": "kvnetd/test_ledger.py::test_unknown_message_is_refused",
     "unknown_model": "model/test_loader.py",
     "unsupported_model": "model/test_cache.py",
+    "unknown_basis": "kvnetd/test_bases_store.py::test_basis_that_is_not_here_is_unknown",
     "text_too_long": "transfer/test_admission.py::test_memory_longer_than_the_models_context_is_refused",
     "cancelled": "model/test_generate.py",
     "peer": "transfer/test_admission.py::test_offer_in_the_name_of_another_is_refused",
@@ -56,6 +57,9 @@ REACHED_BY = {
     "malformed_chunk": "format/test_envelope.py::test_hostile_field_is_refused",
     "conflicting_chunk": "transfer/test_receiver.py::test_same_chunk_with_other_contents_ends_the_transfer",
     "replayed_message": "identity/test_signing.py::test_chunk_bound_elsewhere_is_refused",
+    "malformed_file": "files/test_reader.py::test_other_files_are_malformed",
+    "malformed_package": "files/test_package_refusals.py::test_a_linked_subfolder_is_not_followed",
+    "unsupported_format": "files/test_reader.py::test_other_version_is_unsupported",
     "transfer_incomplete": (
         "transfer/test_receiver.py::test_commit_before_the_last_chunk_is_durable_is_refused"
     ),

@@ -1,78 +1,33 @@
-"""The nouns: every token is in exactly one chunk, and what is named by content keeps its name."""
+"""The nouns: what is named by content keeps its name, and has another with other contents."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvnet.types import (
-    MAX_CHUNK_RAW_NBYTES,
+    Coding,
     DType,
-    Geometry,
-    Kind,
+    KeySpace,
+    MemoryHeader,
     Rope,
     base32,
     canonical_json,
     content_digest,
-    count_chunks,
-    plan_chunks,
+    to_plain,
     unbase32,
 )
-from tests.builders import make_fingerprint, make_geometry, make_memory
+from tests.builders import INT8, make_basis, make_fingerprint, make_geometry, make_memory
 
-ROPE = Rope("default", 10000.0)
-geometries = st.builds(
-    Geometry,
-    num_layers=st.integers(1, 4),
-    num_kv_heads=st.integers(1, 256),
-    head_dim=st.integers(1, 1024),
-    dtype=st.sampled_from(DType),
-    rope=st.just(ROPE),
-)
 plain_json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
-
-
-@given(geometries, st.integers(1, 300))
-def test_plan_covers_every_token_of_every_layer_once(geometry: Geometry, seq_len: int) -> None:
-    covered: dict[tuple[int, Kind], list[int]] = {}
-    for key in plan_chunks(geometry, seq_len):
-        covered.setdefault((key.layer_idx, key.kind), []).extend(range(key.start, key.stop))
-    wanted = {(layer, kind) for layer in range(geometry.num_layers) for kind in (Kind.KEY, Kind.VALUE)}
-    assert set(covered) == wanted
-    assert all(tokens == list(range(seq_len)) for tokens in covered.values())
-
-
-@given(geometries, st.integers(1, 300))
-def test_chunks_have_at_most_a_mebibyte_and_add_up_to_the_memory(geometry: Geometry, seq_len: int) -> None:
-    plan = plan_chunks(geometry, seq_len)
-    sizes = [key.raw_nbytes(geometry) for key in plan]
-    assert all(0 < size <= MAX_CHUNK_RAW_NBYTES for size in sizes)
-    assert sum(sizes) == seq_len * geometry.token_nbytes
-    assert [key.index for key in plan] == list(range(len(plan)))
-
-
-@given(geometries, st.integers(0, 300))
-def test_count_chunks_is_the_length_of_the_plan(geometry: Geometry, seq_len: int) -> None:
-    assert count_chunks(geometry, seq_len) == len(plan_chunks(geometry, seq_len))
-
-
-def test_count_chunks_takes_absurd_claims() -> None:
-    absurd = Geometry(2**62, 2**62, 2**62, DType.FLOAT32, ROPE)
-    assert count_chunks(absurd, 2**62) == 2 * 2**62 * 2**62
-
-
-def test_layers_come_in_order_keys_before_values() -> None:
-    plan = plan_chunks(make_geometry(), 5)
-    wanted = [(layer, kind) for layer in range(3) for kind in (Kind.KEY, Kind.VALUE)]
-    assert [(key.layer_idx, key.kind) for key in plan] == wanted
 
 
 def test_bytes_of_a_token_are_keys_and_values_of_all_layers() -> None:
@@ -83,7 +38,7 @@ def test_bytes_of_a_token_are_keys_and_values_of_all_layers() -> None:
 
 
 def test_memory_id_is_the_one_it_always_was() -> None:
-    assert make_memory(7).header.id == "mem_tvbdvd4r7czhvjkvgcztd6cz6hx47nor23pkmokq6jizwlfazfzq"
+    assert make_memory(7).header.id == "mem_qfjho4bva3wqw4yhcscsvi5iydy52esdkauxlqklksbjwwljqwya"
 
 
 def test_memory_id_changes_with_every_field() -> None:
@@ -95,8 +50,28 @@ def test_memory_id_changes_with_every_field() -> None:
         replace(header, start_pos=1),
         replace(header, token_digest="sha256:0"),
         replace(header, content_digest="sha256:0"),
+        replace(header, key_space=KeySpace.CONTENT),
+        replace(header, coding=INT8),
+        replace(header, coding=replace(INT8, hadamard=True)),
+        replace(header, coding=make_basis()[0]),
+        replace(header, coding=Coding(pruned_heads=((0, 1),))),
+        replace(header, coding=Coding(pruned_heads=((1, 0),))),
+        replace(header, attention_heads=1),
+        replace(header, derived_from="mem_x"),
     ]
     assert len({header.id, *(other.id for other in others)}) == 1 + len(others)
+    varied = {spec.name for spec in fields(MemoryHeader) for o in others if _differs(o, header, spec.name)}
+    assert varied == {spec.name for spec in fields(MemoryHeader)}
+
+
+def _differs(one: MemoryHeader, other: MemoryHeader, name: str) -> bool:
+    return bool(getattr(one, name) != getattr(other, name))
+
+
+def test_fields_that_are_empty_by_default_are_part_of_the_id_all_the_same() -> None:
+    plain = to_plain(make_memory(7).header)
+    assert {"coding", "attention_heads", "derived_from"} <= set(plain)
+    assert plain["coding"]["pruned_heads"] == ()
 
 
 def test_fingerprint_digest_ignores_the_name_and_nothing_else() -> None:

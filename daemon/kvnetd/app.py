@@ -33,8 +33,10 @@ from kvnetd.control import ControlServer, ControlService
 from kvnetd.directory import Directory
 from kvnetd.log import EventLog
 from kvnetd.services import Listening, Services
+from kvnetd.store.bases import BasisStore
 from kvnetd.store.ledger import Ledger
 from kvnetd.store.memories import MemoryStore
+from kvnetd.store.models import ModelNotes
 from kvnetd.store.spool import Spool
 from kvnetd.transfers import Transfers
 
@@ -96,7 +98,8 @@ async def _build(stack: AsyncExitStack, config: Config, key: NodeKey, log: Event
     # Through the store's thread: behind whatever it still has to write.
     stack.push_async_callback(loop.run_in_executor, store_thread, ledger.close)
     memories = await loop.run_in_executor(store_thread, MemoryStore, home.store / "memories")
-    spool = await loop.run_in_executor(store_thread, Spool, home.store / "incoming")
+    bases = await loop.run_in_executor(store_thread, BasisStore, home.store / "bases")
+    spool = await loop.run_in_executor(store_thread, Spool, home.store / "incoming", bases)
     runner = ModelRunner()
     stack.push_async_callback(runner.close)
     spec = ModelSpec(
@@ -115,6 +118,8 @@ async def _build(stack: AsyncExitStack, config: Config, key: NodeKey, log: Event
         peers=peers,
         directory=Directory(),
         memories=memories,
+        bases=bases,
+        models=ModelNotes(home.store / "models.json"),
         spool=spool,
         ledger=ledger,
         host=host,

@@ -78,7 +78,7 @@ class Arrivals:
                 now=int(time.time()),
                 held_nbytes=held_nbytes,
             )
-            self._inbound[slot] = offer.memory.raw_nbytes - held_nbytes
+            self._inbound[slot] = offer.memory.raw_nbytes + offer.memory.coding.basis_nbytes - held_nbytes
             incoming = await services.take_from_store(
                 services.spool.open, IncomingTransfer.close, offer, sealed
             )

@@ -18,7 +18,8 @@ _CHOICES = {
     "quantization": ("none", "int8", "nf4"),
     "dtype": ("auto", "float32", "float16", "bfloat16"),
     "device": ("auto", "cpu", "cuda"),
-    "compression": ("none", "lz4"),
+    "compression": ("none", "lz4", "zstd", "split"),
+    "codec": ("auto", "exact", "int8", "k8v4", "int4", "int4-hadamard", "compact"),
 }
 
 
@@ -36,7 +37,8 @@ class Config:
     namespace: str = "default"
     mdns: bool = True
     interfaces: tuple[str, ...] = ()
-    compression: str = "none"
+    codec: str = "int8"  # of memories that are sent
+    compression: str = "none"  # of memories that are kept
     max_transfer_nbytes: int = 4 << 30
     max_inbound_transfers: int = 8
     log_max_nbytes: int = 16 << 20

@@ -7,7 +7,7 @@ import hmac
 import inspect
 import logging
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -21,7 +21,8 @@ from kvnet.transport.frames import MAX_MESSAGE_NBYTES
 from kvnet.transport.tasks import Running
 from kvnet.v1 import control_pb2 as pb
 from kvnet.v1 import control_pb2_grpc
-from kvnetd.actions import ask, memories, peers, send, status
+from kvnetd import encoding
+from kvnetd.actions import ask, files, memories, packages, peers, remember, send, status
 from kvnetd.services import Services, utc_now
 from kvnetd.transfers import Transfers
 
@@ -49,9 +50,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def Remember(
         self, request: pb.RememberRequest, context: Context
     ) -> AsyncGenerator[pb.RememberEvent, None]:
-        steps = memories.remember(
-            self._services, request.text, name=request.name, compression=request.compression
-        )
+        steps = remember.remember(self._services, wire.from_wire(request, remember.Reading))
         async with aclosing(steps):
             async for step in steps:
                 if isinstance(step, Progress):
@@ -60,7 +59,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
                     yield pb.RememberEvent(memory=wire.to_wire(step, pb.MemoryInfo))
 
     async def ListMemories(self, request: pb.ListMemoriesRequest, context: Context) -> pb.MemoryList:
-        found = await memories.list_memories(self._services)
+        found = await memories.list_memories(self._services, encodings=request.all)
         return pb.MemoryList(memories=[wire.to_wire(info, pb.MemoryInfo) for info in found])
 
     async def ShowMemory(self, request: pb.ShowMemoryRequest, context: Context) -> pb.MemoryInfo:
@@ -70,6 +69,34 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def Forget(self, request: pb.ForgetRequest, context: Context) -> pb.MemoryInfo:
         return wire.to_wire(await memories.forget(self._services, request.memory), pb.MemoryInfo)
 
+    async def Export(self, request: pb.ExportRequest, context: Context) -> AsyncGenerator[pb.Piece, None]:
+        pieces = files.export(self._services, request.memory, basis=request.basis)
+        async with aclosing(pieces):
+            async for data in pieces:
+                yield pb.Piece(data=data)
+
+    async def Import(
+        self, request_iterator: AsyncIterator[pb.ImportPiece], context: Context
+    ) -> pb.MemoryInfo:
+        async def pieces() -> AsyncGenerator[tuple[str, bytes], None]:
+            async for piece in request_iterator:
+                which = piece.WhichOneof("piece") or "memory"
+                yield which, getattr(piece, which)
+
+        return wire.to_wire(await files.import_(self._services, pieces()), pb.MemoryInfo)
+
+    async def Lineage(self, request: pb.LineageRequest, context: Context) -> pb.MemoryLineage:
+        found = await packages.lineage(self._services, request.memory, measured=request.quality)
+        return wire.to_wire(found, pb.MemoryLineage)
+
+    async def SignPackage(self, request: pb.SignPackageRequest, context: Context) -> pb.SignPackageReply:
+        signed = packages.sign(self._services, request.body)
+        return pb.SignPackageReply(signer=signed.signer, signature=signed.signature)
+
+    async def Calibrate(self, request: pb.CalibrateRequest, context: Context) -> pb.Calibration:
+        found = await encoding.calibrate(self._services, tuple(request.texts))
+        return wire.to_wire(found, pb.Calibration)
+
     async def Send(self, request: pb.SendRequest, context: Context) -> AsyncGenerator[pb.SendEvent, None]:
         steps = send.send(
             self._services,
@@ -78,6 +105,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             to=request.to,
             note=request.note,
             agent=request.agent,
+            codec=request.codec,
         )
         async with aclosing(steps):
             async for step in steps:

@@ -23,7 +23,7 @@ from kvnetd.log import Span
 from kvnetd.outgoing import OutboundTransfer, new_offer
 from kvnetd.parties import begin_transfer_span, is_hex, require_added, this_receiver
 from kvnetd.services import Services
-from kvnetd.store.memories import MemoryRecord
+from kvnetd.store.records import MemoryRecord
 
 PULL_LIFE_S = 300
 MAX_SEEN_PULLS = 1024
@@ -109,7 +109,10 @@ class Departures:
         slot: tuple[str, ...],
         span: Span | None = None,
     ) -> OutboundTransfer:
-        sections = self._services.memories.open_sections(record)
+        memories, coding = self._services.memories, record.header.coding
+        basis = self._services.bases.require(coding.basis) if coding.basis else b""
+        sealed_head = memories.seal_of(record)
+        sections = memories.open_sections(record)
         span = span or begin_transfer_span(self._services, peer.public, direction="out")
         span.add(
             transfer_id=offer.transfer_id,
@@ -133,6 +136,8 @@ class Departures:
             record=record,
             offer=offer,
             sealed_offer=sealed,
+            sealed_head=sealed_head,
+            basis=basis,
             sections=sections,
             span=span,
             on_close=on_close,

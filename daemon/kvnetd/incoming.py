@@ -10,6 +10,7 @@ from kvnet.api import InboxMessage
 from kvnet.errors import BadSignature, ConflictingChunk, MalformedChunk, PeerNotAdded, ReplayedMessage
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.peers import AddedPeer
+from kvnet.identity.seal import VerifiedHead
 from kvnet.identity.signing import SignedMessage, VerifiedChunk
 from kvnet.transfer.messages import Offer, seal
 from kvnet.transfer.receiver import ReceiverSession
@@ -61,12 +62,12 @@ class InboundTransfer:
         self.wire_nbytes += nbytes
         self._on_store(nbytes)
 
-    async def finish(self, sealed_commit: SignedMessage) -> SignedMessage:
+    async def finish(self, head: VerifiedHead) -> SignedMessage:
         """Memory in place, then receipt and message in one transaction, then the answer."""
         if self._receipt is None and self._incoming is not None:
             if self._services.peers.get(self._peer.node_id) is None:
                 raise PeerNotAdded(f"{self._peer.name}: was removed while it was sending")
-            self._receipt = await self._services.in_store(self._adopt, self._incoming)
+            self._receipt = await self._services.in_store(self._adopt, self._incoming, head)
             self._log_verification("completed")
         if self._receipt is None:
             raise AssertionError("a transfer has a spool or a receipt")
@@ -93,10 +94,10 @@ class InboundTransfer:
             self._span.end(error)
             self._on_close()
 
-    def _adopt(self, incoming: IncomingTransfer) -> SignedMessage:
+    def _adopt(self, incoming: IncomingTransfer, head: VerifiedHead) -> SignedMessage:
         services, offer = self._services, self.session.offer
         now = utc_now()
-        record = incoming.finish(services.memories, created_at=now)
+        record = incoming.finish(services.memories, head, stored_at=now)
         receipt = seal(self.key, self.session.receipt(received_at=int(time.time())))
         message = InboxMessage(
             id=_message_id(offer),

@@ -24,13 +24,14 @@ KEPT_FILES = 5
 FIELDS = frozenset(
     {
         *("transfer_id", "direction", "peer", "agent", "memory", "tier", "fallback"),
+        *("codec", "kl"),
         *("model", "quantization", "device", "version", "pid", "address", "port"),
         *("layers", "tokens", "chunks", "resumed_chunks", "raw_bytes", "wire_bytes", "count"),
         *("reused_tokens", "recomputed_tokens", "new_tokens", "finish_reason"),
         *("duration_s", "ttft_s", "error", "message"),
     }
 )
-SPANS = ("node", "model", "prefill", "transfer", "verification", "injection", "generation", "discovery")
+SPANS = ("node", "model", "prefill", "encoding", "calibration", "transfer", "verification", "injection", "generation", "discovery")
 
 
 class Span:

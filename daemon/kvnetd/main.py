@@ -52,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--namespace", help="nodes of other namespaces are not seen")
     parser.add_argument("--interfaces", help="comma-separated interface names or addresses for mDNS")
     parser.add_argument("--mdns", help="1 or 0")
-    parser.add_argument("--compression", help="none or lz4, for memories made here")
+    parser.add_argument("--codec", help="for memories sent: auto, exact, int8, k8v4, int4, compact")
+    parser.add_argument("--compression", help="none, lz4, zstd or split, for memories kept here")
     return parser
 
 

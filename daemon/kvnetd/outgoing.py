@@ -9,13 +9,15 @@ from typing import BinaryIO
 
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.signing import SignedMessage
+from kvnet.plan import count_chunks, count_transfer_chunks, plan_transfer
 from kvnet.transfer.messages import Offer
 from kvnet.transfer.sender import SenderSession, WireChunk
-from kvnet.types import NodeId, TransferId
+from kvnet.types import Compression, Kind, MemoryHeader, NodeId, TransferId
 from kvnetd.log import Span
 from kvnetd.services import Services, utc_now
 from kvnetd.store.ledger import CompletedTransfer
-from kvnetd.store.memories import MemoryRecord, read_section
+from kvnetd.store.records import MemoryRecord
+from kvnetd.store.sections import read_section
 
 
 class OutboundTransfer:
@@ -28,16 +30,21 @@ class OutboundTransfer:
         record: MemoryRecord,
         offer: Offer,
         sealed_offer: SignedMessage,
+        sealed_head: SignedMessage,
+        basis: bytes,
         sections: BinaryIO,
         span: Span,
         on_close: Callable[[BaseException | None], object],
     ) -> None:
         offer_digest = hashlib.sha256(sealed_offer.body).digest()
         self.key: NodeKey = services.key
-        self.session = SenderSession(offer, offer_digest=offer_digest, chunks=record.wire_chunks())
+        chunks = (*record.wire_chunks(), *basis_chunks(record.header, basis))
+        self.session = SenderSession(offer, offer_digest=offer_digest, chunks=chunks)
         self.sealed_offer = sealed_offer
+        self.sealed_head = sealed_head
         self._services = services
         self._record = record
+        self._basis = basis
         self._sections = sections
         self._span = span
         self._on_close = on_close
@@ -46,8 +53,11 @@ class OutboundTransfer:
 
     async def payload(self, chunk: WireChunk) -> bytes:
         """The chunk's bytes from the store. Raises StateCorrupt if they are not what was stored."""
-        section = self._record.sections[chunk.key.index]
-        data = await self._services.in_pool(read_section, self._sections, section)
+        if chunk.key.kind is Kind.BASIS:
+            data = self._basis[chunk.key.start : chunk.key.stop]
+        else:
+            section = self._record.head.sections[chunk.key.index]
+            data = await self._services.in_pool(read_section, self._sections, section)
         self._wire_nbytes += len(data)
         return data
 
@@ -82,6 +92,21 @@ class OutboundTransfer:
         self._on_close(failure)
 
 
+def basis_chunks(memory: MemoryHeader, basis: bytes) -> tuple[WireChunk, ...]:
+    """The pieces of a memory's basis as the sender's session wants them, uncompressed."""
+    pieces = plan_transfer(memory)[count_chunks(memory) :]
+    return tuple(
+        WireChunk(
+            key=key,
+            compression=Compression.NONE,
+            raw_nbytes=key.stop - key.start,
+            wire_nbytes=key.stop - key.start,
+            wire_digest=hashlib.sha256(basis[key.start : key.stop]).digest(),
+        )
+        for key in pieces
+    )
+
+
 def new_offer(
     record: MemoryRecord,
     *,
@@ -98,7 +123,7 @@ def new_offer(
         memory=record.header,
         sender=sender,
         receiver=receiver,
-        chunk_count=len(record.sections),
+        chunk_count=count_transfer_chunks(record.header),
         created_at=now,
         expires_at=now + life_s,
         note=note,

@@ -20,8 +20,10 @@ from kvnet.model.runner import ModelRunner
 from kvnetd.config import Config
 from kvnetd.directory import Directory
 from kvnetd.log import EventLog
+from kvnetd.store.bases import BasisStore
 from kvnetd.store.ledger import Ledger
 from kvnetd.store.memories import MemoryStore
+from kvnetd.store.models import ModelNotes
 from kvnetd.store.spool import Spool
 
 P = ParamSpec("P")
@@ -46,6 +48,8 @@ class Services:
     peers: PeerList
     directory: Directory
     memories: MemoryStore
+    bases: BasisStore
+    models: ModelNotes
     spool: Spool
     ledger: Ledger
     host: ModelHost

@@ -15,7 +15,7 @@ from kvnetd.incoming import InboundTransfer
 from kvnetd.outgoing import OutboundTransfer
 from kvnetd.parties import this_receiver
 from kvnetd.services import Services
-from kvnetd.store.memories import MemoryRecord
+from kvnetd.store.records import MemoryRecord
 
 
 class Transfers:

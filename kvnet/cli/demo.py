@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kvnet.api import KvReport, MemoryInfo, NodeStatus, SendReport
+from kvnet.api import KvReport, NodeStatus, SendReport
 from kvnet.cli import spawn
 from kvnet.cli.output import Json, nbytes_text, print_json, seconds_text, table_lines
 from kvnet.client import Node
@@ -66,9 +66,9 @@ def demo(
         _introduce(alice, bob)
         for status in (alice.status(), bob.status()):
             say(f"  {status.name}: {status.model} on {status.grpc}, key {status.node_id[:13]}")
-        memory, report = _hand_over(alice, say)
-        replies = _ask_all(bob, memory)
-        ttft = _time_to_first_token(bob, memory)
+        report = _hand_over(alice, say)
+        replies = _ask_all(bob, report.memory)
+        ttft = _time_to_first_token(bob, report.memory)
         _show(replies, report, ttft, say)
         if as_json:
             nodes = [_brief(alice.status()), _brief(bob.status())]
@@ -93,14 +93,14 @@ def _introduce(alice: Node, bob: Node) -> None:
     bob.add_peer(a.grpc, node_id=a.node_id, name="alice")
 
 
-def _hand_over(alice: Node, say: Callable[[str], None]) -> tuple[MemoryInfo, SendReport]:
+def _hand_over(alice: Node, say: Callable[[str], None]) -> SendReport:
     say(f"\nalice reads {len(TEXT)} characters:\n  {TEXT}")
     memory = alice.remember(TEXT, name="demo")
     say(f"\nher cache: {memory.tokens} tokens, {memory.layers} layers, {nbytes_text(memory.nbytes)}")
     say(f"  {memory.id}\nshe sends it to bob, layer by layer, each chunk signed:")
     for step in alice.send_stream(memory, "bob", note="from the demo"):
         if isinstance(step, SendReport):
-            return memory, step
+            return step
         say(
             f"  layer {step.layer_idx} durable at bob, {step.chunks_done}/{step.chunks_total} chunks, "
             f"{nbytes_text(step.wire_bytes)}"
@@ -108,7 +108,7 @@ def _hand_over(alice: Node, say: Callable[[str], None]) -> tuple[MemoryInfo, Sen
     raise AssertionError("the transfer ended without a report")
 
 
-def _ask_all(bob: Node, memory: MemoryInfo) -> list[Reply]:
+def _ask_all(bob: Node, memory: str) -> list[Reply]:
     replies = []
     for question, expected in QUESTIONS:
         told = bob.ask(question, memory, max_tokens=MAX_TOKENS)
@@ -117,7 +117,7 @@ def _ask_all(bob: Node, memory: MemoryInfo) -> list[Reply]:
     return replies
 
 
-def _time_to_first_token(bob: Node, memory: MemoryInfo) -> dict[str, float]:
+def _time_to_first_token(bob: Node, memory: str) -> dict[str, float]:
     question = QUESTIONS[0][0]
     from_memory = sorted(bob.ask(question, memory).kv.ttft_s for _ in range(RUNS_FOR_TTFT))
     from_text = sorted(bob.ask(question, context=TEXT).kv.ttft_s for _ in range(RUNS_FOR_TTFT))
@@ -128,7 +128,8 @@ def _show(
     replies: list[Reply], report: SendReport, ttft: dict[str, float], say: Callable[[str], None]
 ) -> None:
     say(
-        f"sent: {report.chunks} chunks, {report.raw_bytes} bytes raw, {report.wire_bytes} on the wire, "
+        f"sent as {report.codec}: {report.chunks} chunks, {report.raw_bytes} bytes raw, "
+        f"{report.wire_bytes} on the wire, "
         f"{seconds_text(report.seconds)}, tier {report.tier}\n\nbob never saw the text. He answers:\n"
     )
     columns = ("question", "expected", "with the memory", "without it", "reused", "computed")

@@ -23,12 +23,15 @@ def send(
     to: Annotated[str, typer.Option(help="A peer, or one agent there: bob or bob/reviewer.")],
     note: Annotated[str, typer.Option(help="A few words that arrive with it.")] = "",
     agent: Annotated[str, typer.Option(help="Which agent here sends it.")] = "",
+    codec: Annotated[
+        str, typer.Option(help="exact, int8, k8v4, int4, compact or auto; the daemon's setting if not given.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Send a memory to a peer as signed chunks; returns when it is durable there."""
     report: SendReport | None = None
     with Node(agent=agent) as node, layer_bar(f"sending to {to}") as show:
-        for step in node.send_stream(memory, to, note=note):
+        for step in node.send_stream(memory, to, note=note, codec=codec):
             if isinstance(step, SendReport):
                 report = step
             else:
@@ -158,7 +161,8 @@ def _print_report(report: SendReport | None, word: str, *, as_json: bool) -> Non
     resumed = f", {report.resumed_chunks} were there already" if report.resumed_chunks else ""
     print(
         f"{report.memory[:16]} {word} {report.peer}: {report.chunks} signed chunks{resumed}, "
-        f"{nbytes_text(report.wire_bytes)} in {seconds_text(report.seconds)}, tier {report.tier}"
+        f"{report.codec}, {nbytes_text(report.wire_bytes)} in {seconds_text(report.seconds)}, "
+        f"tier {report.tier}"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kvnet.cli import demo, doctor, exchange, inspect_model, log, memory, node
+from kvnet.cli import demo, doctor, exchange, files, inspect_model, log, memory, node
 from kvnet.cli.output import print_error
 from kvnet.errors import KvnetError
 from kvnet.version import VERSION
@@ -41,6 +41,8 @@ app.command()(node.down)
 app.command()(node.status)
 app.command()(node.serve)
 app.command()(memory.remember)
+memory.mem.command("export")(files.mem_export)
+memory.mem.command("import")(files.mem_import)
 app.add_typer(memory.mem, name="mem")
 app.add_typer(memory.inbox, name="inbox")
 app.command()(exchange.send)
@@ -48,6 +50,11 @@ app.command()(exchange.pull)
 app.command()(exchange.ask)
 app.command()(exchange.peers)
 app.add_typer(exchange.peer, name="peer")
+app.command()(files.pack)
+app.command()(files.unpack)
+app.command()(files.verify)
+app.command()(files.inspect)
+app.command()(memory.calibrate)
 app.command()(log.log)
 app.command()(doctor.doctor)
 app.command()(demo.demo)

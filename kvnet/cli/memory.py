@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from kvnet.api import MemoryInfo
-from kvnet.cli.output import Json, nbytes_text, print_json, print_table
-from kvnet.cli.progress import layer_bar
+from kvnet.cli.output import Json, nbytes_text, print_json, print_table, seconds_text
+from kvnet.cli.progress import layer_bar, waiting
 from kvnet.client import Node
 from kvnet.identity.keys import short_id
 from kvnet.texts import read_text
@@ -24,7 +24,22 @@ def remember(
     text: Annotated[str | None, typer.Argument(help="The text; - reads it from stdin.")] = None,
     file: Annotated[Path | None, typer.Option(help="Read this file instead.")] = None,
     name: Annotated[str, typer.Option(help="A name for the memory; it moves if already in use.")] = "",
-    compression: Annotated[str, typer.Option(help="none or lz4; the daemon's setting if not given.")] = "",
+    codec: Annotated[
+        str, typer.Option(help="Keep it as exact (the default), int8, k8v4, int4, compact, auto.")
+    ] = "",
+    dtype: Annotated[str, typer.Option(help="Cast to float32, float16 or bfloat16 first.")] = "",
+    compression: Annotated[
+        str, typer.Option(help="none, lz4, zstd or split; the daemon's setting if not given.")
+    ] = "",
+    level: Annotated[int, typer.Option(min=0, max=19, help="Of zstd; 0 is the usual one.")] = 0,
+    attention: Annotated[bool, typer.Option("--attention", help="Compute attention metadata too.")] = False,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Zero heads of low entropy. They are the focused ones: it does damage."),
+    ] = False,
+    domain: Annotated[str, typer.Option(help="A word for people.")] = "",
+    topic: Annotated[str, typer.Option(help="A word for people.")] = "",
+    language: Annotated[str, typer.Option(help="A word for people, such as en.")] = "",
     as_json: Json = False,
 ) -> None:
     """Let the model read a text and keep what it read as a memory."""
@@ -32,7 +47,21 @@ def remember(
         text = read_text("-")
     memory: MemoryInfo | None = None
     with Node() as node, layer_bar("reading") as show:
-        for step in node.remember_stream(text, file=file, name=name, compression=compression):
+        steps = node.remember_stream(
+            text,
+            file=file,
+            name=name,
+            codec=codec,
+            dtype=dtype,
+            compression=compression,
+            level=level,
+            attention=attention,
+            prune=prune,
+            domain=domain,
+            topic=topic,
+            language=language,
+        )
+        for step in steps:
             if isinstance(step, MemoryInfo):
                 memory = step
             else:
@@ -40,19 +69,42 @@ def remember(
     _print_memory(memory, as_json=as_json)
 
 
+def calibrate(
+    files: Annotated[list[Path], typer.Argument(help="Texts like those that will be remembered.")],
+    as_json: Json = False,
+) -> None:
+    """Learn how to code this model's memories with `compact`; a few thousand tokens of text are enough."""
+    with Node() as node, waiting("calibrating"):
+        found = node.calibrate(*(read_text(str(file)) for file in files))
+    if as_json:
+        print_json(found)
+        return
+    how = "weighted by what its predictions depend on" if found.weighted else "by variance alone"
+    print(
+        f"{found.model}: {found.components} components from {found.tokens} tokens, {how}, "
+        f"{nbytes_text(found.nbytes)} in {seconds_text(found.seconds)}"
+    )
+
+
 @mem.command("ls")
-def mem_ls(as_json: Json = False) -> None:
+def mem_ls(
+    everything: Annotated[bool, typer.Option("--all", help="Other codings made for sending, too.")] = False,
+    as_json: Json = False,
+) -> None:
     """List the memories of this node."""
     with Node() as node:
-        found = node.memories()
+        found = node.memories(all=everything)
     if as_json:
         print_json(found)
         return
     rows = [
-        (m.id[:16], m.name, m.tokens, nbytes_text(m.nbytes), m.model, _origin(m), m.created_at or "damaged")
+        (
+            *(m.id[:16], m.name, m.tokens, m.codec, nbytes_text(m.stored_nbytes), m.model, _origin(m)),
+            m.created_at or "damaged",
+        )
         for m in found
     ]
-    columns = ("id", "name", "tokens", "size", "model", "from", "made at")
+    columns = ("id", "name", "tokens", "codec", "size", "model", "from", "made at")
     print_table(columns, rows, empty="no memories yet; make one with `kvnet remember`")
 
 
@@ -118,7 +170,8 @@ def _print_memory(memory: MemoryInfo | None, *, as_json: bool) -> None:
     geometry = memory.header.geometry
     print(
         f"{memory.tokens} tokens, {memory.layers} layers of [1, {geometry.num_kv_heads}, {memory.tokens}, "
-        f"{geometry.head_dim}] {geometry.dtype}, {nbytes_text(memory.nbytes)}, read by {memory.model}"
+        f"{geometry.head_dim}] {geometry.dtype}, {nbytes_text(memory.nbytes)}, "
+        f"stored as {memory.codec} in {nbytes_text(memory.stored_nbytes)}, read by {memory.model}"
     )
 
 

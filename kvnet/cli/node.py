@@ -32,7 +32,10 @@ Interfaces = Annotated[
     list[str] | None, typer.Option("--interface", help="Where to advertise and look; repeatable.")
 ]
 Mdns = Annotated[bool | None, typer.Option("--mdns/--no-mdns", help="Advertise and look on the LAN.")]
-Compression = Annotated[str | None, typer.Option(help="none or lz4, for memories made here.")]
+Compression = Annotated[str | None, typer.Option(help="none, lz4, zstd or split, for memories kept here.")]
+Codec = Annotated[
+    str | None, typer.Option(help="For memories sent: auto, exact, int8, k8v4, int4, int4-hadamard, compact.")
+]
 
 
 def up(
@@ -45,6 +48,7 @@ def up(
     namespace: Namespace = None,
     interfaces: Interfaces = None,
     mdns: Mdns = None,
+    codec: Codec = None,
     compression: Compression = None,
     as_json: Json = False,
 ) -> None:
@@ -73,6 +77,7 @@ def serve(
     namespace: Namespace = None,
     interfaces: Interfaces = None,
     mdns: Mdns = None,
+    codec: Codec = None,
     compression: Compression = None,
     as_json: Json = False,
 ) -> None:

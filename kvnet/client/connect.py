@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import grpc
+
+from kvnet import wire
+from kvnet.api import MemoryInfo
 from kvnet.errors import CapacityError, KvnetError, NotRunning
+from kvnet.files.package import PACKAGE_TYPE
+from kvnet.identity.signing import SignedMessage
 from kvnet.paths import Home, find_home
+from kvnet.texts import require_text
+from kvnet.v1 import control_pb2, control_pb2_grpc
 
+CALL_DEADLINE_S = 30.0
 TOKEN_METADATA_KEY = "kvnet-token"  # noqa: S105  # a header's name
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", 64 << 20),
@@ -41,6 +51,31 @@ def wrong_token(home: Home) -> NotRunning:
     )
 
 
+def sign_package(home: Home, metadata: tuple[tuple[str, str], ...], body: bytes) -> SignedMessage:
+    """The daemon's signature under a package's list of files.
+
+    On a channel of its own and blocking: it is asked for from within the writing of a package.
+    """
+    with grpc.insecure_channel(f"unix:{home.socket}", options=CHANNEL_OPTIONS) as channel:
+        stub = control_pb2_grpc.ControlStub(channel)
+        try:
+            reply = stub.SignPackage(
+                control_pb2.SignPackageRequest(body=body), metadata=metadata, timeout=CALL_DEADLINE_S
+            )
+        except grpc.RpcError as exc:
+            raise translated(home, exc) from exc
+    return SignedMessage(PACKAGE_TYPE, body, reply.signer, reply.signature)
+
+
+def translated(home: Home, failure: grpc.RpcError) -> KvnetError:
+    """The error for a call that failed."""
+    if wire.carries_error(failure):
+        return wire.status_to_error(failure, peer="daemon")
+    # An unreachable peer is told by the daemon; an unreachable daemon tells nothing.
+    call: Any = failure
+    return explain(home, call.code().name, call.details() or "")
+
+
 def explain(home: Home, status: str, details: str) -> KvnetError:
     """The error for a call that ended without one of kvnet's own: the daemon is gone, or has a bug."""
     if status in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED"):
@@ -51,3 +86,8 @@ def explain(home: Home, status: str, details: str) -> KvnetError:
     if status == "RESOURCE_EXHAUSTED":
         return CapacityError(f"daemon: {said}; send less at once")
     return KvnetError(f"daemon: {status.lower()}: {said:.200}; see {home.daemon_log}")
+
+
+def id_of(memory: str | MemoryInfo) -> str:
+    """The id, start of an id, or name that a caller means."""
+    return memory.id if isinstance(memory, MemoryInfo) else require_text(memory, what="memory")

@@ -9,8 +9,8 @@ Layout, little-endian, 208 bytes (FORMAT.md §4):
     96   16  receiver's nonce
     112  32  SHA-256 of the offer's body
     144   4  layer index
-    148   1  kind            0 key, 1 value, 2 attention
-    149   1  compression     0 none, 1 lz4
+    148   1  kind            0 key, 1 value, 2 attention, 3 basis
+    149   1  compression     0 none, 1 lz4, 2 zstd, 3 split
     150   2  zero
     152   4  first token
     156   4  token after the last
@@ -27,7 +27,8 @@ import struct
 from dataclasses import dataclass
 
 from kvnet.errors import MalformedChunk
-from kvnet.types import MAX_CHUNK_RAW_NBYTES, ChunkKey, Compression, Kind
+from kvnet.plan import MAX_CHUNK_RAW_NBYTES, ChunkKey
+from kvnet.types import Compression, Kind
 
 DOMAIN = b"kvnet/chunk/v1\0\0"
 _LAYOUT = struct.Struct("<16s32s32s16s16s32sIBBHIIIIII32s")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, TypeVar
 
 from kvnet.errors import MalformedMessage
@@ -23,6 +25,11 @@ MAX_STRING_CHARS = 4096
 MAX_INTEGER = (1 << 63) - 1
 
 T = TypeVar("T")
+
+_SCALARS = (str, int, float, bool)
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)  # or what is left of one at the end
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_BRACKET_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # one down, one up, as signed bytes
 
 
 def loads(data: bytes, *, what: str, max_nbytes: int = MAX_DOCUMENT_NBYTES) -> Any:
@@ -55,49 +62,57 @@ def decode(cls: type[T], data: bytes, *, what: str, max_nbytes: int = MAX_DOCUME
     return from_plain(cls, loads(data, what=what, max_nbytes=max_nbytes), what=what)
 
 
-def from_plain(cls: type[T], plain: Any, *, what: str) -> T:
-    """Build `cls` from parsed JSON. Missing, unknown or wrongly typed fields are refused."""
+def from_plain(cls: type[T], plain: Any, *, what: str, name_of: Callable[[str], str] = str) -> T:
+    """Build `cls` from parsed JSON. Missing, unknown or wrongly typed fields are refused.
+
+    `name_of` gives a field's key in the document: `camel_case`, or the field's own name.
+    """
     if not isinstance(plain, dict):
         raise MalformedMessage(f"{what}: expected an object, got {type(plain).__name__}")
     plain_cls: Any = cls
-    hints = _hints(plain_cls)
-    known = {f.name: f for f in dataclasses.fields(plain_cls)}
-    unknown = sorted(set(plain) - set(known))
+    known = _fields(plain_cls, name_of)
+    unknown = sorted(plain.keys() - known.keys())
     if unknown:
         raise MalformedMessage(f"{what}: unknown field {unknown[0]!r:.60}")
     values = {}
-    for name, spec in known.items():
-        if name in plain:
-            values[name] = _coerce(hints[name], plain[name], f"{what}.{name}")
-        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            raise MalformedMessage(f"{what}: field {name!r} is missing")
+    for key, (name, hint, is_required) in known.items():
+        if key in plain:
+            values[name] = _coerce(hint, plain[key], f"{what}.{key}", name_of)
+        elif is_required:
+            raise MalformedMessage(f"{what}: field {key!r} is missing")
     return cls(**values)
 
 
-def _coerce(hint: Any, value: Any, what: str) -> Any:
-    origin = typing.get_origin(hint)
+def camel_case(name: str) -> str:
+    """`num_kv_heads` as `numKvHeads`: how files name fields."""
+    first, *others = name.split("_")
+    return first + "".join(other.capitalize() for other in others)
+
+
+def _coerce(hint: Any, value: Any, what: str, name_of: Callable[[str], str]) -> Any:
+    if hint in _SCALARS:  # first: of these a section table has tens of thousands
+        return _scalar(hint, value, what)
     if hint is Any:
         return value
+    origin = typing.get_origin(hint)
     if isinstance(hint, typing.NewType):
-        return _coerce(hint.__supertype__, value, what)
+        return _coerce(hint.__supertype__, value, what, name_of)
     if origin is types.UnionType or origin is typing.Union:
         inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
-        return None if value is None else _coerce(inner[0], value, what)
+        return None if value is None else _coerce(inner[0], value, what, name_of)
     if origin is tuple:
         if not isinstance(value, list):
             raise MalformedMessage(f"{what}: expected a list, got {type(value).__name__}")
         item = typing.get_args(hint)[0]
-        return tuple(_coerce(item, entry, f"{what}[{i}]") for i, entry in enumerate(value))
+        return tuple(_coerce(item, entry, f"{what}[{i}]", name_of) for i, entry in enumerate(value))
     if origin in (dict, Mapping):
         if not isinstance(value, dict):
             raise MalformedMessage(f"{what}: expected an object, got {type(value).__name__}")
-        _check_strings(value, what)
+        check_strings(value, what)
         return value
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return from_plain(hint, value, what=what)
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return _enum(hint, value, what)
-    return _scalar(hint, value, what)
+        return from_plain(hint, value, what=what, name_of=name_of)
+    return _enum(hint, value, what)
 
 
 def _scalar(hint: Any, value: Any, what: str) -> Any:
@@ -112,17 +127,17 @@ def _scalar(hint: Any, value: Any, what: str) -> Any:
     return value
 
 
-def _check_strings(value: Any, what: str) -> None:
-    """The string rule inside free-form objects, keys included."""
+def check_strings(value: Any, what: str) -> None:
+    """The string rule inside free-form values, keys included. Raises MalformedMessage."""
     if isinstance(value, str) and len(value) > MAX_STRING_CHARS:
         raise MalformedMessage(f"{what}: {len(value)} characters, at most {MAX_STRING_CHARS} are read")
     if isinstance(value, dict):
         for key, entry in value.items():
-            _check_strings(key, what)
-            _check_strings(entry, what)
+            check_strings(key, what)
+            check_strings(entry, what)
     if isinstance(value, list):
         for entry in value:
-            _check_strings(entry, what)
+            check_strings(entry, what)
 
 
 def _enum(hint: type[Enum], value: Any, what: str) -> Enum:
@@ -134,30 +149,21 @@ def _enum(hint: type[Enum], value: Any, what: str) -> Enum:
 
 
 @lru_cache(maxsize=64)
-def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _fields(cls: Any, name_of: Callable[[str], str]) -> dict[str, tuple[str, Any, bool]]:
+    """Of each key of the document: the field's name, its type, and whether it must be there."""
+    hints = typing.get_type_hints(cls)
+    missing = dataclasses.MISSING
+    return {
+        name_of(f.name): (f.name, hints[f.name], f.default is missing and f.default_factory is missing)
+        for f in dataclasses.fields(cls)
+    }
 
 
 def _check_depth(data: bytes, what: str) -> None:
     # Before json.loads: deep nesting there is a RecursionError, not a ValueError.
-    depth = 0
-    in_string = escaped = False
-    for byte in data:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in b"[{":
-            depth += 1
-            if depth > MAX_DEPTH:
-                raise MalformedMessage(f"{what}: nested deeper than {MAX_DEPTH}")
-        elif byte in b"]}":
-            depth -= 1
+    steps = memoryview(_STRING.sub(b"", data).translate(_BRACKET_STEPS, _NO_BRACKETS)).cast("b")
+    if max(accumulate(steps, initial=0)) > MAX_DEPTH:
+        raise MalformedMessage(f"{what}: nested deeper than {MAX_DEPTH}")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

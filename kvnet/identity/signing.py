@@ -89,15 +89,17 @@ def sign_message(key: NodeKey, type_: str, body: bytes) -> SignedMessage:
     return SignedMessage(type_, body, key.public, key.sign(_pae(type_, body)))
 
 
-def verify_message(message: SignedMessage, *, type_: str, signer: bytes | None = None) -> VerifiedMessage:
-    """Check type and signature; with `signer`, that this key and no other made it.
+def verify_message(
+    message: SignedMessage, *, type_: str, signer: bytes | None = None, max_nbytes: int = MAX_BODY_NBYTES
+) -> VerifiedMessage:
+    """Check type, length and signature; with `signer`, that this key and no other made it.
 
-    Raises MalformedMessage for another type, BadSignature for another key or other bytes.
+    Raises MalformedMessage for another type or a longer body, BadSignature for another key or other bytes.
     """
     if message.type != type_:
         raise MalformedMessage(f"expected a {type_} message, got {message.type!r:.40}")
-    if len(message.body) > MAX_BODY_NBYTES:
-        raise MalformedMessage(f"{type_}: {len(message.body)} bytes, at most {MAX_BODY_NBYTES} are read")
+    if len(message.body) > max_nbytes:
+        raise MalformedMessage(f"{type_}: {len(message.body)} bytes, at most {max_nbytes} are read")
     if signer is not None and message.signer != signer:
         raise BadSignature(f"{type_}: signed by another key than the peer's; dial the node you meant")
     if not verify_signature(message.signer, _pae(message.type, message.body), message.signature):

@@ -8,12 +8,16 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
 
 import torch
 
+from kvnet.codec.basis import Basis
 from kvnet.errors import RequestError, TextTooLong
+from kvnet.format.attention import pack_attention
+from kvnet.model.attention import AttentionRecorder, recording, refuse_unrecordable
 from kvnet.model.cache import (
     Cache,
     LayerKV,
@@ -33,6 +37,7 @@ from kvnet.model.text import tokenize_context, tokenize_question
 from kvnet.types import DType, Fingerprint, Geometry, RawMemory
 
 _DEFAULT_MAX_SEQ_LEN: Final = 2048  # for configs that name no limit
+_RECORDING_PROBE: Final = 8  # tokens that show whether the model can be recorded
 _PREFILL_BLOCK: Final = 512  # tokens between two looks at whether the caller is still there
 
 
@@ -51,6 +56,7 @@ class ModelHost:
         self.max_seq_len: int = limit or _DEFAULT_MAX_SEQ_LEN
         self.geometry: Geometry = self._probe_geometry()
         self.eos_ids = _eos_ids(loaded)
+        self._is_recordable = False  # nobody has tried yet
 
     @classmethod
     def load(cls, spec: ModelSpec, cache_dir: Path) -> Self:
@@ -84,12 +90,16 @@ class ModelHost:
         on_layer: Callable[[LayerKV], None] | None = None,
         token_block: int | None = None,
         cancelled: Callable[[], bool] = never,
+        attention: bool = False,
     ) -> RawMemory:
         """Read `text` and return the memory of it.
 
         `on_layer` sees each layer once, while the next one is still being computed. `token_block`
         bounds the activations of a long text; layers are then complete only in the last block.
-        Raises RequestError for an empty text, TextTooLong, Cancelled.
+        With `attention` the memory also tells what each layer attended to (FORMAT.md §8.4), and its keys
+        and values differ from those of a plain capture by rounding.
+        Raises RequestError for an empty text, TextTooLong, Cancelled, and UnsupportedModel before anything
+        is read if attention metadata is asked of a model that cannot be recorded.
         """
         if not text.strip():
             raise RequestError("the text is empty; a memory needs something to remember")
@@ -102,19 +112,38 @@ class ModelHost:
                 on_layer(layer)
 
         cache = new_cache(self._config, on_update)
-        self.prefill(token_ids, cache, token_block=token_block or len(token_ids))
+        with self._recording(wanted=attention) as recorder:
+            self.prefill(token_ids, cache, token_block=token_block or len(token_ids))
         return pack_memory(
-            export_layers(cache), fingerprint=self.fingerprint, geometry=self.geometry, token_ids=token_ids
+            export_layers(cache),
+            fingerprint=self.fingerprint,
+            geometry=self.geometry,
+            token_ids=token_ids,
+            attention=[pack_attention(layer) for layer in recorder.metadata()],
         )
 
-    def inject(self, memory: RawMemory) -> Cache:
+    @contextmanager
+    def _recording(self, *, wanted: bool) -> Iterator[AttentionRecorder]:
+        """A recording of what is read inside, or a recorder that stays empty."""
+        if not wanted:
+            yield AttentionRecorder()
+            return
+        if not self._is_recordable:
+            probe = range(min(_RECORDING_PROBE, self.max_seq_len))
+            refuse_unrecordable(self._model, lambda: self.all_logits(probe, self.new_cache()))
+            self._is_recordable = True
+        with recording(self._model) as recorder:
+            yield recorder
+
+    def inject(self, memory: RawMemory, *, basis: Basis | None = None) -> Cache:
         """A fresh cache holding the memory; the memory itself stays as it is, however often it is used.
 
-        Raises IncompatibleModel (with every differing field), TextTooLong, MalformedChunk.
+        `basis` is the calibration that a transform-coded memory was coded with.
+        Raises IncompatibleModel (with every differing field), TextTooLong, and what `unpack_memory` raises.
         """
         refuse_incompatible(memory.header, self.geometry)
         self._refuse_too_long(memory.header.seq_len, "the memory has")
-        layers = unpack_memory(memory, dtype=self.geometry.dtype, device=self.device)
+        layers = unpack_memory(memory, dtype=self.geometry.dtype, device=self.device, basis=basis)
         return build_cache(layers, self._config)
 
     def generate(
@@ -122,12 +151,14 @@ class ModelHost:
         prompt: str,
         *,
         memory: RawMemory | None = None,
+        basis: Basis | None = None,
         context: str | None = None,
         sampling: Sampling | None = None,
         cancelled: Callable[[], bool] = never,
     ) -> Iterator[TextDelta | Generated]:
         """Answer `prompt`, after a memory, or after a `context` that is read here, or after nothing.
 
+        `basis` is the memory's, as for `inject`.
         Yields TextDelta as text becomes certain, and Generated last.
         Raises RequestError, TextTooLong, Cancelled, and what `inject` raises.
         """
@@ -139,7 +170,7 @@ class ModelHost:
             num_remembered + len(token_ids) + sampling.max_tokens,
             f"memory ({num_remembered}), prompt ({len(token_ids)}) and reply ({sampling.max_tokens}) have",
         )
-        cache = self.inject(memory) if memory else self.new_cache()
+        cache = self.inject(memory, basis=basis) if memory else self.new_cache()
         logits = self.prefill(token_ids, cache, cancelled=cancelled)
         reused_tokens = cache_seq_len(cache) - len(token_ids)
         if reused_tokens != num_remembered:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from kvnet.codec.pack import TORCH_DTYPES, pack, unpack
-from kvnet.errors import IncompatibleModel, MalformedChunk
+from kvnet.codec.basis import Basis
+from kvnet.codec.chain import chain_for, piece_of
+from kvnet.codec.finite import finite_peak
+from kvnet.codec.pack import TORCH_DTYPES, pack
+from kvnet.codec.presets import Preset, find_preset, with_basis
+from kvnet.errors import IncompatibleModel, MalformedChunk, RequestError, UnknownBasis
 from kvnet.model.cache import LayerKV
+from kvnet.plan import MAX_IMPORTANT_TOKENS, check_coding, count_chunks, plan_chunks, plan_memory
 from kvnet.types import (
+    Coding,
     DType,
     Fingerprint,
     Geometry,
@@ -21,10 +27,9 @@ from kvnet.types import (
     Kind,
     MemoryHeader,
     RawMemory,
+    Scheme,
     canonical_json,
     content_digest,
-    count_chunks,
-    plan_chunks,
     sha256_hex,
     to_plain,
 )
@@ -36,12 +41,24 @@ def digest_tokens(token_ids: Sequence[int]) -> str:
 
 
 def pack_memory(
-    layers: Sequence[LayerKV], *, fingerprint: Fingerprint, geometry: Geometry, token_ids: Sequence[int]
+    layers: Sequence[LayerKV],
+    *,
+    fingerprint: Fingerprint,
+    geometry: Geometry,
+    token_ids: Sequence[int],
+    attention: Sequence[bytes] = (),
 ) -> RawMemory:
-    """A memory of `token_ids`, whose layers a model with this fingerprint filled from position 0."""
+    """A memory of `token_ids`, whose layers a model with this fingerprint filled from position 0.
+
+    Keys and values are raw: bit for bit what the layers hold. `attention` is empty, or has one packed
+    section (FORMAT.md §8.4) for each layer.
+    """
     seq_len = len(token_ids)
     chunks = []
-    for key in plan_chunks(geometry, seq_len):
+    for key in plan_chunks(geometry, seq_len, attention=bool(attention)):
+        if key.kind is Kind.ATTENTION:
+            chunks.append(attention[key.layer_idx])
+            continue
         layer = layers[key.layer_idx]
         tensor = layer.keys if key.kind is Kind.KEY else layer.values
         chunks.append(pack(tensor[0, :, key.start : key.stop]))  # [1, H, T, D] -> [H, t, D]
@@ -52,48 +69,87 @@ def pack_memory(
         start_pos=0,
         key_space=KeySpace.ROTATED,
         token_digest=digest_tokens(token_ids),
-        content_digest=content_digest([hashlib.sha256(chunk).digest() for chunk in chunks]),
+        content_digest=_digest(chunks),
+        attention_heads=_count_heads(attention, seq_len),
     )
     return RawMemory(header, tuple(chunks))
 
 
 def unpack_memory(
-    memory: RawMemory, *, dtype: DType | None = None, device: torch.device | str = "cpu"
+    memory: RawMemory,
+    *,
+    basis: Basis | None = None,
+    dtype: DType | None = None,
+    device: torch.device | str = "cpu",
 ) -> tuple[LayerKV, ...]:
-    """Inverse of `pack_memory`: each layer [1, num_kv_heads, seq_len, head_dim], in its own dtype or `dtype`.
+    """The layers of a memory in any coding, each [1, num_kv_heads, seq_len, head_dim] with rotated keys.
 
-    Allocates what the chunks hold, never what the header claims.
-    Raises MalformedChunk if the two contradict each other.
+    Inverse of `pack_memory`, and up to quantization of `encode_memory`. In the memory's own dtype or
+    `dtype`. Allocates what the chunks hold, never what the header claims.
+    Raises MalformedChunk if the two contradict each other, NotFinite, UnknownBasis.
     """
-    header = memory.header
-    if header.seq_len < 1 or len(memory.chunks) != count_chunks(header.geometry, header.seq_len):
-        raise MalformedChunk(
-            f"a memory of {header.seq_len} tokens has {len(memory.chunks)} chunks, "
-            f"its header needs {count_chunks(header.geometry, header.seq_len)}; ask for it again"
-        )
-    wanted = TORCH_DTYPES[dtype or header.geometry.dtype]
-    parts: dict[tuple[int, Kind], list[torch.Tensor]] = {}
-    for key, chunk in zip(plan_chunks(header.geometry, header.seq_len), memory.chunks, strict=True):
-        tensor = unpack(chunk, header.geometry, key.stop - key.start)
-        parts.setdefault((key.layer_idx, key.kind), []).append(tensor.to(device, wanted))
-    whole = {place: _join(tensors) for place, tensors in parts.items()}
-    return tuple(
-        LayerKV(layer_idx, whole[layer_idx, Kind.KEY], whole[layer_idx, Kind.VALUE])
-        for layer_idx in range(header.geometry.num_layers)
-    )
+    wanted = TORCH_DTYPES[dtype or memory.header.geometry.dtype]
+    halves: dict[Kind, torch.Tensor] = {}
+    layers = []
+    for layer_idx, kind, tensor in _decode(memory, basis, device):
+        halves[kind] = tensor if tensor.dtype == wanted else _cast(tensor, wanted)
+        if kind is Kind.VALUE:
+            keys, values = (halves.pop(half).unsqueeze(0) for half in (Kind.KEY, Kind.VALUE))
+            layers.append(LayerKV(layer_idx, keys, values))  # [H, T, D] -> [1, H, T, D]
+    return tuple(layers)
+
+
+def encode_memory(
+    memory: RawMemory,
+    preset: Preset | str,
+    *,
+    basis: Basis | None = None,
+    source_basis: Basis | None = None,
+    dtype: DType | None = None,
+    pruned_heads: Sequence[tuple[int, int]] = (),
+) -> RawMemory:
+    """The memory in another coding: a memory of its own, `derived_from` this one, or this one if equal.
+
+    `dtype` casts keys and values first; `pruned_heads` ([layer, KV head]) are set to zero. `basis` is the
+    one `preset` needs, `source_basis` the one the memory was coded with.
+    Raises UnknownBasis for a preset that needs one, RequestError for heads that do not exist or numbers
+    that the coding cannot hold, NotFinite, and what `unpack_memory` raises.
+    """
+    wanted_preset = find_preset(preset) if isinstance(preset, str) else preset
+    header = _recoded(memory.header, wanted_preset, basis, dtype, pruned_heads)
+    if replace(header, content_digest=memory.header.content_digest, derived_from="") == replace(
+        memory.header, derived_from=""
+    ):
+        return memory
+    attention = [
+        chunk
+        for key, chunk in zip(plan_memory(memory.header), memory.chunks, strict=True)
+        if key.kind is Kind.ATTENTION
+    ]
+    chunks: list[bytes | memoryview] = []
+    plan = iter(plan_memory(header))
+    wanted = TORCH_DTYPES[header.geometry.dtype]
+    for layer_idx, kind, whole in _decode(memory, source_basis, "cpu"):
+        tensor = whole if whole.dtype == wanted else _cast(whole, wanted)
+        chain = chain_for(header, layer_idx, kind, basis)
+        stop = 0
+        while stop < header.seq_len:
+            key = next(plan)
+            stop = key.stop
+            chunks.append(chain.encode(tensor[:, key.start : stop], piece_of(header, key.start, stop)))
+        if attention and kind is Kind.VALUE:
+            chunks.append(attention[next(plan).layer_idx])
+    return RawMemory(replace(header, content_digest=_digest(chunks)), tuple(chunks))
 
 
 def refuse_incompatible(header: MemoryHeader, geometry: Geometry) -> None:
     """Raise IncompatibleModel, with every field that differs, unless the memory fits as it is.
 
-    Another dtype is no obstacle: the same model, quantized otherwise, may well compute in another.
+    Another dtype is no obstacle: the same model, quantized otherwise, may well compute in another. Nor is
+    the key space: decoding turns keys of content space to their positions.
     """
-    wanted = {**_flatten(geometry), "key_space": str(KeySpace.ROTATED), "start_pos": "0"}
-    got = {
-        **_flatten(header.geometry),
-        "key_space": str(header.key_space),
-        "start_pos": str(header.start_pos),
-    }
+    wanted = {**_flatten(geometry), "start_pos": "0"}
+    got = {**_flatten(header.geometry), "start_pos": str(header.start_pos)}
     details = {name: [got[name], wanted[name]] for name in wanted if got[name] != wanted[name]}
     if details:
         first, (found, needed) = next(iter(details.items()))
@@ -102,6 +158,81 @@ def refuse_incompatible(header: MemoryHeader, geometry: Geometry) -> None:
             "align it first, or send it to a node with the same model",
             details=details,
         )
+
+
+def _decode(
+    memory: RawMemory, basis: Basis | None, device: torch.device | str
+) -> Iterator[tuple[int, Kind, torch.Tensor]]:
+    """Keys, then values, of each layer in turn: [num_kv_heads, seq_len, head_dim] in the memory's dtype."""
+    header = memory.header
+    if header.seq_len < 1 or len(memory.chunks) != count_chunks(header):
+        raise MalformedChunk(
+            f"a memory of {header.seq_len} tokens has {len(memory.chunks)} chunks, "
+            f"its header needs {count_chunks(header)}; ask for it again"
+        )
+    if problem := check_coding(header):
+        raise MalformedChunk(f"the coding of a memory is none: {problem}; ask for it again")
+    parts: list[torch.Tensor] = []
+    for key, chunk in zip(plan_memory(header), memory.chunks, strict=True):
+        if key.kind is Kind.ATTENTION:
+            continue
+        chain = chain_for(header, key.layer_idx, key.kind, basis)
+        parts.append(chain.decode(chunk, piece_of(header, key.start, key.stop), device))
+        if key.stop == header.seq_len:
+            yield key.layer_idx, key.kind, parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            parts = []
+
+
+def _recoded(
+    source: MemoryHeader,
+    preset: Preset,
+    basis: Basis | None,
+    dtype: DType | None,
+    pruned_heads: Sequence[tuple[int, int]],
+) -> MemoryHeader:
+    """The header of `source` in another coding; its content digest is still the source's."""
+    coding = preset.coding
+    if preset.needs_basis:
+        if basis is None:
+            raise UnknownBasis(
+                f"the preset {preset.name} needs a calibration of {source.fingerprint.model}; "
+                "calibrate the model first, or choose another preset"
+            )
+        coding = with_basis(coding, basis.digest, len(basis.raw))
+    pruned = sorted({*source.coding.pruned_heads, *pruned_heads})
+    geometry = source.geometry if dtype is None else replace(source.geometry, dtype=dtype)
+    header = replace(
+        source,
+        geometry=geometry,
+        key_space=_key_space(coding, geometry),
+        coding=replace(coding, pruned_heads=tuple(pruned)),
+        derived_from=source.id,
+    )
+    if problem := check_coding(header):
+        raise RequestError(f"the preset {preset.name} does not fit: {problem}; choose another")
+    return header
+
+
+def _key_space(coding: Coding, geometry: Geometry) -> KeySpace:
+    turned = coding.scheme is not Scheme.RAW and geometry.rope.rope_theta > 0
+    return KeySpace.CONTENT if turned else KeySpace.ROTATED
+
+
+def _cast(tensor: torch.Tensor, wanted: torch.dtype) -> torch.Tensor:
+    cast = tensor.to(wanted)
+    finite_peak(cast, f"a memory cast to {str(wanted).removeprefix('torch.')}")
+    return cast
+
+
+def _digest(chunks: Sequence[bytes | memoryview]) -> str:
+    return content_digest([hashlib.sha256(chunk).digest() for chunk in chunks])
+
+
+def _count_heads(attention: Sequence[bytes], seq_len: int) -> int:
+    """Query heads that sections of attention metadata tell of, by their length."""
+    if not attention:
+        return 0
+    return (len(attention[0]) - 16) // 4 - min(MAX_IMPORTANT_TOKENS, seq_len)
 
 
 def _flatten(geometry: Geometry) -> dict[str, str]:
@@ -118,9 +249,3 @@ def _flatten(geometry: Geometry) -> dict[str, str]:
 
 def _text(value: Any) -> str:
     return canonical_json(value).decode() if isinstance(value, dict) else str(value)
-
-
-def _join(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Token ranges [H, t, D] of one layer to [1, H, T, D]."""
-    joined = tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1)
-    return joined.unsqueeze(0)

@@ -16,8 +16,9 @@ from kvnet.errors import (
     StoreFull,
     TextTooLong,
 )
+from kvnet.plan import MAX_ATTENTION_HEADS, check_coding, count_transfer_chunks
 from kvnet.transfer.messages import MAX_NOTE_CHARS, Limits, Offer
-from kvnet.types import Fingerprint, Geometry, KeySpace, NodeId, Tier, count_chunks
+from kvnet.types import Fingerprint, Geometry, NodeId, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +42,9 @@ def admit_offer(offer: Offer, *, sender: NodeId, receiver: Receiver, now: int, h
     _check_shape(offer, receiver.limits)
     memory = offer.memory
     tier = require_tier((memory.fingerprint, memory.geometry), (receiver.fingerprint, receiver.geometry))
-    if memory.start_pos or memory.key_space is not KeySpace.ROTATED:
+    if memory.start_pos:
         raise IncompatibleModel(
-            f"memory: starts at {memory.start_pos} with {memory.key_space} keys; "
-            "this version takes whole prefixes with rotated keys"
+            f"memory: starts at position {memory.start_pos}; this version takes whole prefixes, from 0"
         )
     if memory.seq_len > receiver.limits.max_seq_len:
         raise TextTooLong(
@@ -52,9 +52,10 @@ def admit_offer(offer: Offer, *, sender: NodeId, receiver: Receiver, now: int, h
             f"{receiver.limits.max_seq_len}; send a shorter one"
         )
     room = min(receiver.limits.max_transfer_nbytes, receiver.free_nbytes + held_nbytes)
-    if memory.raw_nbytes > room:
+    needed = memory.raw_nbytes + memory.coding.basis_nbytes
+    if needed > room:
         raise StoreFull(
-            f"memory of {memory.raw_nbytes} bytes: this node has room for {room}; forget some memories there"
+            f"memory of {needed} bytes: this node has room for {room}; forget some memories there"
         )
     return tier
 
@@ -87,7 +88,18 @@ def _check_shape(offer: Offer, limits: Limits) -> None:
             raise MalformedMessage(f"offer: {name} {value}, allowed are 1 to {most}")
     if not 1 <= offer.memory.seq_len < 1 << 31:
         raise MalformedMessage(f"offer: {offer.memory.seq_len} tokens, a memory has at least one")
-    planned = count_chunks(geometry, offer.memory.seq_len)
+    if offer.memory.attention_heads > MAX_ATTENTION_HEADS:
+        raise MalformedMessage(
+            f"offer: {offer.memory.attention_heads} attention heads, at most {MAX_ATTENTION_HEADS}"
+        )
+    wrong = check_coding(offer.memory)
+    if wrong:
+        raise MalformedMessage(f"offer: its coding is none of FORMAT.md §8: {wrong}")
+    if offer.memory.coding.scheme not in limits.schemes:
+        raise IncompatibleModel(
+            f"offer: {offer.memory.coding.scheme} coding, this node decodes {', '.join(limits.schemes)}"
+        )
+    planned = count_transfer_chunks(offer.memory)
     if offer.chunk_count != planned:
         raise MalformedMessage(f"offer: {offer.chunk_count} chunks, its geometry makes {planned}")
     if len(offer.note) > MAX_NOTE_CHARS:

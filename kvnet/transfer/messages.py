@@ -15,9 +15,19 @@ from kvnet.errors import MalformedMessage
 from kvnet.format import strict_json
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.signing import SignedMessage, VerifiedMessage, sign_message, verify_message
-from kvnet.types import Fingerprint, Geometry, MemoryHeader, MemoryId, NodeId, TransferId, canonical_json
+from kvnet.types import (
+    Compression,
+    Fingerprint,
+    Geometry,
+    MemoryHeader,
+    MemoryId,
+    NodeId,
+    Scheme,
+    TransferId,
+    canonical_json,
+)
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_NOTE_CHARS = 2000
 
 
@@ -32,6 +42,8 @@ class Limits:
     max_head_dim: int = 1024
     offer_life_s: int = 600
     clock_skew_s: int = 300
+    schemes: tuple[str, ...] = tuple(scheme.value for scheme in Scheme)
+    compressions: tuple[str, ...] = tuple(choice.name.lower() for choice in Compression)
 
 
 @dataclass(frozen=True, slots=True)

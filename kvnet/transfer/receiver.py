@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 from kvnet.errors import BadSignature, ConflictingChunk, MalformedChunk, ReplayedMessage, TransferIncomplete
 from kvnet.identity.keys import public_key_of
+from kvnet.identity.seal import VerifiedHead
 from kvnet.identity.signing import ChunkBinding, VerifiedChunk
+from kvnet.plan import ChunkKey, plan_transfer, raw_nbytes_range
 from kvnet.transfer.messages import Accept, Commit, Offer, Receipt, chunks_digest, pack_bitmap
-from kvnet.types import ChunkKey, Tier, plan_chunks
+from kvnet.types import Tier
 
 SPARE_REPEATS = 16
 
@@ -53,7 +55,7 @@ class ReceiverSession:
     ) -> None:
         self.offer = offer
         self.tier = tier
-        self.plan: tuple[ChunkKey, ...] = plan_chunks(offer.memory.geometry, offer.memory.seq_len)
+        self.plan: tuple[ChunkKey, ...] = plan_transfer(offer.memory)
         self.binding = ChunkBinding(
             sender_key=public_key_of(offer.sender),
             receiver_key=public_key_of(offer.receiver),
@@ -89,10 +91,11 @@ class ReceiverSession:
         planned = self.plan[index]
         if envelope.key != planned:
             raise MalformedChunk(f"chunk {index}: covers {envelope.key}, the offer's plan has {planned}")
-        if envelope.raw_nbytes != planned.raw_nbytes(self.offer.memory.geometry):
+        allowed = raw_nbytes_range(self.offer.memory, planned)
+        if envelope.raw_nbytes not in allowed:
             raise MalformedChunk(
-                f"chunk {index}: {envelope.raw_nbytes} raw bytes, the geometry has "
-                f"{planned.raw_nbytes(self.offer.memory.geometry)}"
+                f"chunk {index}: {envelope.raw_nbytes} raw bytes, the geometry and coding of the offer "
+                f"make {allowed[0]} to {allowed[-1]}"
             )
         before = self._seen.get(index)
         if before is None:
@@ -125,6 +128,19 @@ class ReceiverSession:
             raise TransferIncomplete(f"commit: {missing} of {len(self.plan)} chunks are missing; send again")
         if commit.chunks_digest != self.chunks_digest():
             raise BadSignature("commit: its digest is not that of the chunks received; transfer ended")
+
+    def check_seal(self, head: VerifiedHead) -> None:
+        """Check the file head that came with the memory: it must describe what was offered and received.
+
+        Raises BadSignature.
+        """
+        if head.header.memory != self.offer.memory:
+            raise BadSignature("seal: describes another memory than the offer")
+        sections = head.header.sections
+        if not self._completed and any(
+            section.wire_digest != self._seen[section.key.index] for section in sections
+        ):
+            raise BadSignature("seal: its digests are not those of the chunks received; transfer ended")
 
     def chunks_digest(self) -> str:
         """Digest over the chunks received, in order."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from kvnet.errors import BadSignature, MalformedMessage, ReplayedMessage
 from kvnet.format.envelope import Envelope
 from kvnet.identity.keys import public_key_of
+from kvnet.plan import ChunkKey, plan_transfer
 from kvnet.transfer.messages import Accept, Commit, Offer, Receipt, chunks_digest, unpack_bitmap
-from kvnet.types import ChunkKey, Compression, plan_chunks
+from kvnet.types import Compression
 
 SPARE_ACKS = 16
 
@@ -30,7 +31,7 @@ class SenderSession:
     """One offer on its way. Chunks are given in plan order."""
 
     def __init__(self, offer: Offer, *, offer_digest: bytes, chunks: Sequence[WireChunk]) -> None:
-        plan = plan_chunks(offer.memory.geometry, offer.memory.seq_len)
+        plan = plan_transfer(offer.memory)
         if tuple(chunk.key for chunk in chunks) != plan:
             raise ValueError("chunks are not those of the offer's plan")
         self.offer = offer

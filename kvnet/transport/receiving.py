@@ -8,6 +8,7 @@ from typing import Protocol
 
 from kvnet.errors import MalformedMessage
 from kvnet.identity.keys import NodeKey, public_key_of
+from kvnet.identity.seal import VerifiedHead, verify_head
 from kvnet.identity.signing import SignedChunk, SignedMessage, VerifiedChunk, verify_chunk
 from kvnet.transfer.messages import Commit, open_sealed, seal
 from kvnet.transfer.receiver import AlreadyHeld, ReceiverSession
@@ -27,8 +28,8 @@ class Inbound(Protocol):
         """Make chunks durable; they are on disk when this returns."""
         ...
 
-    async def finish(self, sealed_commit: SignedMessage) -> SignedMessage:
-        """Turn the complete transfer into a memory, durably; returns the sealed receipt."""
+    async def finish(self, head: VerifiedHead) -> SignedMessage:
+        """Turn the complete transfer into a memory under this head, durably; returns the sealed receipt."""
         ...
 
     async def close(self, error: BaseException | None) -> None:
@@ -40,7 +41,7 @@ _Item = VerifiedChunk | AlreadyHeld | None
 
 
 async def receive_memory(stream: FrameStream, inbound: Inbound, pool: Executor) -> None:
-    """Accept, take chunks until all are durable, check the commit, answer with the receipt."""
+    """Accept, take chunks until all are durable, check commit and seal, answer with the receipt."""
     session = inbound.session
     await stream.write_control(seal(inbound.key, session.accept()))
     waiting: asyncio.Queue[_Item] = asyncio.Queue(maxsize=MAX_WAITING_CHUNKS)
@@ -49,10 +50,13 @@ async def receive_memory(stream: FrameStream, inbound: Inbound, pool: Executor) 
         _read_chunks(stream, session, waiting, commits, pool),
         _store_chunks(stream, inbound, waiting),
     )
-    sender_key = public_key_of(session.offer.sender)
-    commit, _ = open_sealed(Commit, commits[0], signer=sender_key)
+    commit, _ = open_sealed(Commit, commits[0], signer=public_key_of(session.offer.sender))
     session.commit(commit)
-    await stream.write_control(await inbound.finish(commits[0]))
+    sealed_head = await stream.read_control()
+    # A head of a MiB takes longer to parse than a turn of the loop may.
+    head = await asyncio.get_running_loop().run_in_executor(pool, verify_head, sealed_head)
+    session.check_seal(head)
+    await stream.write_control(await inbound.finish(head))
 
 
 async def _read_chunks(

@@ -24,6 +24,7 @@ class Outbound(Protocol):
 
     session: SenderSession
     sealed_offer: SignedMessage
+    sealed_head: SignedMessage
     key: NodeKey
 
     async def payload(self, chunk: WireChunk) -> bytes | memoryview:
@@ -61,7 +62,7 @@ class Sent:
 async def send_memory(
     stream: FrameStream, outbound: Outbound, on_progress: Callable[[AckProgress], None] | None = None
 ) -> Sent:
-    """Offer, wait for the accept, stream what is missing, commit, check and keep the receipt."""
+    """Offer, wait for the accept, stream what is missing, commit and seal, check and keep the receipt."""
     session = outbound.session
     receiver_key = public_key_of(session.offer.receiver)
     await stream.write_control(outbound.sealed_offer)
@@ -74,6 +75,7 @@ async def send_memory(
             _read_acks(stream, session, on_progress),
         )
     await stream.write_control(seal(outbound.key, session.commit()))
+    await stream.write_control(outbound.sealed_head)
     sealed_receipt = await stream.read_control(deadline_s=RECEIVER_WORK_DEADLINE_S)
     receipt, _ = open_sealed(Receipt, sealed_receipt, signer=receiver_key)
     session.finish(receipt)

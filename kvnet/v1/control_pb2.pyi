@@ -66,14 +66,30 @@ class ShutdownReply(_message.Message):
     def __init__(self, pid: _Optional[int] = ...) -> None: ...
 
 class RememberRequest(_message.Message):
-    __slots__ = ("text", "name", "compression")
+    __slots__ = ("text", "name", "codec", "dtype", "compression", "level", "attention", "prune", "domain", "topic", "language")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
     COMPRESSION_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    PRUNE_FIELD_NUMBER: _ClassVar[int]
+    DOMAIN_FIELD_NUMBER: _ClassVar[int]
+    TOPIC_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGE_FIELD_NUMBER: _ClassVar[int]
     text: str
     name: str
+    codec: str
+    dtype: str
     compression: str
-    def __init__(self, text: _Optional[str] = ..., name: _Optional[str] = ..., compression: _Optional[str] = ...) -> None: ...
+    level: int
+    attention: bool
+    prune: bool
+    domain: str
+    topic: str
+    language: str
+    def __init__(self, text: _Optional[str] = ..., name: _Optional[str] = ..., codec: _Optional[str] = ..., dtype: _Optional[str] = ..., compression: _Optional[str] = ..., level: _Optional[int] = ..., attention: _Optional[bool] = ..., prune: _Optional[bool] = ..., domain: _Optional[str] = ..., topic: _Optional[str] = ..., language: _Optional[str] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("done", "total")
@@ -92,7 +108,7 @@ class RememberEvent(_message.Message):
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., memory: _Optional[_Union[MemoryInfo, _Mapping]] = ...) -> None: ...
 
 class MemoryInfo(_message.Message):
-    __slots__ = ("id", "name", "tokens", "layers", "nbytes", "model", "origin", "created_at", "header", "problem")
+    __slots__ = ("id", "name", "tokens", "layers", "nbytes", "model", "origin", "created_at", "header", "problem", "codec", "stored_nbytes")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +119,8 @@ class MemoryInfo(_message.Message):
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     HEADER_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    STORED_NBYTES_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     tokens: int
@@ -113,11 +131,15 @@ class MemoryInfo(_message.Message):
     created_at: str
     header: _types_pb2.MemoryHeader
     problem: str
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., tokens: _Optional[int] = ..., layers: _Optional[int] = ..., nbytes: _Optional[int] = ..., model: _Optional[str] = ..., origin: _Optional[str] = ..., created_at: _Optional[str] = ..., header: _Optional[_Union[_types_pb2.MemoryHeader, _Mapping]] = ..., problem: _Optional[str] = ...) -> None: ...
+    codec: str
+    stored_nbytes: int
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., tokens: _Optional[int] = ..., layers: _Optional[int] = ..., nbytes: _Optional[int] = ..., model: _Optional[str] = ..., origin: _Optional[str] = ..., created_at: _Optional[str] = ..., header: _Optional[_Union[_types_pb2.MemoryHeader, _Mapping]] = ..., problem: _Optional[str] = ..., codec: _Optional[str] = ..., stored_nbytes: _Optional[int] = ...) -> None: ...
 
 class ListMemoriesRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("all",)
+    ALL_FIELD_NUMBER: _ClassVar[int]
+    all: bool
+    def __init__(self, all: _Optional[bool] = ...) -> None: ...
 
 class MemoryList(_message.Message):
     __slots__ = ("memories",)
@@ -137,17 +159,149 @@ class ForgetRequest(_message.Message):
     memory: str
     def __init__(self, memory: _Optional[str] = ...) -> None: ...
 
+class ExportRequest(_message.Message):
+    __slots__ = ("memory", "basis")
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    BASIS_FIELD_NUMBER: _ClassVar[int]
+    memory: str
+    basis: bool
+    def __init__(self, memory: _Optional[str] = ..., basis: _Optional[bool] = ...) -> None: ...
+
+class Piece(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class ImportPiece(_message.Message):
+    __slots__ = ("basis", "memory")
+    BASIS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    basis: bytes
+    memory: bytes
+    def __init__(self, basis: _Optional[bytes] = ..., memory: _Optional[bytes] = ...) -> None: ...
+
+class LineageRequest(_message.Message):
+    __slots__ = ("memory", "quality")
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    QUALITY_FIELD_NUMBER: _ClassVar[int]
+    memory: str
+    quality: bool
+    def __init__(self, memory: _Optional[str] = ..., quality: _Optional[bool] = ...) -> None: ...
+
+class SourceInput(_message.Message):
+    __slots__ = ("type", "description", "hash", "token_count")
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_COUNT_FIELD_NUMBER: _ClassVar[int]
+    type: str
+    description: str
+    hash: str
+    token_count: int
+    def __init__(self, type: _Optional[str] = ..., description: _Optional[str] = ..., hash: _Optional[str] = ..., token_count: _Optional[int] = ...) -> None: ...
+
+class ProcessingStep(_message.Message):
+    __slots__ = ("step", "timestamp", "model", "model_hash", "duration_s", "details_json")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_HASH_FIELD_NUMBER: _ClassVar[int]
+    DURATION_S_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_JSON_FIELD_NUMBER: _ClassVar[int]
+    step: str
+    timestamp: str
+    model: str
+    model_hash: str
+    duration_s: float
+    details_json: str
+    def __init__(self, step: _Optional[str] = ..., timestamp: _Optional[str] = ..., model: _Optional[str] = ..., model_hash: _Optional[str] = ..., duration_s: _Optional[float] = ..., details_json: _Optional[str] = ...) -> None: ...
+
+class Measurement(_message.Message):
+    __slots__ = ("kl", "top1", "tokens_checked", "against", "probe", "measured_at", "measured_by")
+    KL_FIELD_NUMBER: _ClassVar[int]
+    TOP1_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_CHECKED_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_AT_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_BY_FIELD_NUMBER: _ClassVar[int]
+    kl: float
+    top1: float
+    tokens_checked: int
+    against: str
+    probe: str
+    measured_at: str
+    measured_by: str
+    def __init__(self, kl: _Optional[float] = ..., top1: _Optional[float] = ..., tokens_checked: _Optional[int] = ..., against: _Optional[str] = ..., probe: _Optional[str] = ..., measured_at: _Optional[str] = ..., measured_by: _Optional[str] = ...) -> None: ...
+
+class MemoryLineage(_message.Message):
+    __slots__ = ("creation_method", "created_by", "created_at", "source_inputs", "processing_steps", "measurements")
+    CREATION_METHOD_FIELD_NUMBER: _ClassVar[int]
+    CREATED_BY_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_INPUTS_FIELD_NUMBER: _ClassVar[int]
+    PROCESSING_STEPS_FIELD_NUMBER: _ClassVar[int]
+    MEASUREMENTS_FIELD_NUMBER: _ClassVar[int]
+    creation_method: str
+    created_by: str
+    created_at: str
+    source_inputs: _containers.RepeatedCompositeFieldContainer[SourceInput]
+    processing_steps: _containers.RepeatedCompositeFieldContainer[ProcessingStep]
+    measurements: _containers.RepeatedCompositeFieldContainer[Measurement]
+    def __init__(self, creation_method: _Optional[str] = ..., created_by: _Optional[str] = ..., created_at: _Optional[str] = ..., source_inputs: _Optional[_Iterable[_Union[SourceInput, _Mapping]]] = ..., processing_steps: _Optional[_Iterable[_Union[ProcessingStep, _Mapping]]] = ..., measurements: _Optional[_Iterable[_Union[Measurement, _Mapping]]] = ...) -> None: ...
+
+class SignPackageRequest(_message.Message):
+    __slots__ = ("body",)
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    body: bytes
+    def __init__(self, body: _Optional[bytes] = ...) -> None: ...
+
+class SignPackageReply(_message.Message):
+    __slots__ = ("signer", "signature")
+    SIGNER_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    signer: bytes
+    signature: bytes
+    def __init__(self, signer: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class CalibrateRequest(_message.Message):
+    __slots__ = ("texts",)
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, texts: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Calibration(_message.Message):
+    __slots__ = ("model", "basis", "nbytes", "components", "tokens", "weighted", "seconds")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    BASIS_FIELD_NUMBER: _ClassVar[int]
+    NBYTES_FIELD_NUMBER: _ClassVar[int]
+    COMPONENTS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTED_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    basis: str
+    nbytes: int
+    components: int
+    tokens: int
+    weighted: bool
+    seconds: float
+    def __init__(self, model: _Optional[str] = ..., basis: _Optional[str] = ..., nbytes: _Optional[int] = ..., components: _Optional[int] = ..., tokens: _Optional[int] = ..., weighted: _Optional[bool] = ..., seconds: _Optional[float] = ...) -> None: ...
+
 class SendRequest(_message.Message):
-    __slots__ = ("memory", "to", "note", "agent")
+    __slots__ = ("memory", "to", "note", "agent", "codec")
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     TO_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     memory: str
     to: str
     note: str
     agent: str
-    def __init__(self, memory: _Optional[str] = ..., to: _Optional[str] = ..., note: _Optional[str] = ..., agent: _Optional[str] = ...) -> None: ...
+    codec: str
+    def __init__(self, memory: _Optional[str] = ..., to: _Optional[str] = ..., note: _Optional[str] = ..., agent: _Optional[str] = ..., codec: _Optional[str] = ...) -> None: ...
 
 class LayerProgress(_message.Message):
     __slots__ = ("layer_idx", "chunks_done", "chunks_total", "wire_bytes")
@@ -162,7 +316,7 @@ class LayerProgress(_message.Message):
     def __init__(self, layer_idx: _Optional[int] = ..., chunks_done: _Optional[int] = ..., chunks_total: _Optional[int] = ..., wire_bytes: _Optional[int] = ...) -> None: ...
 
 class SendReport(_message.Message):
-    __slots__ = ("transfer_id", "memory", "peer", "chunks", "raw_bytes", "wire_bytes", "seconds", "tier", "resumed_chunks")
+    __slots__ = ("transfer_id", "memory", "peer", "chunks", "raw_bytes", "wire_bytes", "seconds", "tier", "resumed_chunks", "codec")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
@@ -172,6 +326,7 @@ class SendReport(_message.Message):
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     RESUMED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     memory: str
     peer: str
@@ -181,7 +336,8 @@ class SendReport(_message.Message):
     seconds: float
     tier: str
     resumed_chunks: int
-    def __init__(self, transfer_id: _Optional[str] = ..., memory: _Optional[str] = ..., peer: _Optional[str] = ..., chunks: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., tier: _Optional[str] = ..., resumed_chunks: _Optional[int] = ...) -> None: ...
+    codec: str
+    def __init__(self, transfer_id: _Optional[str] = ..., memory: _Optional[str] = ..., peer: _Optional[str] = ..., chunks: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., tier: _Optional[str] = ..., resumed_chunks: _Optional[int] = ..., codec: _Optional[str] = ...) -> None: ...
 
 class SendEvent(_message.Message):
     __slots__ = ("progress", "report")
@@ -220,18 +376,20 @@ class AskRequest(_message.Message):
     def __init__(self, prompt: _Optional[str] = ..., memory: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., context: _Optional[str] = ...) -> None: ...
 
 class KvReport(_message.Message):
-    __slots__ = ("tier", "reused_tokens", "recomputed_tokens", "fallback", "ttft_s")
+    __slots__ = ("tier", "reused_tokens", "recomputed_tokens", "fallback", "ttft_s", "codec")
     TIER_FIELD_NUMBER: _ClassVar[int]
     REUSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FALLBACK_FIELD_NUMBER: _ClassVar[int]
     TTFT_S_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     tier: str
     reused_tokens: int
     recomputed_tokens: int
     fallback: str
     ttft_s: float
-    def __init__(self, tier: _Optional[str] = ..., reused_tokens: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., fallback: _Optional[str] = ..., ttft_s: _Optional[float] = ...) -> None: ...
+    codec: str
+    def __init__(self, tier: _Optional[str] = ..., reused_tokens: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., fallback: _Optional[str] = ..., ttft_s: _Optional[float] = ..., codec: _Optional[str] = ...) -> None: ...
 
 class Answer(_message.Message):
     __slots__ = ("text", "kv", "tokens", "finish_reason", "seconds")

@@ -65,6 +65,31 @@ class ControlStub:
                 request_serializer=kvnet_dot_v1_dot_control__pb2.ForgetRequest.SerializeToString,
                 response_deserializer=kvnet_dot_v1_dot_control__pb2.MemoryInfo.FromString,
                 _registered_method=True)
+        self.Export = channel.unary_stream(
+                '/kvnet.v1.Control/Export',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.ExportRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.Piece.FromString,
+                _registered_method=True)
+        self.Import = channel.stream_unary(
+                '/kvnet.v1.Control/Import',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.ImportPiece.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.MemoryInfo.FromString,
+                _registered_method=True)
+        self.Lineage = channel.unary_unary(
+                '/kvnet.v1.Control/Lineage',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.LineageRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.MemoryLineage.FromString,
+                _registered_method=True)
+        self.SignPackage = channel.unary_unary(
+                '/kvnet.v1.Control/SignPackage',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.SignPackageRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.SignPackageReply.FromString,
+                _registered_method=True)
+        self.Calibrate = channel.unary_unary(
+                '/kvnet.v1.Control/Calibrate',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.CalibrateRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.Calibration.FromString,
+                _registered_method=True)
         self.Send = channel.unary_stream(
                 '/kvnet.v1.Control/Send',
                 request_serializer=kvnet_dot_v1_dot_control__pb2.SendRequest.SerializeToString,
@@ -148,6 +173,40 @@ class ControlServicer:
 
     def Forget(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Export(self, request, context):
+        """A memory's .awkg file, or the calibration it is decoded with, piece by piece.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Import(self, request_iterator, context):
+        """The same way back: a calibration first, if there is one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Lineage(self, request, context):
+        """What a package tells of how a memory came to be, and this node's signature under its list of files.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignPackage(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Calibrate(self, request, context):
+        """Learn a basis for the codec `compact` from texts.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -239,6 +298,31 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Forget,
                     request_deserializer=kvnet_dot_v1_dot_control__pb2.ForgetRequest.FromString,
                     response_serializer=kvnet_dot_v1_dot_control__pb2.MemoryInfo.SerializeToString,
+            ),
+            'Export': grpc.unary_stream_rpc_method_handler(
+                    servicer.Export,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.ExportRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.Piece.SerializeToString,
+            ),
+            'Import': grpc.stream_unary_rpc_method_handler(
+                    servicer.Import,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.ImportPiece.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.MemoryInfo.SerializeToString,
+            ),
+            'Lineage': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lineage,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.LineageRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.MemoryLineage.SerializeToString,
+            ),
+            'SignPackage': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignPackage,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.SignPackageRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.SignPackageReply.SerializeToString,
+            ),
+            'Calibrate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Calibrate,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.CalibrateRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.Calibration.SerializeToString,
             ),
             'Send': grpc.unary_stream_rpc_method_handler(
                     servicer.Send,
@@ -449,6 +533,141 @@ class Control:
             '/kvnet.v1.Control/Forget',
             kvnet_dot_v1_dot_control__pb2.ForgetRequest.SerializeToString,
             kvnet_dot_v1_dot_control__pb2.MemoryInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Export(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvnet.v1.Control/Export',
+            kvnet_dot_v1_dot_control__pb2.ExportRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.Piece.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Import(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/kvnet.v1.Control/Import',
+            kvnet_dot_v1_dot_control__pb2.ImportPiece.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.MemoryInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lineage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/Lineage',
+            kvnet_dot_v1_dot_control__pb2.LineageRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.MemoryLineage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignPackage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/SignPackage',
+            kvnet_dot_v1_dot_control__pb2.SignPackageRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.SignPackageReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Calibrate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/Calibrate',
+            kvnet_dot_v1_dot_control__pb2.CalibrateRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.Calibration.FromString,
             options,
             channel_credentials,
             insecure,

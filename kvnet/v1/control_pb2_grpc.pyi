@@ -39,6 +39,15 @@ class ControlStub:
     ListMemories: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListMemoriesRequest, _control_pb2.MemoryList]
     ShowMemory: _grpc.UnaryUnaryMultiCallable[_control_pb2.ShowMemoryRequest, _control_pb2.MemoryInfo]
     Forget: _grpc.UnaryUnaryMultiCallable[_control_pb2.ForgetRequest, _control_pb2.MemoryInfo]
+    Export: _grpc.UnaryStreamMultiCallable[_control_pb2.ExportRequest, _control_pb2.Piece]
+    """A memory's .awkg file, or the calibration it is decoded with, piece by piece."""
+    Import: _grpc.StreamUnaryMultiCallable[_control_pb2.ImportPiece, _control_pb2.MemoryInfo]
+    """The same way back: a calibration first, if there is one."""
+    Lineage: _grpc.UnaryUnaryMultiCallable[_control_pb2.LineageRequest, _control_pb2.MemoryLineage]
+    """What a package tells of how a memory came to be, and this node's signature under its list of files."""
+    SignPackage: _grpc.UnaryUnaryMultiCallable[_control_pb2.SignPackageRequest, _control_pb2.SignPackageReply]
+    Calibrate: _grpc.UnaryUnaryMultiCallable[_control_pb2.CalibrateRequest, _control_pb2.Calibration]
+    """Learn a basis for the codec `compact` from texts."""
     Send: _grpc.UnaryStreamMultiCallable[_control_pb2.SendRequest, _control_pb2.SendEvent]
     Pull: _grpc.UnaryStreamMultiCallable[_control_pb2.PullRequest, _control_pb2.SendEvent]
     Ask: _grpc.UnaryStreamMultiCallable[_control_pb2.AskRequest, _control_pb2.AskEvent]
@@ -61,6 +70,15 @@ class ControlAsyncStub(ControlStub):
     ListMemories: _aio.UnaryUnaryMultiCallable[_control_pb2.ListMemoriesRequest, _control_pb2.MemoryList]  # type: ignore[assignment]
     ShowMemory: _aio.UnaryUnaryMultiCallable[_control_pb2.ShowMemoryRequest, _control_pb2.MemoryInfo]  # type: ignore[assignment]
     Forget: _aio.UnaryUnaryMultiCallable[_control_pb2.ForgetRequest, _control_pb2.MemoryInfo]  # type: ignore[assignment]
+    Export: _aio.UnaryStreamMultiCallable[_control_pb2.ExportRequest, _control_pb2.Piece]  # type: ignore[assignment]
+    """A memory's .awkg file, or the calibration it is decoded with, piece by piece."""
+    Import: _aio.StreamUnaryMultiCallable[_control_pb2.ImportPiece, _control_pb2.MemoryInfo]  # type: ignore[assignment]
+    """The same way back: a calibration first, if there is one."""
+    Lineage: _aio.UnaryUnaryMultiCallable[_control_pb2.LineageRequest, _control_pb2.MemoryLineage]  # type: ignore[assignment]
+    """What a package tells of how a memory came to be, and this node's signature under its list of files."""
+    SignPackage: _aio.UnaryUnaryMultiCallable[_control_pb2.SignPackageRequest, _control_pb2.SignPackageReply]  # type: ignore[assignment]
+    Calibrate: _aio.UnaryUnaryMultiCallable[_control_pb2.CalibrateRequest, _control_pb2.Calibration]  # type: ignore[assignment]
+    """Learn a basis for the codec `compact` from texts."""
     Send: _aio.UnaryStreamMultiCallable[_control_pb2.SendRequest, _control_pb2.SendEvent]  # type: ignore[assignment]
     Pull: _aio.UnaryStreamMultiCallable[_control_pb2.PullRequest, _control_pb2.SendEvent]  # type: ignore[assignment]
     Ask: _aio.UnaryStreamMultiCallable[_control_pb2.AskRequest, _control_pb2.AskEvent]  # type: ignore[assignment]
@@ -116,6 +134,45 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.ForgetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.MemoryInfo, _abc.Awaitable[_control_pb2.MemoryInfo]]: ...
+
+    @_abc_1.abstractmethod
+    def Export(
+        self,
+        request: _control_pb2.ExportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.Piece], _abc.AsyncIterator[_control_pb2.Piece]]:
+        """A memory's .awkg file, or the calibration it is decoded with, piece by piece."""
+
+    @_abc_1.abstractmethod
+    def Import(
+        self,
+        request_iterator: _MaybeAsyncIterator[_control_pb2.ImportPiece],
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.MemoryInfo, _abc.Awaitable[_control_pb2.MemoryInfo]]:
+        """The same way back: a calibration first, if there is one."""
+
+    @_abc_1.abstractmethod
+    def Lineage(
+        self,
+        request: _control_pb2.LineageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.MemoryLineage, _abc.Awaitable[_control_pb2.MemoryLineage]]:
+        """What a package tells of how a memory came to be, and this node's signature under its list of files."""
+
+    @_abc_1.abstractmethod
+    def SignPackage(
+        self,
+        request: _control_pb2.SignPackageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.SignPackageReply, _abc.Awaitable[_control_pb2.SignPackageReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Calibrate(
+        self,
+        request: _control_pb2.CalibrateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.Calibration, _abc.Awaitable[_control_pb2.Calibration]]:
+        """Learn a basis for the codec `compact` from texts."""
 
     @_abc_1.abstractmethod
     def Send(

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from kvnet.errors import MalformedChunk
 from kvnet.format.envelope import ENVELOPE_NBYTES, Envelope
-from kvnet.types import MAX_CHUNK_RAW_NBYTES, ChunkKey, Compression, Kind
+from kvnet.plan import MAX_CHUNK_RAW_NBYTES, ChunkKey
+from kvnet.types import Compression, Kind
 from tests.builders import envelopes, make_envelope
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "envelope_v1.hex"
@@ -80,8 +81,8 @@ def test_noise_is_refused(data: bytes) -> None:
 
 HOSTILE = {
     "another version": with_bytes(13, "<B", ord("2")),
-    "kind 3": with_bytes(148, "<B", 3),
-    "compression 2": with_bytes(149, "<B", 2),
+    "kind 4": with_bytes(148, "<B", 4),
+    "compression 4": with_bytes(149, "<B", 4),
     "reserved bytes": with_bytes(150, "<H", 1),
     "raw length of 4 GiB": with_bytes(168, "<II", 2**32 - 1, 7),
     "raw length over the limit": with_bytes(168, "<II", MAX_CHUNK_RAW_NBYTES + 1, 7),

@@ -215,3 +215,66 @@ def test_any_bytes_parse_or_are_malformed(data: bytes) -> None:
     except MalformedMessage:
         return
     assert parsed == json.loads(data)
+
+
+def deepest(document: bytes) -> int:
+    """The nesting of a document, counted byte by byte."""
+    depth = most = 0
+    in_string = is_escaped = False
+    for byte in document:
+        if in_string:
+            in_string = is_escaped or byte != ord('"')
+            is_escaped = byte == ord("\\") and not is_escaped
+        elif byte in b"[{":
+            depth += 1
+            most = max(most, depth)
+        elif byte in b"]}":
+            depth -= 1
+        else:
+            in_string = byte == ord('"')
+    return most
+
+
+def refusal(document: bytes) -> str:
+    """Why the document is refused; empty if it is not."""
+    try:
+        strict_json.loads(document, what="document")
+    except MalformedMessage as exc:
+        return exc.message
+    return ""
+
+
+@given(st.lists(st.sampled_from([*'[[[[[{]}""\\a\n']), max_size=120).map("".join))
+def test_nesting_is_that_outside_of_strings(text: str) -> None:
+    document = text.encode()
+    assert ("nested deeper" in refusal(document)) == (deepest(document) > MAX_DEPTH)
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    leaf_count: int
+    next_leaf: Leaf
+    w_matrix_reference: str = ""
+    free_form: Mapping[str, Any] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("num_kv_heads", "numKvHeads"), ("dtype", "dtype"), ("w_matrix_reference", "wMatrixReference")],
+)
+def test_camel_case_is_that_of_the_files(name: str, key: str) -> None:
+    assert strict_json.camel_case(name) == key
+
+
+def test_keys_may_be_named_otherwise_than_fields() -> None:
+    plain = {"leafCount": 1, "nextLeaf": {"size": 2}, "freeForm": {"snake_case": 3}}
+    branch = strict_json.from_plain(Branch, plain, what="branch", name_of=strict_json.camel_case)
+    assert branch == Branch(1, Leaf(2), free_form={"snake_case": 3})
+    with pytest.raises(MalformedMessage, match="unknown field 'leaf_count'"):
+        strict_json.from_plain(
+            Branch, {**plain, "leaf_count": 1}, what="branch", name_of=strict_json.camel_case
+        )
+    with pytest.raises(MalformedMessage, match="'leafCount'"):
+        strict_json.from_plain(
+            Branch, {"nextLeaf": {"size": 2}}, what="branch", name_of=strict_json.camel_case
+        )

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GPTJConfig
 
+from kvnet.codec.basis import Basis, LayerBasis
 from kvnet.errors import (
     Cancelled,
     IncompatibleModel,
     MalformedChunk,
     RequestError,
     TextTooLong,
+    UnknownBasis,
+    UnsupportedModel,
 )
+from kvnet.format.attention import unpack_attention
 from kvnet.model.cache import LayerKV, cache_seq_len, export_layers
+from kvnet.model.generation import Generated
 from kvnet.model.host import ModelHost
-from kvnet.model.memory import digest_tokens
-from kvnet.types import (
-    MAX_CHUNK_RAW_NBYTES,
-    DType,
-    KeySpace,
-    RawMemory,
-    Rope,
-    content_digest,
-    count_chunks,
-)
+from kvnet.model.loader import ModelSpec
+from kvnet.model.memory import digest_tokens, encode_memory
+from kvnet.model.sampling import Sampling
+from kvnet.plan import MAX_CHUNK_RAW_NBYTES, count_chunks, plan_memory
+from kvnet.types import AttentionMetadata, DType, Geometry, KeySpace, Kind, RawMemory, Rope, content_digest
 
 Checkpoint = Callable[..., Any]
 LoadHost = Callable[..., ModelHost]
@@ -113,15 +116,13 @@ def test_cancelled_capture_stops_between_layers(host: ModelHost, texts: tuple[st
 
 
 def test_long_memory_is_cut_into_chunks_and_joined_again(checkpoint: Checkpoint, cache_dir: Any) -> None:
-    from kvnet.model.loader import ModelSpec
-
     folder = checkpoint(
         "wide", num_hidden_layers=1, num_key_value_heads=4, head_dim=256, max_position_embeddings=1024
     )
     host = ModelHost.load(ModelSpec(str(folder), device="cpu"), cache_dir)
     text = "When two nodes talk. " * 90
     memory = host.capture(text)
-    assert len(memory.chunks) == count_chunks(host.geometry, memory.header.seq_len) > 2
+    assert len(memory.chunks) == count_chunks(memory.header) > 2
     assert max(len(chunk) for chunk in memory.chunks) <= MAX_CHUNK_RAW_NBYTES
     cache = host.new_cache()
     host.next_logits(host.tokenize_context(text), cache)
@@ -170,13 +171,10 @@ def test_every_differing_field_is_named(host: ModelHost, memory: RawMemory) -> N
     assert set(caught.value.details) == {"num_layers", "head_dim"}
 
 
-@pytest.mark.parametrize("changes", [{"key_space": KeySpace.CONTENT}, {"start_pos": 7}])
-def test_memory_that_is_not_rotated_from_position_zero_is_refused(
-    host: ModelHost, memory: RawMemory, changes: dict[str, Any]
-) -> None:
+def test_memory_that_does_not_begin_at_position_zero_is_refused(host: ModelHost, memory: RawMemory) -> None:
     with pytest.raises(IncompatibleModel) as caught:
-        host.inject(changed(memory, **changes))
-    assert set(caught.value.details) == set(changes)
+        host.inject(changed(memory, start_pos=7))
+    assert set(caught.value.details) == {"start_pos"}
 
 
 def test_memory_of_another_dtype_is_converted(
@@ -206,6 +204,126 @@ def test_claimed_length_that_the_chunks_do_not_have_is_refused(
 def test_missing_chunk_is_refused(host: ModelHost, memory: RawMemory) -> None:
     with pytest.raises(MalformedChunk, match="5 chunks"):
         host.inject(replace(memory, chunks=memory.chunks[:-1]))
+
+
+# Attention metadata
+
+
+def described(memory: RawMemory) -> list[AttentionMetadata]:
+    plan = zip(plan_memory(memory.header), memory.chunks, strict=True)
+    return [
+        unpack_attention(chunk, memory.header, key.layer_idx)
+        for key, chunk in plan
+        if key.kind is Kind.ATTENTION
+    ]
+
+
+def keys_and_values(memory: RawMemory) -> list[torch.Tensor]:
+    plan = zip(plan_memory(memory.header), memory.chunks, strict=True)
+    return [torch.frombuffer(bytearray(chunk), dtype=torch.float32) for key, chunk in plan if key.kind < 2]
+
+
+def test_attention_metadata_is_in_the_memory_when_asked_for(host: ModelHost, texts: tuple[str, ...]) -> None:
+    memory = host.capture(texts[0], attention=True)
+    layers = described(memory)
+    assert memory.header.attention_heads == 4
+    assert [layer.layer_index for layer in layers] == [0, 1, 2]
+    assert {len(layer.entropy_per_head) for layer in layers} == {4}
+    assert {len(layer.important_token_indices) for layer in layers} == {16}
+
+
+def test_capture_without_attention_is_the_same_before_and_after_one_with_it(
+    host: ModelHost, texts: tuple[str, ...], memory: RawMemory
+) -> None:
+    assert host.capture(texts[0], attention=True).header.id != memory.header.id
+    assert host.capture(texts[0]).header.id == memory.header.id
+    assert memory.header.attention_heads == 0
+
+
+def test_keys_and_values_are_those_of_a_plain_capture_but_for_rounding(
+    host: ModelHost, texts: tuple[str, ...], memory: RawMemory
+) -> None:
+    recorded = keys_and_values(host.capture(texts[0], attention=True))
+    for one, other in zip(recorded, keys_and_values(memory), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_blockwise_capture_describes_attention_as_a_whole_one_does(
+    host: ModelHost, texts: tuple[str, ...]
+) -> None:
+    whole, blockwise = (
+        described(host.capture(texts[0], attention=True, token_block=block)) for block in (None, 5)
+    )
+    for one, other in zip(whole, blockwise, strict=True):
+        assert other.entropy_per_head == pytest.approx(one.entropy_per_head, abs=1e-5)
+        assert other.average_attention_score == pytest.approx(one.average_attention_score, abs=1e-5)
+
+
+def test_memory_with_attention_metadata_is_injected_like_any_other(
+    host: ModelHost, texts: tuple[str, ...]
+) -> None:
+    memory = host.capture(texts[0], attention=True)
+    assert cache_seq_len(host.inject(memory)) == memory.header.seq_len
+
+
+def test_capture_cancelled_while_attention_is_recorded_leaves_the_model_as_it_was(
+    host: ModelHost, texts: tuple[str, ...], memory: RawMemory
+) -> None:
+    seen: list[LayerKV] = []
+    with pytest.raises(Cancelled):
+        host.capture(texts[0], attention=True, on_layer=seen.append, cancelled=lambda: bool(seen))
+    assert host.capture(texts[0]).header.id == memory.header.id
+
+
+def test_model_that_cannot_be_recorded_is_refused_before_it_reads(
+    tmp_path: Path, tiny_folder: Path, cache_dir: Path
+) -> None:
+    config = GPTJConfig(vocab_size=400, n_embd=32, n_layer=2, n_head=2, rotary_dim=8, n_positions=256)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_folder / name, tmp_path)
+    host = ModelHost.load(ModelSpec(str(tmp_path), device="cpu"), cache_dir)
+    seen: list[LayerKV] = []
+    with pytest.raises(UnsupportedModel, match="capture without attention metadata"):
+        host.capture("The harbour opens.", attention=True, on_layer=seen.append)
+    assert not seen
+    assert host.capture("The harbour opens.").header.attention_heads == 0
+
+
+# Codings
+
+
+def fine_basis(geometry: Geometry) -> Basis:
+    """Steps of 1/8 in each channel, channels as they are."""
+    channels = geometry.num_kv_heads * geometry.head_dim
+    return Basis.of(
+        {
+            (index, kind): LayerBasis(torch.zeros(channels), torch.eye(channels) * 8, torch.eye(channels) / 8)
+            for index in range(geometry.num_layers)
+            for kind in (Kind.KEY, Kind.VALUE)
+        }
+    )
+
+
+def test_transform_coded_memory_is_injected_with_its_basis_and_not_without(
+    host: ModelHost, memory: RawMemory
+) -> None:
+    basis = fine_basis(host.geometry)
+    coded = encode_memory(memory, "compact", basis=basis)
+    with pytest.raises(UnknownBasis):
+        host.inject(coded)
+    injected = export_layers(host.inject(coded, basis=basis))
+    for one, other in zip(injected, export_layers(host.inject(memory)), strict=True):
+        assert torch.allclose(one.keys, other.keys, atol=0.2)
+        assert torch.allclose(one.values, other.values, atol=0.2)
+
+
+def test_answer_after_a_transform_coded_memory_takes_its_basis(host: ModelHost, memory: RawMemory) -> None:
+    basis = fine_basis(host.geometry)
+    coded = encode_memory(memory, "compact", basis=basis)
+    *_, last = host.generate("Who?", memory=coded, basis=basis, sampling=Sampling(max_tokens=2))
+    assert isinstance(last, Generated)
+    assert last.reused_tokens == memory.header.seq_len
 
 
 # Logits

@@ -18,13 +18,16 @@ from kvnet.errors import (
     StoreFull,
     TextTooLong,
 )
+from kvnet.plan import MAX_ATTENTION_HEADS, count_transfer_chunks
 from kvnet.transfer.admission import Receiver, admit_offer, check_parties
 from kvnet.transfer.messages import MAX_NOTE_CHARS, Limits, Offer
-from kvnet.types import DType, KeySpace, Rope, Tier, count_chunks
+from kvnet.types import Coding, DType, KeySpace, Rope, Scheme, Tier
 from tests.builders import (
+    INT8,
     NOW,
     SENDER,
     STRANGER,
+    make_basis,
     make_fingerprint,
     make_geometry,
     make_memory,
@@ -33,6 +36,7 @@ from tests.builders import (
 )
 
 HEADER = make_memory().header
+TRANSFORM, _ = make_basis()
 
 
 def admit(offer: Offer, receiver: Receiver | None = None, *, now: int = NOW) -> Tier:
@@ -46,7 +50,7 @@ def offer_of(**changes: Any) -> Offer:
     geometry.update({name: changes.pop(name) for name in ("head_dim", "dtype", "rope") if name in changes})
     header = replace(HEADER, geometry=replace(HEADER.geometry, **geometry), **changes)
     try:
-        planned = count_chunks(header.geometry, header.seq_len)
+        planned = count_transfer_chunks(header)
     except ZeroDivisionError:
         planned = 0
     return make_offer(header, chunk_count=planned)
@@ -80,10 +84,79 @@ def test_offer_that_differs_in_one_field_is_refused_by_its_name(field: str, chan
     assert list(refused.value.details) == [field]
 
 
-@pytest.mark.parametrize("changes", [{"start_pos": 1}, {"key_space": KeySpace.CONTENT}])
-def test_memory_that_is_no_whole_rotated_prefix_is_refused(changes: dict[str, Any]) -> None:
+def test_memory_that_is_no_whole_prefix_is_refused() -> None:
     with pytest.raises(IncompatibleModel, match="whole prefixes"):
-        admit(offer_of(**changes))
+        admit(offer_of(start_pos=1))
+
+
+CODINGS = {
+    "int8": INT8,
+    "int4 with hadamard": replace(INT8, key_bits=4, value_bits=4, hadamard=True),
+    "pruned": Coding(pruned_heads=((0, 1),)),
+    "transform": TRANSFORM,
+}
+
+
+@pytest.mark.parametrize("coding", CODINGS.values(), ids=CODINGS)
+def test_every_coding_of_the_format_is_taken(coding: Coding) -> None:
+    assert admit(make_offer(make_memory(coding=coding))) is Tier.EXACT
+    assert (
+        admit(make_offer(make_memory(coding=coding, attention_heads=4, derived_from="mem_x"))) is Tier.EXACT
+    )
+
+
+def test_keys_in_content_space_are_taken() -> None:
+    assert admit(offer_of(key_space=KeySpace.CONTENT, coding=INT8)) is Tier.EXACT
+
+
+@pytest.mark.parametrize("coding", CODINGS.values(), ids=CODINGS)
+def test_scheme_that_this_node_does_not_decode_is_refused_by_name(coding: Coding) -> None:
+    others = tuple(scheme for scheme in Scheme if scheme is not coding.scheme)
+    receiver = make_receiver(limits=Limits(max_seq_len=64, schemes=others))
+    with pytest.raises(IncompatibleModel, match=f"{coding.scheme} coding, this node decodes {others[0]}"):
+        admit(make_offer(make_memory(coding=coding)), receiver)
+
+
+@pytest.mark.parametrize(
+    ("coding", "wanted"),
+    [
+        (Coding(key_bits=8), "a raw coding has parameters"),
+        (replace(INT8, value_bits=2), "2 bits"),
+        (replace(INT8, group_size=0), "groups of 0"),
+        (replace(TRANSFORM, basis_nbytes=0), "a basis of 0 bytes"),
+        (replace(TRANSFORM, basis_nbytes=2**62), "a basis of"),
+        (Coding(pruned_heads=((9, 9),)), "no head"),
+    ],
+)
+def test_coding_that_is_none_of_the_format_is_refused(coding: Coding, wanted: str) -> None:
+    with pytest.raises(MalformedMessage, match=rf"none of FORMAT.md §8: .*{wanted}"):
+        admit(offer_of(coding=coding))
+
+
+def test_too_many_attention_heads_are_refused() -> None:
+    assert admit(offer_of(attention_heads=MAX_ATTENTION_HEADS)) is Tier.EXACT
+    for heads in (MAX_ATTENTION_HEADS + 1, 2**62):
+        with pytest.raises(MalformedMessage, match=f"{heads} attention heads, at most 4096"):
+            admit(offer_of(attention_heads=heads))
+
+
+def test_chunk_count_covers_attention_and_basis() -> None:
+    header = make_memory(coding=TRANSFORM, attention_heads=4).header
+    assert make_offer(header).chunk_count == 3 * 3 + 1
+    for count in (6, 9, 11):
+        with pytest.raises(MalformedMessage, match="its geometry makes 10"):
+            admit(make_offer(header, chunk_count=count))
+
+
+def test_bytes_of_the_basis_count_towards_the_room() -> None:
+    header = make_memory(coding=TRANSFORM).header
+    needed = header.raw_nbytes + TRANSFORM.basis_nbytes
+    assert admit(make_offer(header), make_receiver(free_nbytes=needed)) is Tier.EXACT
+    with pytest.raises(StoreFull, match=f"memory of {needed} bytes"):
+        admit(make_offer(header), make_receiver(free_nbytes=needed - 1))
+    small = make_receiver(limits=Limits(max_seq_len=64, max_transfer_nbytes=needed - 1))
+    with pytest.raises(StoreFull, match=f"room for {needed - 1}"):
+        admit(make_offer(header), small)
 
 
 def test_offer_in_the_name_of_another_is_refused() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,14 @@ from tests.builders import (
     RECEIVER,
     SENDER,
     STRANGER,
+    make_basis,
     make_fingerprint,
     make_geometry,
     make_memory,
     make_offer,
 )
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "offer_v1.json"
+GOLDEN = Path(__file__).parent.parent / "golden" / "offer_v2.json"
 TRANSFER = TransferId("ab" * 16)
 MESSAGES: list[Any] = [
     Hello(
@@ -77,7 +78,14 @@ def test_every_message_has_a_type_of_its_own() -> None:
 
 def test_sealed_offer_is_what_it_always_was() -> None:
     golden = json.loads(GOLDEN.read_text())
-    sealed = seal(SENDER, make_offer(make_memory(7)))
+    coding, _ = make_basis()
+    memory = make_memory(
+        7,
+        coding=replace(coding, pruned_heads=((0, 1), (2, 0))),
+        attention_heads=4,
+        derived_from=make_memory(7).header.id,
+    )
+    sealed = seal(SENDER, make_offer(memory))
     assert sealed.type == golden["type"]
     assert sealed.body.decode() == golden["body"]
     assert sealed.signer.hex() == golden["signer"]

@@ -16,16 +16,29 @@ from kvnet.errors import (
     ReplayedMessage,
     TransferIncomplete,
 )
+from kvnet.format.envelope import Envelope
+from kvnet.identity.seal import VerifiedHead
 from kvnet.identity.signing import VerifiedChunk, sign_chunk, verify_chunk
+from kvnet.plan import ChunkKey
 from kvnet.transfer.messages import Commit, unpack_bitmap
 from kvnet.transfer.receiver import SPARE_REPEATS, AlreadyHeld, ReceiverSession, StoreChunk
 from kvnet.transfer.sender import SenderSession
-from kvnet.types import ChunkKey, Compression, Kind, Tier
-from tests.builders import NOW, SENDER, make_memory, make_offer, wire_chunks
+from kvnet.types import Compression, Kind, Tier
+from tests.builders import (
+    NOW,
+    SENDER,
+    STRANGER,
+    make_basis,
+    make_head,
+    make_memory,
+    make_offer,
+    wire_chunks,
+)
 
-OFFER = make_offer(make_memory())
+MEMORY = make_memory()
+OFFER = make_offer(MEMORY)
 OFFER_DIGEST = b"o" * 32
-CHUNKS, PAYLOADS = wire_chunks(make_memory())
+CHUNKS, PAYLOADS = wire_chunks(MEMORY)
 TOTAL = len(CHUNKS)
 
 
@@ -128,6 +141,7 @@ def test_contents_other_than_before_the_restart_end_the_transfer() -> None:
         {"key": replace(CHUNKS[0].key, index=1)},
         {"key": replace(CHUNKS[0].key, layer_idx=1)},
         {"key": replace(CHUNKS[0].key, kind=Kind.ATTENTION)},
+        {"key": replace(CHUNKS[0].key, kind=Kind.BASIS)},
         {"key": replace(CHUNKS[0].key, start=1)},
         {"key": replace(CHUNKS[0].key, stop=6)},
         {"key": ChunkKey(0, 0, Kind.KEY, 2**32 - 1, 0)},
@@ -188,6 +202,86 @@ def test_commit_for_anything_else_is_refused(changes: dict[str, str], refusal: t
     with pytest.raises(refusal):
         receiver.commit(replace(commit, **changes))
     receiver.commit(commit)
+
+
+def test_seal_of_the_memory_and_its_chunks_is_taken() -> None:
+    receiver = receiving()
+    complete(receiver)
+    receiver.check_seal(make_head(MEMORY))
+    receiver.check_seal(make_head(MEMORY, key=STRANGER))  # who made a memory need not be who sends it
+
+
+@pytest.mark.parametrize(
+    ("head", "why"),
+    [
+        (make_head(make_memory(seed=1)), "another memory"),
+        (make_head(make_memory(derived_from=MEMORY.header.id)), "another memory"),
+        (make_head(MEMORY, wanted=Compression.NONE), "not those of the chunks received"),
+        (make_head(MEMORY, wanted=Compression.ZSTD), "not those of the chunks received"),
+    ],
+)
+def test_seal_of_anything_else_is_refused(head: VerifiedHead, why: str) -> None:
+    receiver = receiving()
+    complete(receiver)
+    with pytest.raises(BadSignature, match=why):
+        receiver.check_seal(head)
+
+
+def test_seal_of_a_completed_transfer_must_be_of_its_memory() -> None:
+    commit = complete(receiving())
+    again = ReceiverSession(
+        OFFER,
+        offer_digest=OFFER_DIGEST,
+        nonce=b"n" * 16,
+        tier=Tier.EXACT,
+        held={},
+        completed=commit.chunks_digest,
+    )
+    again.check_seal(make_head(MEMORY))
+    with pytest.raises(BadSignature, match="another memory"):
+        again.check_seal(make_head(make_memory(seed=1)))
+
+
+COMPACT_OFFER = make_offer(make_memory(coding=make_basis()[0]))
+
+
+def compact_chunk(receiver: ReceiverSession, index: int, nbytes: int) -> VerifiedChunk:
+    """A chunk of a transform-coded memory, or of its basis, with so many bytes."""
+    payload = bytes(nbytes)
+    envelope = Envelope(
+        sender_key=receiver.binding.sender_key,
+        receiver_key=receiver.binding.receiver_key,
+        transfer_id=receiver.binding.transfer_id,
+        nonce=receiver.binding.nonce,
+        offer_digest=OFFER_DIGEST,
+        key=receiver.plan[index],
+        total=len(receiver.plan),
+        compression=Compression.NONE,
+        raw_nbytes=nbytes,
+        wire_nbytes=nbytes,
+        wire_digest=hashlib.sha256(payload).digest(),
+    )
+    return verify_chunk(sign_chunk(SENDER, envelope, payload), receiver.binding)
+
+
+# 5 tokens of 8 channels: 4 bytes, then at most 3 exact tokens of 4 + 16 bytes and 2 of 8 codes each.
+@pytest.mark.parametrize(
+    ("index", "nbytes", "is_taken"),
+    [(0, 3, False), (0, 4, True), (0, 60, True), (0, 80, True), (0, 81, False)]
+    + [(6, 299, False), (6, 300, True), (6, 301, False)],
+)
+def test_transform_coded_chunk_has_a_range_of_lengths_and_its_basis_one(
+    index: int, nbytes: int, is_taken: bool
+) -> None:
+    receiver = ReceiverSession(
+        COMPACT_OFFER, offer_digest=OFFER_DIGEST, nonce=b"n" * 16, tier=Tier.EXACT, held={}
+    )
+    chunk = compact_chunk(receiver, index, nbytes)
+    if is_taken:
+        assert isinstance(receiver.receive(chunk), StoreChunk)
+    else:
+        with pytest.raises(MalformedChunk, match=f"{nbytes} raw bytes"):
+            receiver.receive(chunk)
 
 
 def test_receipt_confirms_the_chunks_that_came() -> None:

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from kvnet.errors import BadSignature, KvnetError, MalformedMessage, ReplayedMessage
-from kvnet.transfer.messages import Accept, Receipt, pack_bitmap
+from kvnet.transfer.messages import Accept, Receipt, chunks_digest, pack_bitmap
 from kvnet.transfer.sender import SPARE_ACKS, SenderSession
-from tests.builders import NOW, RECEIVER, SENDER, make_memory, make_offer, wire_chunks
+from tests.builders import NOW, RECEIVER, SENDER, make_basis, make_memory, make_offer, wire_basis, wire_chunks
 
 OFFER = make_offer(make_memory())
 OFFER_DIGEST = b"o" * 32
@@ -52,6 +52,19 @@ def test_chunks_of_another_plan_are_a_bug_of_ours() -> None:
     for chunks in (CHUNKS[:-1], tuple(reversed(CHUNKS)), ()):
         with pytest.raises(ValueError, match="plan"):
             SenderSession(OFFER, offer_digest=OFFER_DIGEST, chunks=chunks)
+
+
+def test_basis_goes_with_its_memory_and_only_to_who_lacks_it() -> None:
+    coding, basis = make_basis(3 << 19)
+    memory = make_memory(coding=coding)
+    chunks = wire_chunks(memory)[0]
+    with pytest.raises(ValueError, match="plan"):
+        SenderSession(make_offer(memory), offer_digest=OFFER_DIGEST, chunks=chunks)
+    whole = chunks + wire_basis(memory.header, basis)[0]
+    session = SenderSession(make_offer(memory), offer_digest=OFFER_DIGEST, chunks=whole)
+    assert session.accepted(replace(ACCEPT, held=pack_bitmap(set(), 8))) == whole
+    assert session.accepted(replace(ACCEPT, held=pack_bitmap({6, 7}, 8))) == chunks
+    assert session.commit().chunks_digest == chunks_digest([chunk.wire_digest for chunk in whole])
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,25 @@ from typing import Any
 from kvnet.errors import BadSignature, UnknownMemory
 from kvnet.format.compress import decompress
 from kvnet.identity.keys import NodeKey
+from kvnet.identity.seal import VerifiedHead
 from kvnet.identity.signing import SignedMessage, VerifiedChunk
+from kvnet.plan import count_chunks
 from kvnet.transfer.admission import admit_offer
 from kvnet.transfer.messages import PROTOCOL_VERSION, Hello, Offer, PullRequest, open_sealed, seal
 from kvnet.transfer.receiver import ReceiverSession
 from kvnet.transfer.sender import SenderSession, WireChunk
 from kvnet.transport.client import PeerClient
 from kvnet.types import MemoryId, RawMemory, TransferId, content_digest
-from tests.builders import NOW, RECEIVER, make_memory, make_offer, make_receiver, wire_chunks
+from tests.builders import (
+    NOW,
+    RECEIVER,
+    make_head,
+    make_memory,
+    make_offer,
+    make_receiver,
+    wire_basis,
+    wire_chunks,
+)
 
 Disk = dict[int, VerifiedChunk]
 MEMORY = make_memory()
@@ -30,10 +41,12 @@ TOTAL = 6
 class MemoryOutbound:
     """A memory on its way out."""
 
-    def __init__(self, key: NodeKey, memory: RawMemory, offer: Offer) -> None:
-        chunks, self._payloads = wire_chunks(memory)
+    def __init__(self, key: NodeKey, memory: RawMemory, offer: Offer, basis: bytes = b"") -> None:
+        of_memory, of_basis = wire_chunks(memory), wire_basis(memory.header, basis)
+        chunks, self._payloads = of_memory[0] + of_basis[0], of_memory[1] + of_basis[1]
         self.key = key
         self.sealed_offer = seal(key, offer)
+        self.sealed_head = make_head(memory, key=key).sealed
         digest = hashlib.sha256(self.sealed_offer.body).digest()
         self.session = SenderSession(offer, offer_digest=digest, chunks=chunks)
         self.failures: list[BaseException | None] = []
@@ -73,7 +86,7 @@ class MemoryInbound:
         for chunk in chunks:
             self._disk[chunk.envelope.key.index] = chunk
 
-    async def finish(self, sealed_commit: SignedMessage) -> SignedMessage:
+    async def finish(self, head: VerifiedHead) -> SignedMessage:
         """Decompress everything, compare with the offer, keep it."""
         header = self.session.offer.memory
         raws = []
@@ -81,9 +94,12 @@ class MemoryInbound:
             chunk = self._disk[index]
             envelope = chunk.envelope
             raws.append(bytes(decompress(chunk.signed.payload, envelope.compression, envelope.raw_nbytes)))
-        if content_digest([hashlib.sha256(raw).digest() for raw in raws]) != header.content_digest:
+        count = count_chunks(header)
+        if content_digest([hashlib.sha256(raw).digest() for raw in raws[:count]]) != header.content_digest:
             raise BadSignature("the contents are not the memory offered")
-        self._node.memories[header.id] = RawMemory(header, tuple(raws))
+        self._node.memories[header.id] = RawMemory(header, tuple(raws[:count]))
+        if header.coding.basis:
+            self._node.bases[header.coding.basis] = b"".join(raws[count:])
         return seal(self.key, self.session.receipt(received_at=NOW))
 
     async def close(self, error: BaseException | None) -> None:
@@ -99,6 +115,7 @@ class MemoryNode:
         self.key = key
         self.pool = pool
         self.memories: dict[MemoryId, RawMemory] = {}
+        self.bases: dict[str, bytes] = {}
         self.disks: dict[TransferId, Disk] = {}
         self.inbound: list[MemoryInbound] = []
         self.outbound: list[MemoryOutbound] = []
@@ -143,10 +160,10 @@ class MemoryNode:
         self.outbound.append(self.outgoing(memory, receiver=verified.signer))
         return self.outbound[-1]
 
-    def outgoing(self, memory: RawMemory, **changes: Any) -> MemoryOutbound:
+    def outgoing(self, memory: RawMemory, *, basis: bytes = b"", **changes: Any) -> MemoryOutbound:
         """An offer of this node."""
         offer = make_offer(memory, **{"sender": self.key.node_id, **changes})
-        return MemoryOutbound(self.key, memory, offer)
+        return MemoryOutbound(self.key, memory, offer, basis)
 
     async def settled(self) -> MemoryInbound:
         """The latest transfer on its way in, once it was closed."""

@@ -19,7 +19,7 @@ from kvnet.errors import (
 from kvnet.identity.signing import MAX_BODY_NBYTES, sign_message
 from kvnet.transfer.messages import Accept, Offer, seal
 from kvnet.v1 import peer_pb2
-from tests.builders import NOW, SENDER, STRANGER, make_fingerprint
+from tests.builders import INT8, NOW, SENDER, STRANGER, make_basis, make_fingerprint, make_offer
 from tests.transport.attacker import Attacker, attack
 from tests.transport.backend import MEMORY, Pair
 
@@ -55,6 +55,21 @@ async def offer_of_another_model(alice: Attacker) -> None:
     await alice.stream.write_control(seal(SENDER, replace(alice.session.offer, memory=header)))
 
 
+async def offer_of_a_coding_that_does_not_exist(alice: Attacker) -> None:
+    header = replace(MEMORY.header, coding=replace(INT8, key_bits=1))
+    await alice.stream.write_control(seal(SENDER, replace(alice.session.offer, memory=header)))
+
+
+async def offer_of_a_scheme_from_the_future(alice: Attacker) -> None:
+    body = alice.outbound.sealed_offer.body.replace(b'"scheme":"raw"', b'"scheme":"dream"')
+    await alice.stream.write_control(sign_message(SENDER, Offer.TYPE, body))
+
+
+async def offer_with_a_basis_of_a_tebibyte(alice: Attacker) -> None:
+    header = replace(MEMORY.header, coding=replace(make_basis()[0], basis_nbytes=1 << 40))
+    await alice.stream.write_control(seal(SENDER, make_offer(header)))
+
+
 async def control_message_of_nothing(alice: Attacker) -> None:
     await alice.raw(peer_pb2.Frame(control=peer_pb2.SignedMessage()))
 
@@ -75,6 +90,9 @@ BAD_OFFERS: dict[Callable[[Attacker], Awaitable[None]], type[KvnetError]] = {
     offer_for_another_receiver: ReplayedMessage,
     offer_of_yesterday: ReplayedMessage,
     offer_of_another_model: IncompatibleModel,
+    offer_of_a_coding_that_does_not_exist: MalformedMessage,
+    offer_of_a_scheme_from_the_future: MalformedMessage,
+    offer_with_a_basis_of_a_tebibyte: MalformedMessage,
     control_message_of_nothing: MalformedMessage,
     offer_over_64_kib: MalformedMessage,
     nothing_at_all: TransferIncomplete,

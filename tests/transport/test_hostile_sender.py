@@ -16,11 +16,14 @@ from kvnet.errors import (
     ConflictingChunk,
     KvnetError,
     MalformedChunk,
+    MalformedFile,
     MalformedMessage,
     ReplayedMessage,
     TransferIncomplete,
 )
-from kvnet.identity.signing import SignedChunk
+from kvnet.format.awkg import MAX_HEAD_NBYTES
+from kvnet.identity.seal import SEAL_TYPE, seal_head
+from kvnet.identity.signing import SignedChunk, sign_message
 from kvnet.transfer.messages import (
     Receipt,
     chunks_digest,
@@ -35,10 +38,13 @@ from tests.builders import (
     RECEIVER,
     SENDER,
     STRANGER,
+    make_head,
+    make_memory,
 )
 from tests.transport.attacker import Attacker, attack
 from tests.transport.backend import MEMORY, TOTAL, Pair
 
+HEAD = make_head(MEMORY)
 OTHER_TRANSFER = TransferId("fedcba9876543210" * 2)
 
 
@@ -145,6 +151,69 @@ async def lz4_bomb(alice: Attacker) -> None:
     await alice.send(*range(1, TOTAL))
     commit = replace(alice.session.commit(), chunks_digest=chunks_digest(digests))
     await alice.stream.write_control(seal(SENDER, commit))
+    sections = list(HEAD.header.sections)
+    sections[0] = replace(sections[0], wire_nbytes=len(bomb), wire_digest=digests[0])
+    shift = len(bomb) - HEAD.header.sections[0].wire_nbytes
+    sections[1:] = [replace(section, offset=section.offset + shift) for section in sections[1:]]
+    await alice.stream.write_control(
+        seal_head(SENDER, replace(HEAD.header, sections=tuple(sections), repeated=None))
+    )
+
+
+async def commit_without_a_seal(alice: Attacker) -> None:
+    await _commit(alice)
+    await alice.stream._call.done_writing()  # type: ignore[attr-defined]
+
+
+async def seal_of_noise(alice: Attacker) -> None:
+    await _commit(alice)
+    await alice.stream.write_control(sign_message(SENDER, SEAL_TYPE, b"noise"))
+
+
+async def seal_by_another_than_it_names(alice: Attacker) -> None:
+    await _commit(alice)
+    await alice.stream.write_control(sign_message(STRANGER, SEAL_TYPE, HEAD.sealed.body))
+
+
+async def seal_of_another_memory(alice: Attacker) -> None:
+    await _commit(alice)
+    await alice.stream.write_control(make_head(make_memory(seed=7)).sealed)
+
+
+async def seal_over_other_digests(alice: Attacker) -> None:
+    await _commit(alice)
+    await alice.stream.write_control(make_head(MEMORY, wanted=Compression.NONE).sealed)
+
+
+async def seal_of_another_type(alice: Attacker) -> None:
+    await _commit(alice)
+    await alice.stream.write_control(sign_message(SENDER, "kvnet/awkg/v3", HEAD.sealed.body))
+
+
+async def seal_altered_on_the_way(alice: Attacker) -> None:
+    await _commit(alice)
+    body = HEAD.sealed.body.replace(b'"createdBy":"alice"', b'"createdBy":"mabel"')
+    await alice.stream.write_control(replace(HEAD.sealed, body=body))
+
+
+async def seal_over_a_mebibyte(alice: Attacker) -> None:
+    await _commit(alice)
+    await alice.stream.write_control(sign_message(SENDER, SEAL_TYPE, b" " * (MAX_HEAD_NBYTES + 1)))
+
+
+async def seal_before_the_commit(alice: Attacker) -> None:
+    await alice.send(*range(TOTAL))
+    await alice.stream.write_control(HEAD.sealed)
+
+
+async def chunk_instead_of_a_seal(alice: Attacker) -> None:
+    await _commit(alice)
+    await alice.send(0)
+
+
+async def _commit(alice: Attacker) -> None:
+    await alice.send(*range(TOTAL))
+    await alice.stream.write_control(seal(SENDER, alice.session.commit()))
 
 
 async def stream_ended_early(alice: Attacker) -> None:
@@ -177,6 +246,16 @@ ATTACKS: dict[Callable[[Attacker], Awaitable[None]], type[KvnetError]] = {
     commit_of_an_earlier_attempt: ReplayedMessage,
     offer_instead_of_a_commit: MalformedMessage,
     lz4_bomb: MalformedChunk,
+    commit_without_a_seal: TransferIncomplete,
+    seal_of_noise: MalformedFile,
+    seal_by_another_than_it_names: BadSignature,
+    seal_of_another_memory: BadSignature,
+    seal_over_other_digests: BadSignature,
+    seal_of_another_type: MalformedMessage,
+    seal_altered_on_the_way: BadSignature,
+    seal_over_a_mebibyte: MalformedFile,
+    seal_before_the_commit: MalformedMessage,
+    chunk_instead_of_a_seal: MalformedMessage,
     stream_ended_early: TransferIncomplete,
     oversize_message: CapacityError,
 }
@@ -209,6 +288,7 @@ async def test_reordered_and_repeated_chunks_are_allowed(pair: Pair) -> None:
             assert isinstance(indices, list)
             acked += indices
         await alice.stream.write_control(seal(SENDER, alice.session.commit()))
+        await alice.stream.write_control(alice.outbound.sealed_head)
         receipt, _ = open_sealed(Receipt, await alice.stream.read_control(), signer=RECEIVER.public)
         alice.session.finish(receipt)
     assert pair.bob.memories == {MEMORY.header.id: MEMORY}

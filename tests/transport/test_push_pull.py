@@ -34,7 +34,9 @@ from tests.builders import (
     NOW,
     RECEIVER,
     SENDER,
+    make_basis,
     make_fingerprint,
+    make_memory,
 )
 from tests.transport.backend import MEMORY, TOTAL, MemoryNode, Pair
 
@@ -57,6 +59,18 @@ async def test_pushed_memory_arrives_and_is_receipted(pair: Pair) -> None:
     assert [step.layer_idx for step in progress] == [0, 1, 2]
     assert (progress[-1].chunks_done, progress[-1].wire_nbytes) == (TOTAL, sent.wire_nbytes)
     assert (await pair.bob.settled()).failures == [None]
+
+
+async def test_memory_with_attention_and_a_basis_arrives_and_is_receipted(pair: Pair) -> None:
+    coding, basis = make_basis()
+    memory = make_memory(coding=coding, attention_heads=4)
+    outbound = pair.alice.outgoing(memory, basis=basis)
+    async with pair.client() as client:
+        sent = await client.push(outbound)
+    assert sent.receipt.memory == memory.header.id
+    assert outbound.sent == list(range(3 * 3 + 1))
+    assert pair.bob.memories == {memory.header.id: memory}
+    assert pair.bob.bases == {coding.basis: basis}
 
 
 async def test_push_again_sends_nothing_and_gets_a_receipt(pair: Pair) -> None:
@@ -121,6 +135,7 @@ async def test_server_refuses_other_protocols_and_short_nonces(pair: Pair) -> No
     async with grpc.aio.insecure_channel(pair.address) as channel:
         for hello, wanted in (
             (peer_pb2.HelloRequest(protocol=PROTOCOL_VERSION + 1, nonce=b"n" * 16), ProtocolMismatch),
+            (peer_pb2.HelloRequest(protocol=PROTOCOL_VERSION - 1, nonce=b"n" * 16), ProtocolMismatch),
             (peer_pb2.HelloRequest(protocol=0, nonce=b"n" * 16), ProtocolMismatch),
             (peer_pb2.HelloRequest(protocol=PROTOCOL_VERSION, nonce=b"n" * 15), MalformedMessage),
             (peer_pb2.HelloRequest(protocol=PROTOCOL_VERSION), MalformedMessage),

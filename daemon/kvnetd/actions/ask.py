@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from kvnet.api import Answer, KvReport
+from kvnet.codec.basis import Basis
+from kvnet.codec.presets import preset_name
 from kvnet.compat import require_tier
 from kvnet.errors import RequestError
 from kvnet.model.generation import Generated, TextDelta
 from kvnet.model.sampling import Sampling
 from kvnet.types import RawMemory, Tier
+from kvnetd import encoding
 from kvnetd.actions.memories import find
 from kvnetd.services import Services
 
@@ -40,10 +43,10 @@ async def ask(services: Services, question: Question) -> AsyncGenerator[str | An
     if question.memory and question.context:
         raise RequestError("both a memory and a text were given; give one")
     with services.log.span("generation", model=services.host.name) as span:
-        memory, tier = await _load(services, question.memory)
+        memory, basis, tier = await _load(services, question.memory)
         waited_s = time.perf_counter() - began
         generated: Generated | None = None
-        make_items = partial(_generate, services, question, memory)
+        make_items = partial(_generate, services, question, memory, basis)
         async with aclosing(services.runner.stream(make_items)) as items:
             async for item in items:
                 if isinstance(item, TextDelta):
@@ -58,6 +61,7 @@ async def ask(services: Services, question: Question) -> AsyncGenerator[str | An
             recomputed_tokens=generated.recomputed_tokens,
             fallback="none",
             ttft_s=round(waited_s + generated.ttft_s, 6),
+            codec=preset_name(memory.header.coding) if memory else "",
         )
         span.add(
             tier=kv.tier,
@@ -77,20 +81,25 @@ async def ask(services: Services, question: Question) -> AsyncGenerator[str | An
     )
 
 
-async def _load(services: Services, wanted: str) -> tuple[RawMemory | None, Tier]:
+async def _load(services: Services, wanted: str) -> tuple[RawMemory | None, Basis | None, Tier]:
     if not wanted:
-        return None, Tier.NONE
+        return None, None, Tier.NONE
     record = await find(services, wanted)
     header = record.header
     tier = require_tier(
         (header.fingerprint, header.geometry), (services.host.fingerprint, services.host.geometry)
     )
     with services.log.span("injection", memory=record.id, tier=tier.value, tokens=header.seq_len):
-        return await services.in_pool(services.memories.load, record), tier
+        basis = await encoding.basis_of(services, header.coding)
+        return await services.in_pool(services.memories.load, record), basis, tier
 
 
 def _generate(
-    services: Services, question: Question, memory: RawMemory | None, cancelled: Callable[[], bool]
+    services: Services,
+    question: Question,
+    memory: RawMemory | None,
+    basis: Basis | None,
+    cancelled: Callable[[], bool],
 ) -> Iterator[TextDelta | Generated]:
     sampling = Sampling(
         max_tokens=question.max_tokens or DEFAULT_MAX_TOKENS,
@@ -102,6 +111,7 @@ def _generate(
     return services.host.generate(
         question.prompt,
         memory=memory,
+        basis=basis,
         context=question.context or None,
         sampling=sampling,
         cancelled=cancelled,

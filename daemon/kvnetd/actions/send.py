@@ -8,23 +8,26 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 
 from kvnet.api import LayerProgress, SendReport
+from kvnet.codec.presets import preset_name
 from kvnet.compat import require_tier
-from kvnet.errors import KvnetError, PeerUnreachable, RequestError
+from kvnet.errors import IncompatibleModel, KvnetError, PeerUnreachable, RequestError
 from kvnet.identity.peers import AddedPeer
 from kvnet.transfer.messages import MAX_NOTE_CHARS, Hello
 from kvnet.transport.client import HELLO_DEADLINE_S, PeerClient
 from kvnet.transport.sending import AckProgress, Sent
 from kvnet.types import MemoryId
+from kvnetd import encoding
 from kvnetd.actions.memories import find
 from kvnetd.outgoing import OutboundTransfer
 from kvnetd.services import Services
+from kvnetd.store.records import MemoryRecord
 from kvnetd.transfers import Transfers
 
 MEMORY_ID_CHARS = 56
 
 
 async def send(
-    services: Services, transfers: Transfers, *, memory: str, to: str, note: str, agent: str
+    services: Services, transfers: Transfers, *, memory: str, to: str, note: str, agent: str, codec: str = ""
 ) -> AsyncGenerator[LayerProgress | SendReport, None]:
     """Send a memory to `peer` or `peer/agent`; yields a LayerProgress per layer, the report last."""
     began = time.perf_counter()
@@ -33,6 +36,11 @@ async def send(
     wanted, _, to_agent = to.partition("/")
     peer = services.peers.find(wanted)
     record = await find(services, memory)
+    hello, address, _ = await say_hello(services, peer)
+    source = record.header
+    require_tier((source.fingerprint, source.geometry), (hello.fingerprint, hello.geometry))
+    record = await encoding.record_to_send(services, record, codec)
+    _require_decoder(record, hello)
     # One item a layer and one for the end: never more.
     progress: asyncio.Queue[LayerProgress | None] = asyncio.Queue(record.header.geometry.num_layers + 1)
 
@@ -40,7 +48,7 @@ async def send(
         progress.put_nowait(LayerProgress(ack.layer_idx, ack.chunks_done, ack.chunks_total, ack.wire_nbytes))
 
     outbound = transfers.prepare(record, peer, note=note, agents=(agent, to_agent))
-    pushing = asyncio.create_task(_push(services, peer, outbound, on_progress))
+    pushing = asyncio.create_task(_push(peer, address, outbound, on_progress))
     pushing.add_done_callback(lambda _: progress.put_nowait(None))
     failure: BaseException | None = None
     try:
@@ -64,6 +72,7 @@ async def send(
         seconds=round(time.perf_counter() - began, 6),
         tier=sent.receipt.tier,
         resumed_chunks=sent.resumed_chunks,
+        codec=preset_name(record.header.coding),
     )
 
 
@@ -89,15 +98,23 @@ async def say_hello(
     raise failure or PeerUnreachable(f"peer {peer.name}: no address to dial")
 
 
+def _require_decoder(record: MemoryRecord, hello: Hello) -> None:
+    """That the peer says it can decode what would be sent. Raises IncompatibleModel."""
+    scheme = record.header.coding.scheme
+    used = {section.compression.name.lower() for section in record.head.sections}
+    missing = (
+        [scheme] if scheme not in hello.limits.schemes else sorted(used - set(hello.limits.compressions))
+    )
+    if missing:
+        raise IncompatibleModel(
+            f"{hello.name}: does not decode {missing[0]}, "
+            f"only {', '.join((*hello.limits.schemes, *hello.limits.compressions))}; send with another codec"
+        )
+
+
 async def _push(
-    services: Services,
-    peer: AddedPeer,
-    outbound: OutboundTransfer,
-    on_progress: Callable[[AckProgress], None],
+    peer: AddedPeer, address: str, outbound: OutboundTransfer, on_progress: Callable[[AckProgress], None]
 ) -> Sent:
-    hello, address, _ = await say_hello(services, peer)
-    header = outbound.session.offer.memory
-    require_tier((header.fingerprint, header.geometry), (hello.fingerprint, hello.geometry))
     async with PeerClient(address, public=peer.public, peer=f"{peer.name} at {address}") as client:
         return await client.push(outbound, on_progress)
 
@@ -125,6 +142,7 @@ async def pull(services: Services, transfers: Transfers, *, memory: str, peer_na
         seconds=round(time.perf_counter() - began, 6),
         tier=inbound.session.tier.value,
         resumed_chunks=inbound.resumed_chunks,
+        codec=preset_name(offer.memory.coding),
     )
 
 

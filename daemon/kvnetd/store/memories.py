@@ -1,84 +1,38 @@
-"""Memories at rest: one folder each, `memory.json` beside `sections.bin`, moved into place whole.
+"""Memories at rest: one folder each, an `.awkg` file in its parts, moved into place whole.
 
-One that came from a peer keeps its signed chunk envelopes (`chunks.log`) and its offer beside them.
-
-A memory is read back only after its header and the digest of every section agree.
+`head.awkg`, `sections.bin` and `signature` one after the other are the file (FORMAT.md §7); `local.json`
+holds what this node knows beyond it. One that came from a peer keeps its signed chunk envelopes
+(`chunks.log`) and its offer beside them. A memory is read back only after the digest of every section agrees.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from kvnet.errors import KvnetError, MalformedChunk, RequestError, StateCorrupt, UnknownMemory
-from kvnet.format import strict_json
-from kvnet.format.compress import compress, decompress
-from kvnet.transfer.sender import WireChunk
-from kvnet.types import (
-    ChunkKey,
-    Compression,
-    MemoryHeader,
-    MemoryId,
-    RawMemory,
-    canonical_json,
-    content_digest,
-    plan_chunks,
-)
+from kvnet.files.reader import MemoryFile
+from kvnet.format.awkg import AwkgHeader, Metadata
+from kvnet.format.compress import effective_level
+from kvnet.identity.keys import NodeKey
+from kvnet.identity.seal import VerifiedHead, seal_head, verify_head
+from kvnet.identity.signing import SignedMessage
+from kvnet.types import MemoryId, RawMemory, canonical_json
 from kvnetd.store.disk import full_disk_refused, require_room, sync_folder, write_durably
-
-RECORD_VERSION = 1
-MAX_RECORD_NBYTES = 64 << 20
-HEADER_FILE = "memory.json"
-SECTIONS_FILE = "sections.bin"
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """Where a chunk lies in `sections.bin` and what it must hash to."""
-
-    offset: int
-    compression: int
-    wire_nbytes: int
-    wire_digest: str  # hex
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryRecord:
-    """What `memory.json` holds. `origin` is the node id it came from, or "" for this node."""
-
-    version: int
-    header: MemoryHeader
-    created_at: str
-    origin: str
-    sections: tuple[Section, ...]
-
-    @property
-    def id(self) -> MemoryId:
-        """The memory's id."""
-        return self.header.id
-
-    @property
-    def plan(self) -> tuple[ChunkKey, ...]:
-        """The chunks in order."""
-        return plan_chunks(self.header.geometry, self.header.seq_len)
-
-    def wire_chunks(self) -> tuple[WireChunk, ...]:
-        """The sections as the sender's session wants them."""
-        return tuple(
-            WireChunk(
-                key=key,
-                compression=Compression(section.compression),
-                raw_nbytes=key.raw_nbytes(self.header.geometry),
-                wire_nbytes=section.wire_nbytes,
-                wire_digest=bytes.fromhex(section.wire_digest),
-            )
-            for key, section in zip(self.plan, self.sections, strict=True)
-        )
+from kvnetd.store.records import (
+    HEAD_FILE,
+    LOCAL_FILE,
+    SECTIONS_FILE,
+    SIGNATURE_FILE,
+    LocalNotes,
+    Making,
+    MemoryRecord,
+    read_head,
+    read_record,
+)
+from kvnetd.store.sections import raw_section, read_section, write_sections
 
 
 class MemoryStore:
@@ -94,7 +48,7 @@ class MemoryStore:
 
     def all(self) -> tuple[MemoryRecord, ...]:
         """Every readable memory, oldest first."""
-        return tuple(sorted(list(self._records.values()), key=lambda record: record.created_at))
+        return tuple(sorted(list(self._records.values()), key=lambda record: record.stored_at))
 
     def get(self, memory: MemoryId) -> MemoryRecord:
         """The memory with exactly this id: what a peer may name. Raises UnknownMemory, telling nothing."""
@@ -128,44 +82,149 @@ class MemoryStore:
             )
         return MemoryId(found[0])
 
-    def put(self, memory: RawMemory, *, wanted: Compression, created_at: str) -> MemoryRecord:
-        """Store a memory captured here. The same contents again are a success and change nothing."""
+    def encodings_of(self, memory: MemoryId) -> tuple[MemoryRecord, ...]:
+        """Memories that this node encoded from another one here."""
+        return tuple(r for r in self.all() if not r.origin and r.header.derived_from == memory)
+
+    def is_encoding(self, record: MemoryRecord) -> bool:
+        """Whether a memory is only another coding of one that is here too."""
+        return not record.origin and record.header.derived_from in self._records
+
+    def put(self, memory: RawMemory, making: Making, key: NodeKey) -> MemoryRecord:
+        """Store a memory made here, under this node's seal.
+
+        The same contents again are a success; they are written again only if they lie here damaged, or
+        made here with another compression.
+        """
         known = self._records.get(memory.header.id)
-        if known is not None and self._is_intact(known):
+        if known is not None and self._is_as_wanted(known, making) and self._is_intact(known):
             return known
-        require_room(self.root, memory.header.raw_nbytes, what="remember")
-        folder = self.root / f".{memory.header.id}.new"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700)
+        require_room(self.root, sum(len(chunk) for chunk in memory.chunks), what="remember")
+        folder = self.new_folder(memory.header.id)
         try:
             with full_disk_refused("remember"):
-                sections = _write_sections(folder / SECTIONS_FILE, memory.chunks, wanted)
-                record = MemoryRecord(RECORD_VERSION, memory.header, created_at, "", sections)
-                return self.adopt(folder, record)
+                sections, checksum = write_sections(
+                    folder / SECTIONS_FILE,
+                    memory.header,
+                    memory.chunks,
+                    wanted=making.compression,
+                    level=making.level,
+                )
+                header = AwkgHeader(
+                    memory=memory.header,
+                    sections=sections,
+                    compression=making.compression,
+                    compression_level=effective_level(making.compression, making.level),
+                    checksum=checksum,
+                    created_at=making.created_at,
+                    created_by=making.created_by,
+                    signed_by=key.node_id,
+                    metadata=Metadata(
+                        domain=making.domain,
+                        topic=making.topic,
+                        language_hint=making.language_hint,
+                        quality_score=None,
+                        token_count=memory.header.seq_len,
+                    ),
+                )
+                head = verify_head(seal_head(key, header))
+                return self._move_in(folder, head, making.notes)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
-    def adopt(self, folder: Path, record: MemoryRecord) -> MemoryRecord:
-        """Write the record into a folder that already holds the sections, and move it into place.
+    def adopt(self, folder: Path, head: VerifiedHead, notes: LocalNotes) -> MemoryRecord:
+        """Move a folder that already holds the sections into place.
 
         A copy that is here already stays if it is whole, and gives way if it is not.
         """
-        known = self._records.get(record.id)
+        known = self._records.get(head.header.memory.id)
         if known is not None and self._is_intact(known):
             shutil.rmtree(folder)
             return known
-        write_durably(folder / HEADER_FILE, canonical_json(asdict(record)))
-        self._remove(record.id)
-        folder.rename(self.root / record.id)
-        sync_folder(self.root)
-        self._records[record.id] = record
-        return record
+        return self._move_in(folder, head, notes)
+
+    def new_folder(self, memory: MemoryId) -> Path:
+        """An empty folder beside the memories, to be filled and adopted; cleared away at the next start."""
+        folder = self.root / f".{memory}.new"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+        return folder
+
+    def import_file(self, path: Path, *, stored_at: str) -> MemoryRecord:
+        """Take in an `.awkg` file, after everything in it was verified. Raises what MemoryFile does."""
+        with MemoryFile.open(path) as file:
+            file.verify()
+            nbytes = file.header.sections_nbytes
+            require_room(self.root, nbytes, what="import")
+            folder = self.new_folder(file.memory_id)
+            try:
+                with full_disk_refused("import"), (folder / SECTIONS_FILE).open("wb") as out:
+                    for index in range(len(file.header.sections)):
+                        out.write(file.read(index))
+                notes = LocalNotes(origin=file.header.signed_by, stored_at=stored_at)
+                return self.adopt(folder, file.head, notes)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+
+    def export(self, record: MemoryRecord) -> Iterator[bytes]:
+        """The memory's `.awkg` file, a MiB at a time, every section checked. Raises StateCorrupt."""
+        sealed = self.seal_of(record)
+        yield sealed.body
+        with self.open_sections(record) as sections:
+            for section in record.head.sections:
+                yield read_section(sections, section)
+        yield sealed.signature
+
+    def seal_of(self, record: MemoryRecord) -> SignedMessage:
+        """The signed head of a memory, as its maker sealed it. Raises StateCorrupt."""
+        return read_head(self.root / record.id).sealed
 
     def forget(self, memory: MemoryId) -> None:
         """Remove a memory from disk, damaged or not. Raises UnknownMemory."""
         if not self._remove(memory):
             raise UnknownMemory(f"memory {memory:.60}: was removed meanwhile")
+
+    def open_sections(self, record: MemoryRecord) -> BinaryIO:
+        """The file behind a memory's sections; reads may come from any thread by `os.pread`."""
+        try:
+            return (self.root / record.id / SECTIONS_FILE).open("rb")
+        except OSError as exc:
+            if not (self.root / record.id).exists():
+                raise UnknownMemory(f"memory {record.id}: was removed meanwhile") from exc
+            raise StateCorrupt(f"memory {record.id}: its sections cannot be read ({exc.strerror})") from exc
+
+    def load(self, record: MemoryRecord) -> RawMemory:
+        """Read a whole memory back, every digest checked. Raises StateCorrupt, and remembers that."""
+        try:
+            with self.open_sections(record) as sections:
+                chunks = [
+                    raw_section(record.header, section, read_section(sections, section))
+                    for section in record.head.sections
+                ]
+        except (StateCorrupt, MalformedChunk) as exc:
+            if self._records.get(record.id) == record:  # not replaced meanwhile
+                self.damaged[record.id] = exc.message
+            raise StateCorrupt(exc.message) from exc
+        self.damaged.pop(record.id, None)
+        return RawMemory(record.header, tuple(chunks))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all sections."""
+        return sum(record.head.sections_nbytes for record in self.all())
+
+    def _move_in(self, folder: Path, head: VerifiedHead, notes: LocalNotes) -> MemoryRecord:
+        record = MemoryRecord(head.header, notes)
+        write_durably(folder / HEAD_FILE, head.sealed.body)
+        write_durably(folder / SIGNATURE_FILE, head.sealed.signature)
+        write_durably(folder / LOCAL_FILE, canonical_json(notes.to_plain()))
+        self._remove(record.id)
+        folder.rename(self.root / record.id)
+        sync_folder(self.root)
+        self._records[record.id] = record
+        return record
 
     def _remove(self, memory: MemoryId) -> bool:
         gone = self.root / f".{memory}.gone"
@@ -185,46 +244,20 @@ class MemoryStore:
             gone.unlink()  # a stray file, listed as damaged
         return True
 
+    def _is_as_wanted(self, record: MemoryRecord, making: Making) -> bool:
+        wanted = (making.compression, effective_level(making.compression, making.level))
+        return bool(record.origin) or (record.head.compression, record.head.compression_level) == wanted
+
     def _is_intact(self, record: MemoryRecord) -> bool:
         """Whether every section is what was stored; keeps none of them in memory."""
         try:
             with self.open_sections(record) as sections:
-                for section in record.sections:
+                for section in record.head.sections:
                     read_section(sections, section)
         except KvnetError as exc:
             self.damaged[record.id] = exc.message
             return False
         return True
-
-    def open_sections(self, record: MemoryRecord) -> BinaryIO:
-        """The file behind a memory's sections; reads may come from any thread by `os.pread`."""
-        try:
-            return (self.root / record.id / SECTIONS_FILE).open("rb")
-        except OSError as exc:
-            if not (self.root / record.id).exists():
-                raise UnknownMemory(f"memory {record.id}: was removed meanwhile") from exc
-            raise StateCorrupt(f"memory {record.id}: its sections cannot be read ({exc.strerror})") from exc
-
-    def load(self, record: MemoryRecord) -> RawMemory:
-        """Read a whole memory back, every digest checked. Raises StateCorrupt, and remembers that."""
-        try:
-            with self.open_sections(record) as sections:
-                pairs = zip(record.wire_chunks(), record.sections, strict=True)
-                chunks = [
-                    decompress(read_section(sections, section), chunk.compression, chunk.raw_nbytes)
-                    for chunk, section in pairs
-                ]
-        except (StateCorrupt, MalformedChunk) as exc:
-            if self._records.get(record.id) == record:  # not replaced meanwhile
-                self.damaged[record.id] = exc.message
-            raise StateCorrupt(exc.message) from exc
-        self.damaged.pop(record.id, None)
-        return RawMemory(record.header, tuple(chunks))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all sections."""
-        return sum(s.wire_nbytes for record in self.all() for s in record.sections)
 
     def _scan(self, folder: Path) -> None:
         if folder.name.startswith("."):
@@ -232,70 +265,8 @@ class MemoryStore:
             shutil.rmtree(folder, ignore_errors=True)
             return
         try:
-            record = _read_record(folder)
+            record = read_record(folder)
         except KvnetError as exc:
             self.damaged[folder.name] = exc.message
         else:
             self._records[record.id] = record
-
-
-def read_section(sections: BinaryIO, section: Section) -> bytes:
-    """One section's bytes, checked against its digest. Raises StateCorrupt."""
-    try:
-        data = os.pread(sections.fileno(), section.wire_nbytes, section.offset)
-    except OSError as exc:
-        raise StateCorrupt(f"{sections.name}: cannot be read ({exc.strerror})") from exc
-    if hashlib.sha256(data).hexdigest() != section.wire_digest:
-        raise StateCorrupt(
-            f"{sections.name}: not what was stored at {section.offset}; "
-            "forget the memory and have it made or sent again"
-        )
-    return data
-
-
-def content_digest_of(record: MemoryRecord, sections: BinaryIO) -> str:
-    """The content digest of what lies on disk, to be compared with the header's."""
-    digests = []
-    for chunk, section in zip(record.wire_chunks(), record.sections, strict=True):
-        if chunk.compression is Compression.NONE:
-            digests.append(chunk.wire_digest)  # raw and wire bytes are the same
-        else:
-            raw = decompress(read_section(sections, section), chunk.compression, chunk.raw_nbytes)
-            digests.append(hashlib.sha256(raw).digest())
-    return content_digest(digests)
-
-
-def _write_sections(
-    path: Path, chunks: Iterable[bytes | memoryview], wanted: Compression
-) -> tuple[Section, ...]:
-    sections: list[Section] = []
-    offset = 0
-    with path.open("wb") as out:
-        for raw in chunks:
-            used, wire = compress(raw, wanted)
-            out.write(wire)
-            sections.append(Section(offset, int(used), len(wire), hashlib.sha256(wire).hexdigest()))
-            offset += len(wire)
-        out.flush()
-        os.fsync(out.fileno())
-    return tuple(sections)
-
-
-def _read_record(folder: Path) -> MemoryRecord:
-    path = folder / HEADER_FILE
-    try:
-        data = path.read_bytes()
-    except OSError as exc:
-        raise StateCorrupt(f"{path}: cannot be read ({exc.strerror})") from exc
-    record = strict_json.decode(MemoryRecord, data, what=str(path), max_nbytes=MAX_RECORD_NBYTES)
-    if record.version != RECORD_VERSION:
-        raise StateCorrupt(f"{path}: version {record.version}, this kvnet reads {RECORD_VERSION}")
-    if record.id != folder.name or len(record.sections) != len(record.plan):
-        raise StateCorrupt(f"{path}: does not describe the memory its folder is named for")
-    try:
-        fits = all(chunk.wire_nbytes <= chunk.raw_nbytes for chunk in record.wire_chunks())
-    except ValueError:
-        fits = False
-    if not fits:
-        raise StateCorrupt(f"{path}: its section table is not one that kvnet wrote")
-    return record

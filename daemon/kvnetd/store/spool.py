@@ -10,24 +10,24 @@ import hashlib
 import os
 import shutil
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvnet.errors import BadSignature, KvnetError
 from kvnet.format import strict_json
+from kvnet.format.awkg import Section
 from kvnet.format.envelope import ENVELOPE_NBYTES, Envelope
 from kvnet.identity.keys import node_id_of, public_key_of
+from kvnet.identity.seal import VerifiedHead
 from kvnet.identity.signing import SignedMessage, VerifiedChunk
+from kvnet.plan import count_chunks, plan_transfer
 from kvnet.transfer.messages import Offer
+from kvnet.types import Kind
+from kvnetd.store.bases import BasisStore
 from kvnetd.store.disk import full_disk_refused, require_room, sync_folder, write_durably
-from kvnetd.store.memories import (
-    RECORD_VERSION,
-    SECTIONS_FILE,
-    MemoryRecord,
-    MemoryStore,
-    Section,
-    content_digest_of,
-)
+from kvnetd.store.memories import MemoryStore
+from kvnetd.store.records import SECTIONS_FILE, LocalNotes, MemoryRecord
+from kvnetd.store.sections import content_digest_of, copy_bytes
 
 SIGNATURE_NBYTES = 64
 _OFFSET = struct.Struct("<Q")
@@ -38,16 +38,20 @@ OFFER_FILE = "offer.bin"
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    section: Section
-    digest: bytes
+    """A chunk's payload in `sections.bin`, where it happened to arrive."""
+
+    offset: int
+    envelope: Envelope
 
 
 class IncomingTransfer:
     """One transfer's folder, open for writing."""
 
-    def __init__(self, folder: Path, offer: Offer) -> None:
+    def __init__(self, folder: Path, offer: Offer, bases: BasisStore) -> None:
         self._folder = folder
         self._offer = offer
+        self._bases = bases
+        self._known_basis = _known_basis(offer, bases)
         self._held: dict[int, _Held] = {}
         self._sections = self._log = -1
         try:
@@ -63,8 +67,9 @@ class IncomingTransfer:
 
     @property
     def held(self) -> dict[int, bytes]:
-        """Chunk index -> wire digest, of all that is durable."""
-        return {index: entry.digest for index, entry in self._held.items()}
+        """Chunk index -> wire digest, of all that is durable: also of a basis that is here anyway."""
+        arrived = {index: entry.envelope.wire_digest for index, entry in self._held.items()}
+        return {**arrived, **self._known_basis}
 
     def store(self, chunks: list[VerifiedChunk]) -> None:
         """Write a batch and sync it. Raises StoreFull; what was durable before stays so."""
@@ -76,7 +81,7 @@ class IncomingTransfer:
                 envelope = chunk.envelope
                 _write_all(self._sections, chunk.signed.payload, end)
                 records += chunk.signed.envelope + chunk.signed.signature + _OFFSET.pack(end)
-                fresh.append((envelope.key.index, _held(envelope, end)))
+                fresh.append((envelope.key.index, _Held(end, envelope)))
                 end += envelope.wire_nbytes
             # Payloads first: a record in the log promises that its payload is there.
             os.fdatasync(self._sections)
@@ -85,18 +90,76 @@ class IncomingTransfer:
         self._end = end
         self._held.update(fresh)
 
-    def finish(self, memories: MemoryStore, *, created_at: str) -> MemoryRecord:
-        """Turn the complete transfer into a memory. Raises BadSignature when its contents belie its id."""
-        sections = tuple(self._held[index].section for index in range(self._offer.chunk_count))
-        record = MemoryRecord(RECORD_VERSION, self._offer.memory, created_at, self._offer.sender, sections)
-        with (self._folder / SECTIONS_FILE).open("rb") as written:
-            honest = content_digest_of(record, written) == record.header.content_digest
-        if not honest:
+    def finish(self, memories: MemoryStore, head: VerifiedHead, *, stored_at: str) -> MemoryRecord:
+        """Turn the complete transfer into a memory under its maker's seal.
+
+        Raises BadSignature when its contents belie its id, its seal or its basis.
+        """
+        try:
+            self._check_contents(head)
+            self._take_basis()
+        except BadSignature:
             self.discard()  # resuming it could only end here again
-            raise BadSignature(f"transfer {self._offer.transfer_id}: the contents are not the memory offered")
-        self.close()
+            raise
         with full_disk_refused("transfer"):
-            return memories.adopt(self._folder, record)
+            folder = memories.new_folder(head.header.memory.id)
+            try:
+                self._lay_out(folder, head.header.sections)
+                notes = LocalNotes(origin=self._offer.sender, stored_at=stored_at)
+                record = memories.adopt(folder, head, notes)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+        self.discard()
+        return record
+
+    def _check_contents(self, head: VerifiedHead) -> None:
+        arrived = []
+        for section in head.header.sections:
+            held = self._held[section.key.index]
+            claimed = (section.compression, section.raw_nbytes, section.wire_nbytes, section.wire_digest)
+            envelope = held.envelope
+            came = (envelope.compression, envelope.raw_nbytes, envelope.wire_nbytes, envelope.wire_digest)
+            if claimed != came:
+                raise BadSignature(
+                    f"transfer {self._offer.transfer_id}: chunk {section.key.index} is not as its seal says"
+                )
+            arrived.append(replace(section, offset=held.offset))
+        memory = self._offer.memory
+        with (self._folder / SECTIONS_FILE).open("rb") as written:
+            if content_digest_of(memory, arrived, written) != memory.content_digest:
+                raise BadSignature(
+                    f"transfer {self._offer.transfer_id}: the contents are not the memory offered"
+                )
+
+    def _take_basis(self) -> None:
+        digest = self._offer.memory.coding.basis
+        if not digest or self._known_basis:
+            return
+        held = [self._held[key.index] for key in plan_transfer(self._offer.memory) if key.kind is Kind.BASIS]
+        basis = b"".join(os.pread(self._sections, h.envelope.wire_nbytes, h.offset) for h in held)
+        if "sha256:" + hashlib.sha256(basis).hexdigest() != digest:
+            raise BadSignature(f"transfer {self._offer.transfer_id}: the calibration is not the one offered")
+        self._bases.put(basis)
+
+    def _lay_out(self, folder: Path, table: tuple[Section, ...]) -> None:
+        """The memory's folder: its sections in plan order and nothing else, the envelopes, the offer.
+
+        What was acknowledged stays untouched in the spool until the memory is in place.
+        """
+        for name in (CHUNK_LOG_FILE, OFFER_FILE):
+            os.link(self._folder / name, folder / name)
+        arrived, sections = self._folder / SECTIONS_FILE, folder / SECTIONS_FILE
+        nbytes = sum(section.wire_nbytes for section in table)
+        in_order = all(self._held[section.key.index].offset == section.offset for section in table)
+        if in_order and arrived.stat().st_size == nbytes:
+            os.link(arrived, sections)
+            return
+        with arrived.open("rb") as source, sections.open("wb") as out:
+            for section in table:
+                copy_bytes(source, self._held[section.key.index].offset, section.wire_nbytes, out)
+            out.flush()
+            os.fsync(out.fileno())
 
     def close(self) -> None:
         """Close the files; the folder stays for a resume."""
@@ -123,7 +186,7 @@ class IncomingTransfer:
             payload = os.pread(self._sections, envelope.wire_nbytes, offset)
             if hashlib.sha256(payload).digest() != envelope.wire_digest:
                 break
-            self._held[envelope.key.index] = _held(envelope, offset)
+            self._held[envelope.key.index] = _Held(offset, envelope)
             end = offset + envelope.wire_nbytes
         # Else a later recovery could take what lay behind the damage for chunks of its own.
         os.ftruncate(self._log, len(self._held) * _RECORD_NBYTES)
@@ -137,8 +200,9 @@ class Spool:
     Two senders that use the same transfer id never touch each other's chunks.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, bases: BasisStore) -> None:
         self.root = root
+        self._bases = bases
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def open(self, offer: Offer, sealed: SignedMessage) -> IncomingTransfer:
@@ -147,7 +211,8 @@ class Spool:
         Raises StoreFull when what is still to come would not fit.
         """
         folder = self.root / folder_name(offer)
-        require_room(self.root, offer.memory.raw_nbytes - self.held_nbytes(offer), what="transfer")
+        needed = offer.memory.raw_nbytes + offer.memory.coding.basis_nbytes
+        require_room(self.root, needed - self.held_nbytes(offer), what="transfer")
         known = folder / OFFER_FILE
         if folder.exists() and (not known.exists() or known.read_bytes() != sealed.body):
             shutil.rmtree(folder)
@@ -155,7 +220,7 @@ class Spool:
             if not folder.exists():
                 folder.mkdir(mode=0o700)
                 write_durably(known, sealed.body)
-            return IncomingTransfer(folder, offer)
+            return IncomingTransfer(folder, offer, self._bases)
 
     def held_nbytes(self, offer: Offer) -> int:
         """Bytes of this transfer that lie here already."""
@@ -184,9 +249,14 @@ def _expires_at(folder: Path) -> int:
         return 0  # half made, or damaged: nothing was acknowledged under it that could be resumed
 
 
-def _held(envelope: Envelope, offset: int) -> _Held:
-    section = Section(offset, int(envelope.compression), envelope.wire_nbytes, envelope.wire_digest.hex())
-    return _Held(section, envelope.wire_digest)
+def _known_basis(offer: Offer, bases: BasisStore) -> dict[int, bytes]:
+    """Chunk index -> digest for the pieces of the offer's basis, if it is here already."""
+    memory = offer.memory
+    basis = bases.get(memory.coding.basis) if memory.coding.basis else None
+    if basis is None or len(basis) != memory.coding.basis_nbytes:
+        return {}
+    pieces = plan_transfer(memory)[count_chunks(memory) :]
+    return {key.index: hashlib.sha256(basis[key.start : key.stop]).digest() for key in pieces}
 
 
 def folder_name(offer: Offer) -> str:

@@ -6,11 +6,7 @@ import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
-
-import grpc
-import grpc.aio
+from typing import Any
 
 from kvnet import wire
 from kvnet.api import (
@@ -23,43 +19,20 @@ from kvnet.api import (
     Progress,
     SendReport,
 )
-from kvnet.client.connect import CHANNEL_OPTIONS, TOKEN_METADATA_KEY, explain, locate
+from kvnet.client._async.files import AsyncFileCalls
+from kvnet.client.connect import id_of
 from kvnet.errors import RequestError
 from kvnet.texts import read_text, require_text
 from kvnet.v1 import control_pb2 as pb
-from kvnet.v1 import control_pb2_grpc
-
-T = TypeVar("T")
-
-CALL_DEADLINE_S = 30.0
 
 
-class AsyncNode:
+class AsyncNode(AsyncFileCalls):
     """A connection to the local daemon.
 
     `agent` names who is calling: its messages are sent under this name and its inbox is read.
     `home` is the daemon's state folder (default: KVNET_HOME or the platform's data folder).
     Every method raises KvnetError subclasses; NotRunning when no daemon answers.
     """
-
-    def __init__(self, *, agent: str = "", home: str | Path | None = None) -> None:
-        self.agent = agent
-        self._home, token = locate(home)
-        self._metadata = ((TOKEN_METADATA_KEY, token),)
-        self._channel = grpc.aio.insecure_channel(f"unix:{self._home.socket}", options=CHANNEL_OPTIONS)
-        self._stub = control_pb2_grpc.ControlStub(self._channel)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close the connection; the daemon goes on."""
-        await self._channel.close()
 
     async def status(self) -> NodeStatus:
         """Who this node is and what it hosts."""
@@ -76,12 +49,13 @@ class AsyncNode:
         *,
         file: str | Path | None = None,
         name: str = "",
-        compression: str = "",
+        **options: Any,
     ) -> MemoryInfo:
-        """Let the model read a text, or a file's text, and keep what it read as a memory."""
-        async with aclosing(
-            self.remember_stream(text, file=file, name=name, compression=compression)
-        ) as steps:
+        """Let the model read a text, or a file's text, and keep what it read as a memory.
+
+        Options are those of `remember_stream`.
+        """
+        async with aclosing(self.remember_stream(text, file=file, name=name, **options)) as steps:
             async for step in steps:
                 if isinstance(step, MemoryInfo):
                     return step
@@ -93,13 +67,35 @@ class AsyncNode:
         *,
         file: str | Path | None = None,
         name: str = "",
+        codec: str = "",
+        dtype: str = "",
         compression: str = "",
+        level: int = 0,
+        attention: bool = False,
+        prune: bool = False,
+        domain: str = "",
+        topic: str = "",
+        language: str = "",
     ) -> AsyncGenerator[Progress | MemoryInfo, None]:
-        """`remember`, yielding a Progress per layer and the memory last."""
+        """`remember`, yielding a Progress per layer and the memory last.
+
+        `codec` is kept losslessly if not given; `dtype` casts first. `compression`
+        and its `level` replace the codec's own. `attention` computes attention metadata; `prune` sets the
+        heads to zero that it shows as focused, which does damage (DESIGN: what is wrong in the seeds).
+        `domain`, `topic` and `language` are words for people.
+        """
         request = pb.RememberRequest(
             text=require_text(_text_of(text, file), what="text"),
             name=require_text(name, what="name"),
+            codec=codec,
+            dtype=dtype,
             compression=compression,
+            level=level,
+            attention=attention,
+            prune=prune,
+            domain=require_text(domain, what="domain"),
+            topic=require_text(topic, what="topic"),
+            language=require_text(language, what="language"),
         )
         async for event in self._stream(self._stub.Remember, request):
             if event.HasField("memory"):
@@ -107,38 +103,38 @@ class AsyncNode:
             else:
                 yield wire.from_wire(event.progress, Progress)
 
-    async def memories(self) -> list[MemoryInfo]:
-        """Every memory in this node's store, oldest first."""
-        reply = await self._call(self._stub.ListMemories, pb.ListMemoriesRequest())
+    async def memories(self, *, all: bool = False) -> list[MemoryInfo]:
+        """Every memory in this node's store, oldest first; with `all`, also other codings of them."""
+        reply = await self._call(self._stub.ListMemories, pb.ListMemoriesRequest(all=all))
         return [wire.from_wire(info, MemoryInfo) for info in reply.memories]
-
-    async def show(self, memory: str | MemoryInfo) -> MemoryInfo:
-        """A memory by id, start of an id, or name."""
-        request = pb.ShowMemoryRequest(memory=_id_of(memory))
-        return wire.from_wire(await self._call(self._stub.ShowMemory, request), MemoryInfo)
 
     async def forget(self, memory: str | MemoryInfo) -> MemoryInfo:
         """Remove a memory from the store; returns what it was."""
-        request = pb.ForgetRequest(memory=_id_of(memory))
+        request = pb.ForgetRequest(memory=id_of(memory))
         return wire.from_wire(await self._call(self._stub.Forget, request), MemoryInfo)
 
-    async def send(self, memory: str | MemoryInfo, to: str, *, note: str = "") -> SendReport:
-        """Send a memory to a peer, or to one agent there (`to="bob/reviewer"`)."""
-        async with aclosing(self.send_stream(memory, to, note=note)) as steps:
+    async def send(self, memory: str | MemoryInfo, to: str, *, note: str = "", codec: str = "") -> SendReport:
+        """Send a memory to a peer, or to one agent there (`to="bob/reviewer"`).
+
+        `codec` is `exact`, `int8`, `k8v4`, `int4`, `int4-hadamard`, `compact` or `auto`; the daemon's setting
+        (`int8`) if not given. The report's `memory` is the id at the peer.
+        """
+        async with aclosing(self.send_stream(memory, to, note=note, codec=codec)) as steps:
             async for step in steps:
                 if isinstance(step, SendReport):
                     return step
         raise AssertionError("the daemon ended the transfer without a report")
 
     async def send_stream(
-        self, memory: str | MemoryInfo, to: str, *, note: str = ""
+        self, memory: str | MemoryInfo, to: str, *, note: str = "", codec: str = ""
     ) -> AsyncGenerator[LayerProgress | SendReport, None]:
         """`send`, yielding a LayerProgress as each layer is durable at the peer, the report last."""
         request = pb.SendRequest(
-            memory=_id_of(memory),
+            memory=id_of(memory),
             to=require_text(to, what="peer"),
             note=require_text(note, what="note"),
             agent=self.agent,
+            codec=codec,
         )
         async for event in self._stream(self._stub.Send, request):
             if event.HasField("report"):
@@ -179,7 +175,7 @@ class AsyncNode:
         """
         request = pb.AskRequest(
             prompt=require_text(prompt, what="prompt"),
-            memory=_id_of(memory),
+            memory=id_of(memory),
             context=require_text(context, what="text"),
             max_tokens=max_tokens,
             temperature=temperature,
@@ -231,35 +227,8 @@ class AsyncNode:
         async for event in self._stream(self._stub.Events, request):
             yield json.loads(event.line)
 
-    async def _call(self, method: Any, request: Any) -> Any:
-        try:
-            return await method(request, metadata=self._metadata, timeout=CALL_DEADLINE_S)
-        except grpc.RpcError as exc:
-            raise self._translated(exc) from exc
-
-    async def _stream(self, method: Any, request: Any) -> AsyncGenerator[Any, None]:
-        call = method(request, metadata=self._metadata)
-        try:
-            async for event in call:
-                yield event
-        except grpc.RpcError as exc:
-            raise self._translated(exc) from exc
-        finally:
-            call.cancel()
-
-    def _translated(self, failure: grpc.RpcError) -> Exception:
-        if wire.carries_error(failure):
-            return wire.status_to_error(failure, peer="daemon")
-        # An unreachable peer is told by the daemon; an unreachable daemon tells nothing.
-        call: Any = failure
-        return explain(self._home, call.code().name, call.details() or "")
-
 
 def _text_of(text: str | None, file: str | Path | None) -> str:
     if (text is None) == (file is None):
         raise RequestError("remember: give a text or a file, one of the two")
     return read_text(str(file)) if text is None else text
-
-
-def _id_of(memory: str | MemoryInfo) -> str:
-    return memory.id if isinstance(memory, MemoryInfo) else require_text(memory, what="memory")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 REFERENCE_MODELS: Final[tuple[str, ...]] = ("ref-a", "ref-b", "ref-c")
+BASIS_FILE: Final = "basis.safetensors"
 
 _DATA: Final = Path(__file__).parent / "data"
 
@@ -16,3 +17,10 @@ def reference_path(name: str) -> Path | None:
         return None
     folder = _DATA / name
     return folder if (folder / "model.safetensors").is_file() else None
+
+
+def reference_basis(name: str) -> Path | None:
+    """The calibration of reference model `name` that scripts/calibrate_reference made, or None."""
+    folder = reference_path(name)
+    path = folder / BASIS_FILE if folder else None
+    return path if path and path.is_file() else None

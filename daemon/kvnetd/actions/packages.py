@@ -1,0 +1,85 @@
+"""What a package tells of a memory: how it came to be, and how good a lossy coding of it is, as measured."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from kvnet.model.quality import measure_quality
+
+from kvnet.errors import MalformedMessage
+from kvnet.files.documents import Measurement, ProcessingStep, SourceInput
+from kvnet.files.lineage import Lineage
+from kvnet.files.package import PACKAGE_TYPE
+from kvnet.identity.signing import SignedMessage, sign_message
+from kvnet.types import MemoryId
+from kvnetd import encoding
+from kvnetd.actions.memories import find
+from kvnetd.services import Services
+from kvnetd.store.records import MemoryRecord, Step
+
+MAX_LISTING_NBYTES = 1 << 20
+
+
+async def lineage(services: Services, wanted: str, *, measured: bool) -> Lineage:
+    """What this node knows of a memory's making. Only what happened here, and what is in its file."""
+    record = await find(services, wanted)
+    notes = record.notes
+    text = SourceInput(
+        type="text",
+        description=f"text read by {record.header.fingerprint.model}",
+        hash=notes.text_digest,
+        token_count=record.header.seq_len,
+    )
+    return Lineage(
+        creation_method="received" if record.origin else "direct-extraction",
+        created_by=record.head.created_by,
+        created_at=_now(),
+        source_inputs=(text,) if notes.text_digest else (),
+        processing_steps=tuple(_told(step) for step in notes.steps),
+        measurements=await _measurements(services, record) if measured else (),
+    )
+
+
+def sign(services: Services, body: bytes) -> SignedMessage:
+    """This node's signature under a package's list of files, and under nothing else."""
+    if len(body) > MAX_LISTING_NBYTES:
+        raise MalformedMessage(f"package: a list of {len(body)} bytes, at most {MAX_LISTING_NBYTES}")
+    return sign_message(services.key, PACKAGE_TYPE, body)
+
+
+async def _measurements(services: Services, record: MemoryRecord) -> tuple[Measurement, ...]:
+    source = record.header.derived_from
+    known = next((r for r in services.memories.all() if r.id == MemoryId(source)), None)
+    if known is None or record.header.fingerprint != services.host.fingerprint:
+        return ()  # nothing to measure against, or no model to measure with: then nothing is told
+    coded, plain = [await services.in_pool(services.memories.load, r) for r in (record, known)]
+    bases = [await encoding.basis_of(services, r.header.coding) for r in (record, known)]
+    found = await services.runner.run(
+        measure_quality, services.host, coded, plain, basis=bases[0], plain_basis=bases[1]
+    )
+    return (
+        Measurement(
+            kl=found.kl,
+            top1=found.top1,
+            tokens_checked=found.tokens_checked,
+            against=known.id,
+            probe=found.probe_digest,
+            measured_at=_now(),
+            measured_by=services.config.name,
+        ),
+    )
+
+
+def _told(step: Step) -> ProcessingStep:
+    return ProcessingStep(
+        step=step.step,
+        timestamp=step.at[:19] + "Z",
+        model=step.model,
+        model_hash=step.model_hash,
+        duration_s=step.duration_s,
+        details=step.details,
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,154 @@
+"""remember: let the model read a text, and keep what it read."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from kvnet.api import MemoryInfo, Progress
+from kvnet.errors import RequestError
+from kvnet.model.cache import LayerKV
+from kvnet.types import Compression, DType, RawMemory
+from kvnetd import encoding
+from kvnetd.actions.memories import describe
+from kvnetd.services import Services, utc_now
+from kvnetd.store.records import LocalNotes, MemoryRecord, Step
+
+MAX_NAME_CHARS = 64
+MAX_WORDS_CHARS = 200
+MAX_LEVEL = 19
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What to read, and how to keep it; empty means the daemon's own way."""
+
+    text: str
+    name: str = ""
+    codec: str = ""
+    dtype: str = ""
+    compression: str = ""
+    level: int = 0
+    attention: bool = False
+    prune: bool = False
+    domain: str = ""
+    topic: str = ""
+    language: str = ""
+
+
+async def remember(services: Services, reading: Reading) -> AsyncGenerator[Progress | MemoryInfo, None]:
+    """Read a text into a memory; yields a Progress per layer and the MemoryInfo last."""
+    _check(reading)
+    dtype = DType(reading.dtype) if reading.dtype else None
+    with services.log.span("prefill", model=services.host.name) as span:
+        memory: RawMemory | None = None
+        began, began_at = time.perf_counter(), utc_now()
+        async for step in _read(services, reading):
+            if isinstance(step, RawMemory):
+                memory = step
+            else:
+                yield step
+        if memory is None:
+            raise AssertionError("the reading ended without a memory")
+        notes = _notes(services, reading.text, began_at, time.perf_counter() - began)
+        memory, notes = await encoding.encode(
+            services, memory, notes, codec=reading.codec, dtype=dtype, prune=reading.prune
+        )
+        record = await _keep(services, memory, notes, reading)
+        span.add(memory=record.id, tokens=record.header.seq_len, raw_bytes=record.header.raw_nbytes)
+    yield await describe(services, record)
+
+
+async def _read(services: Services, reading: Reading) -> AsyncGenerator[Progress | RawMemory, None]:
+    total = services.host.geometry.num_layers
+    layers: asyncio.Queue[int] = asyncio.Queue(total)
+    loop = asyncio.get_running_loop()
+
+    def on_layer(layer: LayerKV) -> None:
+        loop.call_soon_threadsafe(layers.put_nowait, layer.layer_idx + 1)
+
+    abandoned = threading.Event()
+    capture = partial(
+        services.host.capture,
+        reading.text,
+        on_layer=on_layer,
+        attention=reading.attention or reading.prune,
+        cancelled=abandoned.is_set,
+    )
+    capturing = asyncio.create_task(services.runner.run(capture))
+    step: asyncio.Task[int] | None = None
+    try:
+        for _ in range(total):
+            step = asyncio.create_task(layers.get())
+            await asyncio.wait({capturing, step}, return_when=asyncio.FIRST_COMPLETED)
+            if not step.done():
+                break
+            yield Progress(step.result(), total)
+        yield await capturing
+    finally:
+        abandoned.set()
+        capturing.cancel()
+        if step is not None:
+            step.cancel()
+
+
+async def _keep(services: Services, memory: RawMemory, notes: LocalNotes, reading: Reading) -> MemoryRecord:
+    compression, level = encoding.compression_for(memory.header.coding, reading.codec)
+    if reading.compression:
+        compression, level = Compression[reading.compression.upper()], 0
+    elif not reading.codec:
+        compression, level = Compression[services.config.compression.upper()], 0
+    making = replace(
+        encoding.new_making(services, notes, compression, reading.level or level),
+        domain=reading.domain,
+        topic=reading.topic,
+        language_hint=reading.language,
+    )
+    record = await services.in_store(services.memories.put, memory, making, services.key)
+    if reading.name:
+        await services.in_store(services.ledger.name, reading.name, record.id)
+    return record
+
+
+def _notes(services: Services, text: str, began_at: str, duration_s: float) -> LocalNotes:
+    """What really happened, as a package's provenance will tell it."""
+    host = services.host
+    step = partial(Step, model=host.name, model_hash=host.fingerprint.digest)
+    layers = {"layer_range": [0, host.geometry.num_layers - 1]}
+    return LocalNotes(
+        origin="",
+        stored_at=utc_now(),
+        text_digest="sha256:" + hashlib.sha256(text.encode()).hexdigest(),
+        steps=(
+            step("inference", at=began_at, duration_s=round(duration_s, 6)),
+            # Layer by layer inside the same pass: it takes no time of its own.
+            step("cache-extraction", at=utc_now(), duration_s=0.0, details=layers),
+        ),
+    )
+
+
+def _check(reading: Reading) -> None:
+    name = reading.name
+    if len(name) > MAX_NAME_CHARS or name.startswith("mem_") or (name and not name.isprintable()):
+        raise RequestError(
+            f"name {name!r:.80}: at most {MAX_NAME_CHARS} printable characters, not starting with mem_"
+        )
+    choices = {
+        "codec": ("", *encoding.CODECS),
+        "dtype": ("", *(dtype.value for dtype in DType)),
+        "compression": ("", *(choice.name.lower() for choice in Compression)),
+    }
+    for field, allowed in choices.items():
+        found = getattr(reading, field)
+        if found not in allowed:
+            raise RequestError(f"{field} {found!r:.40}: none of {', '.join(filter(None, allowed))}")
+    if reading.level > MAX_LEVEL:
+        raise RequestError(f"level {reading.level}: at most {MAX_LEVEL}")
+    for field in ("domain", "topic", "language"):
+        if len(getattr(reading, field)) > MAX_WORDS_CHARS:
+            raise RequestError(f"{field}: at most {MAX_WORDS_CHARS} characters")

@@ -1,0 +1,199 @@
+"""Codings as the daemon uses them: encode a memory, find or make a coding to send, calibrate, choose.
+
+What a coding does to numbers is kvnet.codec's business; this is when and for whom.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import Final
+
+from kvnet.model.quality import Choice, choose_preset
+
+from kvnet.api import Calibration
+from kvnet.codec.basis import Basis
+from kvnet.codec.presets import AUTO, PRESETS, preset_name
+from kvnet.errors import RequestError, UnknownBasis
+from kvnet.format import strict_json
+from kvnet.format.attention import unpack_attention
+from kvnet.model.calibration import calibrate as learn_basis
+from kvnet.model.memory import encode_memory
+from kvnet.model.pruning import prunable_heads
+from kvnet.model.reference.catalog import reference_basis
+from kvnet.plan import plan_memory
+from kvnet.types import AttentionMetadata, Coding, Compression, DType, Kind, RawMemory, Scheme
+from kvnetd.services import Services, utc_now
+from kvnetd.store.records import LocalNotes, Making, MemoryRecord, Step
+
+CODECS: Final = (*PRESETS, AUTO)
+
+
+async def encode(
+    services: Services,
+    memory: RawMemory,
+    notes: LocalNotes,
+    *,
+    codec: str,
+    dtype: DType | None = None,
+    prune: bool = False,
+) -> tuple[RawMemory, LocalNotes]:
+    """A memory in another coding, and its notes with what was done; the same ones if nothing is asked for."""
+    preset = await resolve(services, codec)
+    pruned = (
+        prunable_heads(attention_of(memory), num_kv_heads=memory.header.geometry.num_kv_heads)
+        if prune
+        else ()
+    )
+    same_dtype = dtype is None or dtype is memory.header.geometry.dtype
+    if PRESETS[preset].coding == memory.header.coding and same_dtype and not pruned:
+        return memory, notes
+    basis = await basis_for(services, preset)
+    source_basis = await basis_of(services, memory.header.coding)
+    began, at = time.perf_counter(), utc_now()
+    act = partial(
+        encode_memory,
+        memory,
+        preset,
+        basis=basis,
+        source_basis=source_basis,
+        dtype=dtype,
+        pruned_heads=pruned,
+    )
+    with services.log.span("encoding", model=services.host.name, codec=preset) as span:
+        encoded = await services.runner.run(act)
+        raw_nbytes = sum(len(chunk) for chunk in encoded.chunks)
+        span.add(memory=encoded.header.id, tokens=encoded.header.seq_len, raw_bytes=raw_nbytes)
+    step = Step(
+        "encoding",
+        model=services.host.name,
+        model_hash=services.host.fingerprint.digest,
+        at=at,
+        duration_s=round(time.perf_counter() - began, 6),
+        details={"codec": preset, "from": memory.header.id},
+    )
+    return encoded, replace(notes, stored_at=utc_now(), steps=(*notes.steps, step))
+
+
+async def record_to_send(services: Services, record: MemoryRecord, codec: str) -> MemoryRecord:
+    """The memory in the coding that shall travel: `record` itself, or another one of the same memory.
+
+    What is coded already stays as it is unless another coding is asked for by name.
+    """
+    is_coded = record.header.coding.scheme is not Scheme.RAW
+    if is_coded and codec in ("", preset_name(record.header.coding)):
+        return record
+    preset = await resolve(services, codec or services.config.codec)
+    known = [r for r in services.memories.encodings_of(record.id) if preset_name(r.header.coding) == preset]
+    if known and preset != "exact":
+        return known[-1]
+    if preset == "exact" and (is_coded or record.origin):
+        return record  # nothing is gained, and its maker's seal would be lost
+    memory = await services.in_pool(services.memories.load, record)
+    encoded, notes = await encode(services, memory, record.notes, codec=preset)
+    compression, level = compression_for(encoded.header.coding, preset)
+    words = record.head.metadata
+    making = replace(
+        new_making(services, replace(notes, origin=""), compression, level),
+        domain=words.domain,
+        topic=words.topic,
+        language_hint=words.language_hint,
+    )
+    return await services.in_store(services.memories.put, encoded, making, services.key)
+
+
+async def resolve(services: Services, codec: str) -> str:
+    """The preset that a name means: itself, or what `auto` finds for the hosted model."""
+    if codec == AUTO:
+        choice = await chosen(services)
+        return choice.preset
+    if codec and codec not in PRESETS:
+        raise RequestError(f"codec {codec!r:.40}: none of {', '.join(CODECS)}")
+    return codec or "exact"
+
+
+async def chosen(services: Services) -> Choice:
+    """The cheapest preset whose measured KL is under the bound, measured once per model and remembered."""
+    fingerprint = services.host.fingerprint.digest
+    basis = await basis_for(services, "compact", required=False)
+    digest = basis.digest if basis else ""
+    known = services.models.get(fingerprint).get("auto")
+    if known and known.get("basis") == digest:
+        return strict_json.from_plain(Choice, known["choice"], what="models.json")
+    choice = await services.runner.run(choose_preset, services.host, basis=basis)
+    noted = {"basis": digest, "choice": asdict(choice)}
+    await services.in_store(services.models.note, fingerprint, auto=noted)
+    return choice
+
+
+async def calibrate(services: Services, texts: tuple[str, ...]) -> Calibration:
+    """Learn a basis for the hosted model from texts, keep it, and encode with it from now on."""
+    began = time.perf_counter()
+    with services.log.span("calibration", model=services.host.name) as span:
+        found = await services.runner.run(learn_basis, services.host, texts)
+        span.add(tokens=found.num_tokens)
+    data = found.basis.to_bytes()
+    digest = await services.in_store(services.bases.put, data)
+    await services.in_store(services.models.note, services.host.fingerprint.digest, basis=digest)
+    return Calibration(
+        model=services.host.name,
+        basis=digest,
+        nbytes=len(data),
+        components=sum(layer.rank for layer in found.basis.layers.values()),
+        tokens=found.num_tokens,
+        weighted=found.weighted,
+        seconds=round(time.perf_counter() - began, 3),
+    )
+
+
+async def basis_for(services: Services, preset: str, *, required: bool = True) -> Basis | None:
+    """The calibration that the hosted model encodes a preset with; None where the preset needs none.
+
+    Raises UnknownBasis if there is none yet.
+    """
+    if PRESETS[preset].coding.scheme is not Scheme.TRANSFORM:
+        return None
+    host = services.host
+    digest = services.models.get(host.fingerprint.digest).get("basis", "")
+    packaged = reference_basis(host.name) if not digest else None
+    if packaged is not None:
+        digest = await services.in_store(services.bases.put, await services.in_pool(packaged.read_bytes))
+    if not digest:
+        if not required:
+            return None
+        raise UnknownBasis(
+            f"codec {preset}: {host.name} was not calibrated yet; run `kvnet calibrate` with texts like yours"
+        )
+    return await basis_of(services, replace(PRESETS[preset].coding, basis=digest))
+
+
+async def basis_of(services: Services, coding: Coding) -> Basis | None:
+    """The calibration that a memory was coded with; None where it needs none. Raises UnknownBasis."""
+    if not coding.basis:
+        return None
+    data = await services.in_pool(services.bases.require, coding.basis)
+    return await services.runner.run(Basis.from_bytes, data, services.host.geometry)
+
+
+def attention_of(memory: RawMemory) -> tuple[AttentionMetadata, ...]:
+    """The attention metadata in a memory, one for each layer, if it has any."""
+    pairs = zip(plan_memory(memory.header), memory.chunks, strict=True)
+    return tuple(
+        unpack_attention(bytes(data), memory.header, key.layer_idx)
+        for key, data in pairs
+        if key.kind is Kind.ATTENTION
+    )
+
+
+def compression_for(coding: Coding, preset: str) -> tuple[Compression, int]:
+    """The byte compression, and its level, that goes with a preset or a coding."""
+    found = PRESETS.get(preset) or PRESETS[preset_name(coding)]
+    return found.compression, found.level
+
+
+def new_making(services: Services, notes: LocalNotes, compression: Compression, level: int) -> Making:
+    """How something made here now is written down."""
+    created_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return Making(compression, level, services.config.name, created_at, notes)

@@ -1,0 +1,83 @@
+"""The bytes behind a section table: read one, check it, undo its compression. No folders, no records."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import BinaryIO
+
+from kvnet.errors import StateCorrupt
+from kvnet.format.awkg import Section, SectionFacts, make_sections
+from kvnet.format.compress import compress, decompress, suited_compression
+from kvnet.plan import plan_memory
+from kvnet.types import Compression, MemoryHeader, content_digest
+
+_COPY_NBYTES = 1 << 20
+
+
+def read_section(sections: BinaryIO, section: Section) -> bytes:
+    """One section's wire bytes, checked against its digest. Raises StateCorrupt."""
+    try:
+        data = os.pread(sections.fileno(), section.wire_nbytes, section.offset)
+    except OSError as exc:
+        raise StateCorrupt(f"{sections.name}: cannot be read ({exc.strerror})") from exc
+    if hashlib.sha256(data).digest() != section.wire_digest:
+        raise StateCorrupt(
+            f"{sections.name}: not what was stored at {section.offset}; "
+            "forget the memory and have it made or sent again"
+        )
+    return data
+
+
+def raw_section(memory: MemoryHeader, section: Section, wire: bytes | memoryview) -> bytes | memoryview:
+    """A section's raw bytes. Raises MalformedChunk."""
+    itemsize = memory.geometry.dtype.itemsize
+    return decompress(wire, section.compression, section.raw_nbytes, itemsize=itemsize)
+
+
+def content_digest_of(memory: MemoryHeader, table: Iterable[Section], sections: BinaryIO) -> str:
+    """The content digest of what lies on disk, to be compared with the header's."""
+    digests = []
+    for section in table:
+        if section.compression is Compression.NONE:
+            digests.append(section.wire_digest)  # raw and wire bytes are the same
+        else:
+            raw = raw_section(memory, section, read_section(sections, section))
+            digests.append(hashlib.sha256(raw).digest())
+    return content_digest(digests)
+
+
+def write_sections(
+    path: Path,
+    memory: MemoryHeader,
+    chunks: Iterable[bytes | memoryview],
+    *,
+    wanted: Compression,
+    level: int,
+) -> tuple[tuple[Section, ...], str]:
+    """Compress chunks in plan order into a file, durably; returns the table and the checksum."""
+    facts: list[SectionFacts] = []
+    checksum = hashlib.sha256()
+    with path.open("wb") as out:
+        for key, raw in zip(plan_memory(memory), chunks, strict=True):
+            suited = suited_compression(wanted, memory.coding, key.kind)
+            used, wire = compress(raw, suited, level=level, itemsize=memory.geometry.dtype.itemsize)
+            out.write(wire)
+            checksum.update(wire)
+            facts.append(SectionFacts(used, len(wire), len(raw), hashlib.sha256(wire).digest()))
+        out.flush()
+        os.fsync(out.fileno())
+    return make_sections(memory, facts), f"sha256:{checksum.hexdigest()}"
+
+
+def copy_bytes(source: BinaryIO, start: int, nbytes: int, out: BinaryIO) -> None:
+    """Append a range of a file to another, a MiB at a time."""
+    end = start + nbytes
+    while start < end:
+        data = os.pread(source.fileno(), min(_COPY_NBYTES, end - start), start)
+        if not data:
+            raise StateCorrupt(f"{source.name}: ends at {start}, {end} was expected")
+        out.write(data)
+        start += len(data)

@@ -1,0 +1,211 @@
+"""verify, inspect, unpack, pack, mem export, mem import: memories as files and packages.
+
+The first three need neither a daemon nor a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kvnet.cli.inspection import Inspection, inspect_memory, inspection_lines
+from kvnet.cli.output import Json, nbytes_text, print_json
+from kvnet.cli.picture import glyphs
+from kvnet.cli.progress import layer_bar
+from kvnet.client import Node
+from kvnet.errors import MalformedMessage, RequestError
+from kvnet.files.package import Package, is_package
+from kvnet.files.reader import MemoryFile
+from kvnet.format import strict_json
+from kvnet.identity.keys import grouped
+
+MemoryName = Annotated[str, typer.Argument(metavar="MEMORY", help="Id, start of an id, or name.")]
+MemoryOrPackage = Annotated[
+    Path, typer.Argument(metavar="PATH", help="A memory file (.awkg), a package folder, or its zip.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A file or package of which every byte was checked; the package's fields are empty for a file."""
+
+    path: str
+    kind: str  # memory or package
+    memory: str
+    memory_signed_by: str
+    sections: int
+    nbytes: int
+    package_id: str
+    package_signed_by: str
+    files: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacked:
+    """A package that lies in a folder now."""
+
+    package_id: str
+    path: str
+    memory: str
+    signed_by: str
+    nbytes: int
+
+
+def verify(path: MemoryOrPackage, as_json: Json = False) -> None:
+    """Check every byte of a memory file or a package against its signatures."""
+    with _percent("verifying") as show:
+        found = _verify_package(path, show) if is_package(path) else _verify_memory(path, show)
+    if as_json:
+        print_json(found)
+        return
+    print(f"{path}: as it was signed, {nbytes_text(found.nbytes)}")
+    if found.kind == "package":
+        print(f"{found.package_id} with {found.files} files, listed by {grouped(found.package_signed_by)}")
+    print(f"{found.memory} with {found.sections} sections, signed by {grouped(found.memory_signed_by)}")
+    print("a signature says who, not that the contents are harmless")
+
+
+def inspect(path: MemoryOrPackage, as_json: Json = False) -> None:
+    """Show what a memory file or a package holds, who signed it, and what each layer cost."""
+    found = _inspect(path)
+    if as_json:
+        print_json(found)
+    else:
+        print("\n".join(inspection_lines(found, glyphs())))
+
+
+def unpack(
+    package: Annotated[Path, typer.Argument(help="A package, usually a zip.")],
+    folder: Annotated[Path, typer.Argument(help="A folder that is new or empty.")],
+    as_json: Json = False,
+) -> None:
+    """Verify a package and write its files to a folder."""
+    with Package.open(package) as opened, _percent("unpacking") as show:
+        opened.unpack(folder, show)
+        files, manifest, signed_by = opened.files, opened.manifest, opened.signed_by
+    with MemoryFile.open(folder / manifest.kv_cache_file) as memory:
+        memory_id = memory.memory_id
+    nbytes = sum(file.size for file in files)
+    done = Unpacked(manifest.package_id, str(folder), memory_id, signed_by, nbytes)
+    if as_json:
+        print_json(done)
+    else:
+        print(f"{done.package_id} in {folder}: {len(files)} files, {nbytes_text(nbytes)}, verified")
+
+
+def pack(
+    memory: MemoryName,
+    target: Annotated[Path, typer.Argument(help="A new or empty folder, or a name that ends in .zip.")],
+    name: Annotated[str, typer.Option(help="What to call the package; the memory's name if not given.")] = "",
+    description: Annotated[str, typer.Option(help="What is in it, for people.")] = "",
+    domain: Annotated[str, typer.Option(help="A field of knowledge.")] = "",
+    tags: Annotated[str, typer.Option(help="Separated by commas.")] = "",
+    license: Annotated[str, typer.Option(help="Carried along, never interpreted.")] = "",
+    pricing: Annotated[str, typer.Option(help="A JSON object; carried along, never interpreted.")] = "",
+    quality: Annotated[
+        bool, typer.Option("--quality/--no-quality", help="Measure how far it is from the uncompressed one.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Write a memory, where it came from and how good it is as one signed package."""
+    with Node() as node:
+        report = node.pack(
+            memory,
+            target.absolute(),
+            name=name,
+            description=description,
+            domain=domain,
+            tags=tuple(tag.strip() for tag in tags.split(",") if tag.strip()),
+            license=license,
+            pricing=_json_object(pricing) if pricing else None,
+            quality=quality,
+        )
+    if as_json:
+        print_json(report)
+        return
+    measured = "quality measured" if report.quality_measured else "quality not measured"
+    print(
+        f"{report.package_id} of {report.memory[:16]} in {target}: {nbytes_text(report.nbytes)}, {measured}"
+    )
+
+
+def mem_export(
+    memory: MemoryName,
+    file: Annotated[Path, typer.Argument(help="Where to write it; usually NAME.awkg.")],
+    as_json: Json = False,
+) -> None:
+    """Write a memory to a file, under the signature of the node that made it."""
+    with Node() as node:
+        report = node.export_memory(memory, file.absolute())
+    if as_json:
+        print_json(report)
+        return
+    print(f"{report.memory} in {file}: {nbytes_text(report.nbytes)}, signed by {grouped(report.signed_by)}")
+
+
+def mem_import(path: MemoryOrPackage, as_json: Json = False) -> None:
+    """Verify a memory file or a package and keep its memory in this node's store."""
+    with Node() as node:
+        found = node.import_memory(path.absolute())
+    if as_json:
+        print_json(found)
+    else:
+        print(f"{found.id}: {found.tokens} tokens, {nbytes_text(found.nbytes)}, read by {found.model}")
+
+
+def _verify_memory(path: Path, show: Callable[[int, int], None]) -> Verification:
+    with MemoryFile.open(path) as file:
+        file.verify(show)
+        header, nbytes = file.header, file.head.file_nbytes
+        sections = len(header.sections)
+        return Verification(
+            str(path), "memory", file.memory_id, header.signed_by, sections, nbytes, "", "", 0
+        )
+
+
+def _verify_package(path: Path, show: Callable[[int, int], None]) -> Verification:
+    with Package.open(path) as package:
+        package.verify(show)
+        with package.open_memory() as file:
+            memory_id, header = file.memory_id, file.header
+        return Verification(
+            path=str(path),
+            kind="package",
+            memory=memory_id,
+            memory_signed_by=header.signed_by,
+            sections=len(header.sections),
+            nbytes=sum(listed.size for listed in package.files),
+            package_id=package.manifest.package_id,
+            package_signed_by=package.signed_by,
+            files=len(package.files),
+        )
+
+
+def _inspect(path: Path) -> Inspection:
+    if not is_package(path):
+        with MemoryFile.open(path) as file:
+            return inspect_memory(file, path)
+    with Package.open(path) as package, package.open_memory() as file:
+        return inspect_memory(file, path, package)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        found = strict_json.loads(text.encode(), what="pricing")
+    except (MalformedMessage, UnicodeEncodeError) as exc:
+        raise RequestError(f"this is no JSON, {exc}; quote it for your shell") from exc
+    if not isinstance(found, dict):
+        raise RequestError(f"pricing: {text:.60}, wanted a JSON object")
+    return found
+
+
+@contextmanager
+def _percent(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar of a hundred steps, fed with bytes done and their total."""
+    with layer_bar(title) as show:
+        yield lambda done, total: show(100 * done // total, 100)

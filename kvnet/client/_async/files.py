@@ -1,0 +1,142 @@
+"""Memories to files and back, packages, calibration: calls that move bytes through this process."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kvnet import wire
+from kvnet.api import Calibration, ExportReport, MemoryInfo, PackReport
+from kvnet.client._async.connection import AsyncConnection
+from kvnet.client.connect import id_of, sign_package
+from kvnet.errors import RequestError
+from kvnet.files.lineage import Lineage, compose
+from kvnet.files.package import About, Package, PackageParts, is_package, write_package
+from kvnet.files.package.names import BASIS_PATH
+from kvnet.files.reader import MemoryFile
+from kvnet.files.writer import replacing
+from kvnet.identity.signing import SignedMessage
+from kvnet.texts import require_text
+from kvnet.v1 import control_pb2 as pb
+
+_BLOCK_NBYTES = 1 << 20
+
+
+class AsyncFileCalls(AsyncConnection):
+    """The part of AsyncNode that reads and writes files."""
+
+    async def export_memory(self, memory: str | MemoryInfo, path: str | Path) -> ExportReport:
+        """Write a memory's `.awkg` file: the bytes its maker signed, which anyone can verify."""
+        target = Path(path)
+        with replacing(target) as write:
+            async for event in self._stream(self._stub.Export, pb.ExportRequest(memory=id_of(memory))):
+                write(event.data)
+        with MemoryFile.open(target) as file:
+            return ExportReport(
+                memory=file.memory_id,
+                path=str(target),
+                nbytes=file.head.file_nbytes,
+                signed_by=file.header.signed_by,
+            )
+
+    async def import_memory(self, path: str | Path) -> MemoryInfo:
+        """Take in an `.awkg` file or a package; everything in it is verified first."""
+        source = Path(path)
+        if not is_package(source):
+            return await self._import(source, iter(()))
+        with Package.open(source) as package:
+            package.verify()
+            has_basis = any(file.path == BASIS_PATH for file in package.files)
+            with package.open_memory() as file:
+                return await self._import(file.path, package.read(BASIS_PATH) if has_basis else iter(()))
+
+    async def pack(
+        self,
+        memory: str | MemoryInfo,
+        target: str | Path,
+        *,
+        name: str = "",
+        description: str = "",
+        domain: str = "",
+        tags: tuple[str, ...] = (),
+        license: str = "",
+        pricing: Mapping[str, Any] | None = None,
+        quality: bool = True,
+    ) -> PackReport:
+        """Write a signed package: a folder, or a zip if `target` ends in `.zip`.
+
+        With `quality`, a lossy memory whose original is here is measured against it; nothing is invented.
+        """
+        wanted = pb.LineageRequest(memory=id_of(memory), quality=quality)
+        lineage = wire.from_wire(await self._call(self._stub.Lineage, wanted, deadline_s=None), Lineage)
+        info = await self.show(memory)
+        about = About(
+            name=require_text(name, what="name") or info.name or info.id[:16],
+            description=require_text(description, what="description"),
+            domain=require_text(domain, what="domain"),
+            tags=tuple(require_text(tag, what="tag") for tag in tags),
+            license=require_text(license, what="license"),
+            pricing=dict(pricing or {}),
+        )
+        with _workspace(Path(target)) as folder:
+            memory_file, basis = folder / "memory.awkg", None
+            exported = await self.export_memory(memory, memory_file)
+            if info.header is not None and info.header.coding.basis:
+                basis = folder / "basis.safetensors"
+                await self._export_basis(exported.memory, basis)
+            parts = PackageParts(memory_file, compose(memory_file, about, lineage), basis=basis)
+            written = await asyncio.to_thread(write_package, Path(target), parts, self._sign_package)
+        return PackReport(
+            package_id=written.package_id,
+            path=str(target),
+            nbytes=written.nbytes,
+            memory=exported.memory,
+            quality_measured=bool(lineage.measurements),
+        )
+
+    async def calibrate(self, *texts: str) -> Calibration:
+        """Learn a basis for the codec `compact` from texts like those that will be remembered.
+
+        The daemon keeps it and encodes with it from now on. The reference models bring one along.
+        """
+        request = pb.CalibrateRequest(texts=[require_text(text, what="text") for text in texts])
+        reply = await self._call(self._stub.Calibrate, request, deadline_s=None)
+        return wire.from_wire(reply, Calibration)
+
+    async def show(self, memory: str | MemoryInfo) -> MemoryInfo:
+        """A memory by id, start of an id, or name."""
+        request = pb.ShowMemoryRequest(memory=id_of(memory))
+        return wire.from_wire(await self._call(self._stub.ShowMemory, request), MemoryInfo)
+
+    async def _export_basis(self, memory: str, target: Path) -> None:
+        with target.open("wb") as out:
+            async for piece in self._stream(self._stub.Export, pb.ExportRequest(memory=memory, basis=True)):
+                out.write(piece.data)
+
+    async def _import(self, source: Path, basis: Iterator[bytes]) -> MemoryInfo:
+        def pieces() -> Iterator[pb.ImportPiece]:
+            for block in basis:
+                yield pb.ImportPiece(basis=block)
+            with source.open("rb") as file:
+                while block := file.read(_BLOCK_NBYTES):
+                    yield pb.ImportPiece(memory=block)
+
+        return wire.from_wire(await self._call(self._stub.Import, pieces(), deadline_s=None), MemoryInfo)
+
+    def _sign_package(self, body: bytes) -> SignedMessage:
+        return sign_package(self._home, self._metadata, body)
+
+
+@contextmanager
+def _workspace(target: Path) -> Iterator[Path]:
+    """A private folder beside `target`, gone afterwards: on the same disk, which has to have room anyway."""
+    try:
+        folder = tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=".kvnet-")
+    except OSError as exc:
+        raise RequestError(f"{target}: cannot be written ({exc.strerror}); choose another place") from exc
+    with folder as name:
+        yield Path(name)

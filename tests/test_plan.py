@@ -1,0 +1,273 @@
+"""The plan: every token in one chunk, its bytes bounded, and no coding but those of FORMAT.md §8."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvnet.plan import (
+    MAX_BASIS_NBYTES,
+    MAX_CHUNK_RAW_NBYTES,
+    MAX_RECENT_TOKENS,
+    MAX_SINK_TOKENS,
+    check_coding,
+    count_chunks,
+    count_transfer_chunks,
+    decoded_nbytes,
+    plan_chunks,
+    plan_memory,
+    plan_transfer,
+    raw_nbytes_range,
+)
+from kvnet.types import Coding, DType, Geometry, Kind, MemoryHeader, Rope, Scheme
+from tests.builders import INT8, RAW, make_basis, make_geometry, make_memory
+
+ROPE = Rope("default", 10000.0)
+MIB = 1 << 20
+geometries = st.builds(
+    Geometry,
+    num_layers=st.integers(1, 4),
+    num_kv_heads=st.integers(1, 256),
+    head_dim=st.integers(1, 1024),
+    dtype=st.sampled_from(DType),
+    rope=st.just(ROPE),
+)
+basis_sizes = st.sampled_from([0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB + 5])
+TRANSFORM, _ = make_basis()
+INT4 = replace(INT8, key_bits=4, value_bits=4)
+
+
+def header_of(coding: Coding = RAW, *, seq_len: int = 5, heads: int = 0, **geometry: Any) -> MemoryHeader:
+    """What a memory of this coding says it is."""
+    return replace(
+        make_memory().header,
+        geometry=make_geometry(**geometry),
+        seq_len=seq_len,
+        coding=coding,
+        attention_heads=heads,
+    )
+
+
+def sizes_of(header: MemoryHeader) -> list[tuple[int, int]]:
+    """The bounds of every chunk of a transfer."""
+    found = [raw_nbytes_range(header, key) for key in plan_transfer(header)]
+    return [(allowed[0], allowed[-1]) for allowed in found]
+
+
+@given(geometries, st.integers(1, 300), st.booleans())
+def test_plan_covers_every_token_of_every_layer_once(
+    geometry: Geometry, seq_len: int, attention: bool
+) -> None:
+    covered: dict[tuple[int, Kind], list[int]] = {}
+    for key in plan_chunks(geometry, seq_len, attention=attention):
+        covered.setdefault((key.layer_idx, key.kind), []).extend(range(key.start, key.stop))
+    kinds = (Kind.KEY, Kind.VALUE, *([Kind.ATTENTION] if attention else []))
+    assert list(covered) == [(layer, kind) for layer in range(geometry.num_layers) for kind in kinds]
+    assert all(tokens == list(range(seq_len)) for tokens in covered.values())
+
+
+@given(geometries, st.integers(1, 300))
+def test_chunks_decode_to_a_mebibyte_at_most_and_add_up_to_the_memory(
+    geometry: Geometry, seq_len: int
+) -> None:
+    plan = plan_chunks(geometry, seq_len)
+    sizes = [decoded_nbytes(geometry, key) for key in plan]
+    assert all(0 < size <= MAX_CHUNK_RAW_NBYTES for size in sizes)
+    assert sum(sizes) == seq_len * geometry.token_nbytes
+    assert [key.index for key in plan] == list(range(len(plan)))
+
+
+@given(geometries, st.integers(1, 300), st.integers(0, 2), basis_sizes)
+def test_counts_are_the_lengths_of_the_plans(
+    geometry: Geometry, seq_len: int, heads: int, basis_nbytes: int
+) -> None:
+    coding = replace(TRANSFORM, basis_nbytes=basis_nbytes)
+    header = replace(header_of(coding, seq_len=seq_len, heads=heads), geometry=geometry)
+    assert count_chunks(header) == len(plan_memory(header))
+    assert count_transfer_chunks(header) == len(plan_transfer(header))
+
+
+def test_counts_take_absurd_claims() -> None:
+    absurd = replace(
+        header_of(replace(TRANSFORM, basis_nbytes=2**62), seq_len=2**62, heads=2**62),
+        geometry=Geometry(2**62, 2**62, 2**62, DType.FLOAT32, ROPE),
+    )
+    assert count_chunks(absurd) == 2**62 * (2 * 2**62 + 1)
+    assert count_transfer_chunks(absurd) == count_chunks(absurd) + 2**42
+
+
+def test_attention_comes_last_in_its_layer_as_one_chunk() -> None:
+    wide = make_geometry(num_kv_heads=256, head_dim=256)
+    plan = plan_chunks(wide, 9, attention=True)
+    one_layer = [(0, 4), (4, 8), (8, 9)]
+    wanted = [(Kind.KEY, *part) for part in one_layer] + [(Kind.VALUE, *part) for part in one_layer]
+    assert [(k.kind, k.start, k.stop) for k in plan if k.layer_idx == 1] == [*wanted, (Kind.ATTENTION, 0, 9)]
+
+
+def test_basis_follows_the_memory_in_pieces_of_a_mebibyte() -> None:
+    header = header_of(replace(TRANSFORM, basis_nbytes=2 * MIB + 5))
+    plan = plan_transfer(header)
+    assert plan[:6] == plan_memory(header)
+    assert [(k.index, k.layer_idx, k.kind, k.start, k.stop) for k in plan[6:]] == [
+        (6, 0, Kind.BASIS, 0, MIB),
+        (7, 0, Kind.BASIS, MIB, 2 * MIB),
+        (8, 0, Kind.BASIS, 2 * MIB, 2 * MIB + 5),
+    ]
+    assert sizes_of(header)[6:] == [(MIB, MIB), (MIB, MIB), (5, 5)]
+
+
+def test_raw_chunk_has_its_decoded_bytes_whatever_its_key_space_or_pruned_heads() -> None:
+    header = header_of(Coding(pruned_heads=((0, 1),)))
+    assert set(sizes_of(header)) == {(5 * 32, 5 * 32)}
+
+
+@pytest.mark.parametrize(
+    ("coding", "seq_len", "key", "value"),
+    [
+        # 2 heads of 4: 8 channels. Codes, then 2 bytes a scale (8 bits) or 2 + 2 a minimum and a step (4).
+        (INT8, 1, 8 + 8 * 2, 8 + 2),
+        (INT8, 8, 64 + 8 * 2, 64 + 8 * 2),
+        (INT8, 9, 72 + 2 * 8 * 2, 72 + 9 * 2),
+        (replace(INT8, group_size=1024), 9, 72 + 8 * 2, 72 + 9 * 2),
+        (INT4, 1, 4 + 8 * 4, 4 + 4),
+        (INT4, 9, 36 + 2 * 8 * 4, 36 + 9 * 4),
+        (replace(INT4, key_bits=8), 9, 72 + 2 * 8 * 2, 36 + 9 * 4),
+    ],
+)
+def test_grouped_chunk_is_codes_and_parameters(coding: Coding, seq_len: int, key: int, value: int) -> None:
+    header = header_of(coding, seq_len=seq_len)
+    assert sizes_of(header) == [(key, key), (value, value)] * 3
+
+
+def test_odd_number_of_nibbles_is_padded_to_a_byte() -> None:
+    header = header_of(INT4, num_kv_heads=1, head_dim=3, seq_len=3)
+    assert sizes_of(header)[0] == (5 + 3 * 4, 5 + 3 * 4)
+
+
+@given(
+    geometries.filter(lambda geometry: geometry.num_kv_heads * geometry.head_dim <= 1 << 17),
+    st.integers(1, 300),
+    st.sampled_from([4, 8]),
+    st.sampled_from([4, 8]),
+    st.integers(8, 1024),
+)
+def test_grouped_chunk_has_a_mebibyte_at_most(
+    geometry: Geometry, seq_len: int, key_bits: int, value_bits: int, group_size: int
+) -> None:
+    coding = Coding(Scheme.GROUPED, key_bits, value_bits, group_size)
+    header = replace(header_of(coding, seq_len=seq_len), geometry=geometry)
+    assert check_coding(header) == ""
+    assert max(most for _, most in sizes_of(header)) <= MAX_CHUNK_RAW_NBYTES
+
+
+def test_transform_chunk_is_bounded_by_full_rank_and_its_spare_tokens() -> None:
+    one_kept = 4 + 2 * 8  # an index and an exact row of 8 channels
+    kept = TRANSFORM.sink_tokens + TRANSFORM.recent_tokens
+    assert sizes_of(header_of(TRANSFORM, seq_len=2))[0] == (4, 4 + 2 * one_kept)
+    assert sizes_of(header_of(TRANSFORM, seq_len=64))[0] == (
+        4,
+        4 + (kept + 8) * one_kept + (64 - kept - 8) * 8,
+    )
+
+
+def test_attention_chunk_has_16_bytes_and_4_a_head_and_important_token() -> None:
+    assert sizes_of(header_of(heads=6, seq_len=3))[2] == (16 + 24 + 12, 16 + 24 + 12)
+    assert sizes_of(header_of(heads=6, seq_len=300))[2] == (16 + 24 + 64, 16 + 24 + 64)
+
+
+GOOD = {
+    "raw": RAW,
+    "raw, pruned": Coding(pruned_heads=((0, 0), (0, 1), (2, 1))),
+    "int8": INT8,
+    "int4 with everything": replace(INT4, group_size=1024, hadamard=True, pruned_heads=((1, 1),)),
+    "transform": TRANSFORM,
+    "transform at its limits": replace(
+        TRANSFORM,
+        basis_nbytes=MAX_BASIS_NBYTES,
+        sink_tokens=MAX_SINK_TOKENS,
+        recent_tokens=MAX_RECENT_TOKENS,
+    ),
+    "transform without exact tokens": replace(TRANSFORM, sink_tokens=0, recent_tokens=0),
+}
+
+
+@pytest.mark.parametrize("coding", GOOD.values(), ids=GOOD)
+def test_coding_of_the_format_is_taken(coding: Coding) -> None:
+    assert check_coding(header_of(coding)) == ""
+
+
+BAD: dict[str, tuple[Coding, str]] = {
+    **{
+        f"raw with {name}": (Coding(**{name: value}), "a raw coding has parameters")
+        for name, value in {
+            "key_bits": 8,
+            "value_bits": 8,
+            "group_size": 64,
+            "hadamard": True,
+            "sink_tokens": 1,
+            "recent_tokens": 1,
+            "basis": "sha256:0",
+            "basis_nbytes": 1,
+        }.items()
+    },
+    **{
+        f"grouped with {name} {value}": (replace(INT8, **{name: value}), wanted)
+        for name, value, wanted in [
+            ("key_bits", 0, "0 and 8 bits"),
+            ("key_bits", 2, "2 and 8 bits"),
+            ("key_bits", 16, "16 and 8 bits"),
+            ("value_bits", 0, "8 and 0 bits"),
+            ("value_bits", 5, "8 and 5 bits"),
+            ("group_size", 0, "groups of 0"),
+            ("group_size", 7, "groups of 7"),
+            ("group_size", 1025, "groups of 1025"),
+            ("sink_tokens", 1, "parameters of a transform"),
+            ("recent_tokens", 1, "parameters of a transform"),
+            ("basis", "sha256:0", "parameters of a transform"),
+            ("basis_nbytes", 1, "parameters of a transform"),
+        ]
+    },
+    **{
+        f"transform with {name} {value}": (replace(TRANSFORM, **{name: value}), wanted)
+        for name, value, wanted in [
+            ("key_bits", 8, "parameters of a grouped one"),
+            ("value_bits", 8, "parameters of a grouped one"),
+            ("group_size", 64, "parameters of a grouped one"),
+            ("hadamard", True, "parameters of a grouped one"),
+            ("basis", "", "a basis of"),
+            ("basis_nbytes", 0, "a basis of 0 bytes"),
+            ("basis_nbytes", MAX_BASIS_NBYTES + 1, f"a basis of {MAX_BASIS_NBYTES + 1} bytes"),
+            ("sink_tokens", MAX_SINK_TOKENS + 1, f"{MAX_SINK_TOKENS + 1} first"),
+            ("recent_tokens", MAX_RECENT_TOKENS + 1, f"{MAX_RECENT_TOKENS + 1} last"),
+        ]
+    },
+    **{
+        f"{coding.scheme} pruned at {pairs}": (replace(coding, pruned_heads=pairs), wanted)
+        for coding in (RAW, INT8, TRANSFORM)
+        for pairs, wanted in [
+            (((1, 0), (0, 0)), "not ascending"),
+            (((0, 0), (0, 0)), "not ascending"),
+            (((3, 0),), r"\[3, 0\] is no head"),
+            (((0, 2),), r"\[0, 2\] is no head"),
+            (((0,),), r"\[0\] is no head"),
+            (((0, 0, 0),), r"\[0, 0, 0\] is no head"),
+            (((),), r"\[\] is no head"),
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize(("coding", "wanted"), BAD.values(), ids=BAD)
+def test_any_other_coding_is_told_what_is_wrong_with_it(coding: Coding, wanted: str) -> None:
+    assert re.search(wanted, check_coding(header_of(coding)))
+
+
+def test_transform_of_too_many_channels_is_none_of_the_format() -> None:
+    assert check_coding(header_of(TRANSFORM, num_kv_heads=128, head_dim=128)) == ""
+    assert "16512 channels" in check_coding(header_of(TRANSFORM, num_kv_heads=129, head_dim=128))
+    assert check_coding(header_of(INT8, num_kv_heads=256, head_dim=1024)) == ""
