@@ -20,6 +20,11 @@ MAX_SINK_TOKENS: Final = 64
 MAX_RECENT_TOKENS: Final = 1024
 SPARE_EXACT_SHARE: Final = 8  # of a transform-coded chunk, one token in eight may be kept exact
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+# What FORMAT.md §8 reads of a rope's `extra`, by its type.
+_SCALING: Final = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
 _SCALE_NBYTES: Final = 2  # bfloat16
 _EXACT_ITEMSIZE: Final = 2
 
@@ -134,9 +139,21 @@ def _check_transform(coding: Coding, geometry: Geometry) -> str:
 def _check_rotation(key_space: KeySpace, coding: Coding, rope: Rope) -> str:
     if not 0 < rope.partial_rotary_factor <= 1:
         return f"a partial_rotary_factor of {rope.partial_rotary_factor}, allowed is more than 0 up to 1"
-    if key_space is KeySpace.CONTENT and (rope.rope_theta <= 0 or coding.scheme is Scheme.RAW):
+    if key_space is KeySpace.ROTATED:
+        return ""
+    if coding.scheme is Scheme.RAW or not _is_turn(rope.rope_theta, least=1.0):
         return "keys of content space, but nothing says how to turn them"
+    wrong = [name for name in _SCALING.get(rope.rope_type, ()) if not _is_turn(rope.extra.get(name))]
+    if wrong:
+        return f"rope {rope.rope_type} without a {wrong[0]} to turn keys by"
+    if rope.rope_type == "llama3" and rope.extra["low_freq_factor"] == rope.extra["high_freq_factor"]:
+        return "rope llama3 with one frequency factor for low and high"
     return ""
+
+
+def _is_turn(value: object, *, least: float = 1e-6) -> bool:
+    """A number that angles may be computed with: no bool, and no quotient near it overflows."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= 1e12
 
 
 def _check_pruned(coding: Coding, geometry: Geometry) -> str:

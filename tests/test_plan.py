@@ -24,7 +24,7 @@ from kvnet.plan import (
     plan_transfer,
     raw_nbytes_range,
 )
-from kvnet.types import Coding, DType, Geometry, Kind, MemoryHeader, Rope, Scheme
+from kvnet.types import Coding, DType, Geometry, KeySpace, Kind, MemoryHeader, Rope, Scheme
 from tests.builders import INT8, RAW, make_basis, make_geometry, make_memory
 
 ROPE = Rope("default", 10000.0)
@@ -165,6 +165,13 @@ def test_grouped_chunk_has_a_mebibyte_at_most(
     assert max(most for _, most in sizes_of(header)) <= MAX_CHUNK_RAW_NBYTES
 
 
+def test_chunk_of_many_exact_tokens_has_a_mebibyte_at_most_all_the_same() -> None:
+    wide = header_of(
+        replace(TRANSFORM, sink_tokens=64), seq_len=32, num_kv_heads=128, head_dim=128, dtype=DType.FLOAT16
+    )
+    assert sizes_of(wide)[0] == (4, MIB)  # 32 rows of 32 KiB, and no room for their indices
+
+
 def test_transform_chunk_is_bounded_by_full_rank_and_its_spare_tokens() -> None:
     one_kept = 4 + 2 * 8  # an index and an exact row of 8 channels
     kept = TRANSFORM.sink_tokens + TRANSFORM.recent_tokens
@@ -240,6 +247,8 @@ BAD: dict[str, tuple[Coding, str]] = {
             ("group_size", 64, "parameters of a grouped one"),
             ("hadamard", True, "parameters of a grouped one"),
             ("basis", "", "a basis of"),
+            ("basis", "sha256:0", "a basis of"),
+            ("basis", TRANSFORM.basis.upper(), "a basis of"),
             ("basis_nbytes", 0, "a basis of 0 bytes"),
             ("basis_nbytes", MAX_BASIS_NBYTES + 1, f"a basis of {MAX_BASIS_NBYTES + 1} bytes"),
             ("sink_tokens", MAX_SINK_TOKENS + 1, f"{MAX_SINK_TOKENS + 1} first"),
@@ -265,6 +274,61 @@ BAD: dict[str, tuple[Coding, str]] = {
 @pytest.mark.parametrize(("coding", "wanted"), BAD.values(), ids=BAD)
 def test_any_other_coding_is_told_what_is_wrong_with_it(coding: Coding, wanted: str) -> None:
     assert re.search(wanted, check_coding(header_of(coding)))
+
+
+CONTENT = make_memory(coding=INT8).header
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+GOOD_ROPES = {
+    "plain": Rope("default", 10000.0),
+    "half": Rope("default", 10000.0, 0.5),
+    "linear": Rope("linear", 10000.0, extra={"factor": 2}),
+    "llama3": Rope("llama3", 500000.0, extra=LLAMA3),
+    "a type that turns plainly": Rope("yarn", 10000.0, extra={"factor": "any"}),
+}
+
+
+@pytest.mark.parametrize("rope", GOOD_ROPES.values(), ids=GOOD_ROPES)
+def test_keys_of_content_space_are_taken_where_the_rope_says_how_to_turn_them(rope: Rope) -> None:
+    assert check_coding(replace(CONTENT, geometry=make_geometry(rope=rope))) == ""
+
+
+BAD_ROPES: dict[str, tuple[Rope, str]] = {
+    "no theta": (Rope("default", 0.0), "nothing says how to turn"),
+    "negative theta": (Rope("default", -1.0), "nothing says how to turn"),
+    "no rotated dimension": (Rope("default", 10000.0, 0.0), "partial_rotary_factor"),
+    "more dimensions than there are": (Rope("default", 10000.0, 1.5), "partial_rotary_factor"),
+    "linear without a factor": (Rope("linear", 10000.0), "without a factor"),
+    "linear by nothing": (Rope("linear", 10000.0, extra={"factor": 0}), "without a factor"),
+    "linear by a text": (Rope("linear", 10000.0, extra={"factor": "2"}), "without a factor"),
+    "linear by a truth": (Rope("linear", 10000.0, extra={"factor": True}), "without a factor"),
+    **{
+        f"llama3 without {name}": (
+            Rope("llama3", 500000.0, extra={k: v for k, v in LLAMA3.items() if k != name}),
+            f"without a {name}",
+        )
+        for name in LLAMA3
+    },
+    "llama3 with one frequency for both": (
+        Rope("llama3", 500000.0, extra={**LLAMA3, "high_freq_factor": 1.0}),
+        "one frequency factor",
+    ),
+}
+
+
+@pytest.mark.parametrize(("rope", "wanted"), BAD_ROPES.values(), ids=BAD_ROPES)
+def test_keys_of_content_space_that_cannot_be_turned_are_told_so(rope: Rope, wanted: str) -> None:
+    assert wanted in check_coding(replace(CONTENT, geometry=make_geometry(rope=rope)))
+
+
+def test_raw_keys_are_rotated_keys() -> None:
+    raw = make_memory().header
+    assert "content space" in check_coding(replace(raw, key_space=KeySpace.CONTENT))
+    assert check_coding(replace(raw, geometry=make_geometry(rope=Rope("default", 0.0)))) == ""
 
 
 def test_transform_of_too_many_channels_is_none_of_the_format() -> None:

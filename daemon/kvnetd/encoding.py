@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Final
 
-from kvnet.model.quality import Choice, choose_preset
-
 from kvnet.api import Calibration
 from kvnet.codec.basis import Basis
 from kvnet.codec.presets import AUTO, PRESETS, preset_name
@@ -22,6 +20,7 @@ from kvnet.format.attention import unpack_attention
 from kvnet.model.calibration import calibrate as learn_basis
 from kvnet.model.memory import encode_memory
 from kvnet.model.pruning import prunable_heads
+from kvnet.model.quality import Choice, choose_preset
 from kvnet.model.reference.catalog import reference_basis
 from kvnet.plan import plan_memory
 from kvnet.types import AttentionMetadata, Coding, Compression, DType, Kind, RawMemory, Scheme
@@ -86,11 +85,11 @@ async def record_to_send(services: Services, record: MemoryRecord, codec: str) -
     if is_coded and codec in ("", preset_name(record.header.coding)):
         return record
     preset = await resolve(services, codec or services.config.codec)
-    known = [r for r in services.memories.encodings_of(record.id) if preset_name(r.header.coding) == preset]
-    if known and preset != "exact":
-        return known[-1]
     if preset == "exact" and (is_coded or record.origin):
         return record  # nothing is gained, and its maker's seal would be lost
+    known = await _encoding_of(services, record, preset)
+    if known is not None:
+        return known
     memory = await services.in_pool(services.memories.load, record)
     encoded, notes = await encode(services, memory, record.notes, codec=preset)
     compression, level = compression_for(encoded.header.coding, preset)
@@ -102,6 +101,19 @@ async def record_to_send(services: Services, record: MemoryRecord, codec: str) -
         language_hint=words.language_hint,
     )
     return await services.in_store(services.memories.put, encoded, making, services.key)
+
+
+async def _encoding_of(services: Services, record: MemoryRecord, preset: str) -> MemoryRecord | None:
+    """An encoding made before, unless it is damaged or the model was calibrated anew since."""
+    basis = await basis_for(services, preset)
+    for known in services.memories.encodings_of(record.id):
+        same_basis = known.header.coding.basis == (basis.digest if basis else "")
+        same_dtype = known.header.geometry == record.header.geometry
+        same_heads = known.header.coding.pruned_heads == record.header.coding.pruned_heads
+        same = preset_name(known.header.coding) == preset and same_basis and same_dtype and same_heads
+        if same and known.id not in services.memories.damaged:
+            return known
+    return None
 
 
 async def resolve(services: Services, codec: str) -> str:

@@ -7,7 +7,15 @@ import time
 from collections.abc import Callable
 
 from kvnet.api import InboxMessage
-from kvnet.errors import BadSignature, ConflictingChunk, MalformedChunk, PeerNotAdded, ReplayedMessage
+from kvnet.errors import (
+    BadSignature,
+    ConflictingChunk,
+    MalformedChunk,
+    MalformedFile,
+    PeerNotAdded,
+    ReplayedMessage,
+    UnsupportedFormat,
+)
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.peers import AddedPeer
 from kvnet.identity.seal import VerifiedHead
@@ -19,6 +27,16 @@ from kvnetd.log import Span
 from kvnetd.services import Services, utc_now
 from kvnetd.store.ledger import CompletedTransfer
 from kvnetd.store.spool import IncomingTransfer
+
+# What came is not what its sender, or the memory's maker, could have signed.
+_UNVERIFIED = (
+    BadSignature,
+    MalformedChunk,
+    MalformedFile,
+    ReplayedMessage,
+    ConflictingChunk,
+    UnsupportedFormat,
+)
 
 
 class InboundTransfer:
@@ -76,7 +94,7 @@ class InboundTransfer:
     async def close(self, error: BaseException | None) -> None:
         """Close the files; what is durable stays for a resume, unless it contradicts the sender."""
         try:
-            if isinstance(error, BadSignature | MalformedChunk | ReplayedMessage | ConflictingChunk):
+            if isinstance(error, _UNVERIFIED):
                 self._log_verification("failed", error=error.code, message=error.message)
             if self._incoming is not None:
                 complete = self.session.durable_count == len(self.session.plan)

@@ -31,7 +31,18 @@ FIELDS = frozenset(
         *("duration_s", "ttft_s", "error", "message"),
     }
 )
-SPANS = ("node", "model", "prefill", "encoding", "calibration", "transfer", "verification", "injection", "generation", "discovery")
+SPANS = (
+    "node",
+    "model",
+    "prefill",
+    "encoding",
+    "calibration",
+    "transfer",
+    "verification",
+    "injection",
+    "generation",
+    "discovery",
+)
 
 
 class Span:

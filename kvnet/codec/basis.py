@@ -52,7 +52,7 @@ class Basis:
     def of(cls, layers: Mapping[tuple[int, Kind], LayerBasis]) -> Basis:
         """A new calibration; the same matrices always have the same bytes."""
         tensors = {
-            f"{layer_idx}.{_KINDS[kind]}.{name}": getattr(layers[layer_idx, kind], name).float().contiguous()
+            f"{layer_idx}.{_KINDS[kind]}.{name}": getattr(layers[layer_idx, kind], name).float().clone()
             for layer_idx, kind in sorted(layers)
             for name in ("mean", "forward", "backward")
         }

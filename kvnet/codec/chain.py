@@ -47,27 +47,20 @@ class Coder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PackChain:
-    """Raw coding: the numbers as they are, bit for bit unless keys are stripped of their rotation."""
+    """Raw coding: the numbers as they are, bit for bit."""
 
     prune: PruneHeads | None = None
-    strip: RopeStrip | None = None
 
     def encode(self, tensor: torch.Tensor, piece: Piece) -> bytes:
         """Raw bytes of [num_kv_heads, n, head_dim]. Raises NotFinite."""
         finite_peak(tensor, "the cache")
-        if self.prune is not None:
-            tensor = self.prune.encode(tensor, 0, piece)
-        if self.strip is not None:
-            tensor = self.strip.encode(tensor.float(), 0, piece).to(tensor.dtype)
-        return pack(tensor)
+        return pack(tensor if self.prune is None else self.prune.encode(tensor, 0, piece))
 
     def decode(
         self, raw: bytes | memoryview, piece: Piece, device: torch.device | str = "cpu"
     ) -> torch.Tensor:
         """Inverse of `encode`. Raises MalformedChunk for another length, NotFinite."""
         tensor = unpack(raw, piece.geometry, piece.num_tokens)
-        if self.strip is not None:
-            tensor = self.strip.decode(tensor.float(), 0, piece).to(tensor.dtype)
         finite_peak(tensor, "a chunk")
         return tensor.to(device)
 
@@ -93,9 +86,10 @@ class QuantizeChain:
         Raises NotFinite for a tensor with NaN or infinity, RequestError for numbers so large that
         their decoded selves would overflow.
         """
+        by_token = self.coder.token_major and not self.stages  # stages are fastest head by head
 
         def read(start: int, stop: int) -> torch.Tensor:
-            block = tensor[:, start:stop].to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+            block = _float_copy(tensor[:, start:stop], token_major=by_token)
             for stage in self.stages:
                 block = stage.encode(block, start, piece)
             return block
@@ -149,17 +143,24 @@ def chain_for(header: MemoryHeader, layer_idx: int, kind: Kind, basis: Basis | N
     coding = header.coding
     pruned = tuple(pair[1] for pair in coding.pruned_heads if pair[0] == layer_idx)
     prune = PruneHeads(pruned) if pruned else None
+    if coding.scheme is Scheme.RAW:
+        return PackChain(prune)
     is_key = kind is Kind.KEY
     strips = is_key and header.key_space is KeySpace.CONTENT
     strip = rope_strip(header.geometry.rope, header.geometry.head_dim) if strips else None
-    if coding.scheme is Scheme.RAW:
-        return PackChain(prune, strip)
     if coding.scheme is Scheme.TRANSFORM:
         return QuantizeChain(_present(prune, strip), _transform(header, layer_idx, kind, basis))
     bits = coding.key_bits if is_key else coding.value_bits
     along = Along.TOKENS if is_key else Along.CHANNELS
     mix = Hadamard() if coding.hadamard else None
     return QuantizeChain(_present(prune, strip, mix), GroupQuantize(along, bits, coding.group_size))
+
+
+def _float_copy(block: torch.Tensor, *, token_major: bool) -> torch.Tensor:
+    """A float32 copy of [num_kv_heads, b, head_dim], laid out in memory token by token or head by head."""
+    ordered = block.permute(1, 0, 2) if token_major else block
+    copy = ordered.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    return copy.permute(1, 0, 2) if token_major else copy
 
 
 def piece_of(header: MemoryHeader, start: int, stop: int) -> Piece:

@@ -10,10 +10,10 @@ def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
     if codes.numel() % 2:
         codes = torch.cat((codes, codes.new_zeros(1)))
     pairs = codes.view(torch.int16)  # 0x0B0A for codes A, B: every machine torch runs on is little-endian
-    return ((pairs | (pairs >> 4)) & 0xFF).to(torch.uint8)
+    return (pairs >> 4).bitwise_or_(pairs).to(torch.uint8)  # keeps the lower byte, 0xBA
 
 
 def unpack_nibbles(packed: torch.Tensor, count: int) -> torch.Tensor:
     """Inverse of `pack_nibbles`: uint8 [count]. The padding is not looked at."""
     pairs = packed.to(torch.int16)
-    return ((pairs | (pairs << 4)) & 0x0F0F).view(torch.uint8)[:count]
+    return (pairs << 4).bitwise_or_(pairs).bitwise_and_(0x0F0F).view(torch.uint8)[:count]

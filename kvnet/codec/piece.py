@@ -57,14 +57,14 @@ class Piece:
         return self.geometry.dtype
 
     def blocks(self, device: torch.device, *, multiple_of: int = 1) -> Iterator[tuple[int, int]]:
-        """Ranges (start, stop) within the chunk; all but the last a multiple of `multiple_of` long.
+        """Ranges (start, stop) within the chunk, equally long multiples of `multiple_of` but for the last.
 
         A GPU takes the chunk as one block: there the launch of a kernel costs more than a cache miss.
         """
-        step = self.num_tokens
+        num_blocks = 1
         if device.type == "cpu":
-            wanted = max(1, _BLOCK_ELEMENTS // self.num_channels)
-            step = max(1, wanted // multiple_of) * multiple_of
+            num_blocks = max(1, round(self.num_tokens * self.num_channels / _BLOCK_ELEMENTS))
+        step = -(-self.num_tokens // (num_blocks * multiple_of)) * multiple_of
         for start in range(0, self.num_tokens, step):
             yield start, min(self.num_tokens, start + step)
 

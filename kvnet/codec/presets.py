@@ -36,16 +36,15 @@ def _grouped(key_bits: int, value_bits: int, group_size: int, *, hadamard: bool 
     return Coding(Scheme.GROUPED, key_bits, value_bits, group_size, hadamard)
 
 
-# 8-bit codes go uncompressed: zstd takes off another tenth, and halves the speed of decoding. 4-bit codes
-# are half as many bytes, and there zstd pays for the smaller groups.
+# Grouped codes go uncompressed: zstd takes off another tenth, and halves the speed of decoding.
 PRESETS: Final[dict[str, Preset]] = {
     preset.name: preset
     for preset in (
         Preset("exact", Coding(), Compression.SPLIT, 1),
         Preset("int8", _grouped(8, 8, 64), Compression.NONE),
         Preset("k8v4", _grouped(8, 4, 128), Compression.NONE),
-        Preset("int4", _grouped(4, 4, 32), Compression.ZSTD, 1),
-        Preset("int4-hadamard", _grouped(4, 4, 32, hadamard=True), Compression.ZSTD, 1),
+        Preset("int4", _grouped(4, 4, 64), Compression.NONE),
+        Preset("int4-hadamard", _grouped(4, 4, 64, hadamard=True), Compression.NONE),
         Preset("compact", Coding(Scheme.TRANSFORM, sink_tokens=1, recent_tokens=2), Compression.ZSTD, 3),
     )
 }

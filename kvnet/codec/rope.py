@@ -25,11 +25,11 @@ class RopeStrip:
     frequencies: tuple[float, ...]
 
     def encode(self, block: torch.Tensor, start: int, piece: Piece) -> torch.Tensor:
-        """float32 [num_kv_heads, b, head_dim] of the chunk's tokens start.. to content space."""
+        """float32 [num_kv_heads, b, head_dim] of the chunk's tokens start.. to content space, in place."""
         return self._turn(block, start, piece, forward=False)
 
     def decode(self, block: torch.Tensor, start: int, piece: Piece) -> torch.Tensor:
-        """Inverse of `encode`."""
+        """Inverse of `encode`, in place."""
         return self._turn(block, start, piece, forward=True)
 
     def _turn(self, block: torch.Tensor, start: int, piece: Piece, *, forward: bool) -> torch.Tensor:
@@ -40,8 +40,8 @@ class RopeStrip:
         rotated = 2 * len(self.frequencies)
         pairs = block[..., :rotated]
         partner = pairs.roll(rotated // 2, -1)  # pair (a, b) meets (b, a)
-        turned = (pairs * cos[start:stop]).addcmul_(partner, sin[start:stop])
-        return turned if rotated == block.shape[-1] else torch.cat((turned, block[..., rotated:]), -1)
+        pairs.mul_(cos[start:stop]).addcmul_(partner, sin[start:stop])
+        return block
 
 
 def rope_strip(rope: Rope, head_dim: int) -> RopeStrip | None:

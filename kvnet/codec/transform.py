@@ -33,6 +33,11 @@ class Transform:
     sink_tokens: int
     recent_tokens: int
 
+    @property
+    def token_major(self) -> bool:
+        """Whether blocks are best laid out token by token."""
+        return True
+
     def encode(self, read: ReadBlock, piece: Piece, device: torch.device) -> tuple[bytes, float]:
         """The chunk's raw bytes (exact tokens, then the codes component by component), and its peak.
 
@@ -98,7 +103,8 @@ class Transform:
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(exact tokens int64 [e], their rows [e, C], codes int8 [r, n - e]) of a chunk from outside."""
         num_tokens, channels, rank = piece.num_tokens, piece.num_channels, self.basis.rank
-        data = byte_tensor(raw, piece, range(_COUNT_NBYTES, memoryview(raw).nbytes + 1))
+        largest = num_tokens * (_INDEX_NBYTES + _EXACT_NBYTES * channels + rank)
+        data = byte_tensor(raw, piece, range(_COUNT_NBYTES, _COUNT_NBYTES + largest + 1))
         num_exact = int(data[:_COUNT_NBYTES].view(torch.int32)) & 0xFFFFFFFF
         most = min(num_tokens, self.sink_tokens + self.recent_tokens + num_tokens // SPARE_EXACT_SHARE)
         if num_exact > most:

@@ -23,6 +23,8 @@ else:
 DEFAULT_LEVELS: Final = {Compression.ZSTD: 3, Compression.SPLIT: 1}
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _ZSTD_BOUNDS: Final[dict[int, int]] = {zstd.DecompressionParameter.window_log_max: 23}  # 8 MiB
+_MAX_FRAME_HEADER_NBYTES: Final = 18
+_MAX_WINDOW_NBYTES: Final = 1 << 23
 _PLANE_LENGTH: Final = struct.Struct("<I")
 _ITEMSIZES: Final = (2, 4)
 
@@ -90,13 +92,8 @@ def _unpack_zstd(wire: bytes | memoryview, raw_nbytes: int) -> bytes:
     """One frame, whole, alone, without a dictionary, of `raw_nbytes` bytes."""
     if bytes(wire[:4]) != _ZSTD_MAGIC:  # a skippable frame would decompress to nothing and be done
         raise MalformedChunk("chunk: its zstd data does not start with a frame")
+    _check_frame(bytes(wire[4:_MAX_FRAME_HEADER_NBYTES]), raw_nbytes)
     try:
-        info = zstd.get_frame_info(wire)
-        if info.decompressed_size not in (None, raw_nbytes):
-            stated = info.decompressed_size
-            raise MalformedChunk(f"chunk: its zstd frame states {stated} bytes, wanted {raw_nbytes}")
-        if info.dictionary_id:
-            raise MalformedChunk(f"chunk: its zstd frame wants dictionary {info.dictionary_id}, none is used")
         decompressor = zstd.ZstdDecompressor(options=_ZSTD_BOUNDS)
         raw = decompressor.decompress(wire, max_length=raw_nbytes + 1)
     except zstd.ZstdError as exc:
@@ -106,6 +103,33 @@ def _unpack_zstd(wire: bytes | memoryview, raw_nbytes: int) -> bytes:
     if decompressor.unused_data:
         raise MalformedChunk(f"chunk: {len(decompressor.unused_data)} bytes behind its zstd frame")
     return raw
+
+
+def _check_frame(header: bytes, raw_nbytes: int) -> None:
+    """The frame's own claims: its length, its window, no dictionary. Source: RFC 8878, 3.1.1.1.
+
+    libzstd lets a stated length pass for a window of any size, and takes 2**64 - 1 for no length at all.
+    """
+    if not header:
+        raise MalformedChunk("chunk: its zstd data ends after the magic number")
+    descriptor = header[0]
+    is_single, dictionary_nbytes = descriptor >> 5 & 1, (0, 1, 2, 4)[descriptor & 3]
+    size_nbytes = (is_single, 2, 4, 8)[descriptor >> 6]
+    window_at, dictionary_at = 1, 2 - is_single
+    size_at = dictionary_at + dictionary_nbytes
+    if len(header) < size_at + size_nbytes:
+        raise MalformedChunk("chunk: its zstd data ends within the frame's header")
+    if any(header[dictionary_at:size_at]):
+        raise MalformedChunk("chunk: its zstd frame wants a dictionary, none is used")
+    stated = int.from_bytes(header[size_at : size_at + size_nbytes], "little") + 256 * (size_nbytes == 2)
+    if size_nbytes and stated != raw_nbytes:
+        raise MalformedChunk(f"chunk: its zstd frame states {stated} bytes, wanted {raw_nbytes}")
+    exponent, mantissa = divmod(header[window_at], 8)
+    window_nbytes = stated if is_single else (8 + mantissa) << (exponent + 7)
+    if window_nbytes > _MAX_WINDOW_NBYTES:
+        raise MalformedChunk(
+            f"chunk: its zstd frame wants a window of {window_nbytes} bytes, at most {_MAX_WINDOW_NBYTES}"
+        )
 
 
 def _split(raw: bytes | memoryview, level: int, itemsize: int) -> bytes:

@@ -23,7 +23,7 @@ from kvnet.codec.rope import rope_strip
 from kvnet.errors import RequestError
 from kvnet.model.cache import LayerKV, build_cache, export_layers
 from kvnet.model.host import ModelHost
-from kvnet.model.text import leading_bos
+from kvnet.model.passages import Continuation, Passage, cut_texts
 from kvnet.types import Kind
 
 _log = logging.getLogger(__name__)
@@ -38,24 +38,6 @@ _SAMPLED_ROWS: Final = 1 << 14  # rows of a layer that decide which ones
 _LARGEST_CODE: Final = 120  # that calibration makes, of 127
 _PLAIN_STEP: Final = 0.5  # standard deviations, where no gradients are to be had
 _ROWS_PER_CHANNEL: Final = 4
-_WINDOW_TOKENS: Final = 576  # of a text: 7/8 are remembered, the rest is predicted
-_LEAST_WINDOW_TOKENS: Final = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Continuation:
-    """Tokens that follow a context; the predictions after token `first_scored` and later ones count."""
-
-    token_ids: tuple[int, ...]
-    first_scored: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """A context whose cache is studied, and what the model then reads."""
-
-    context_ids: tuple[int, ...]
-    continuations: tuple[Continuation, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,21 +54,6 @@ def calibrate(host: ModelHost, texts: Sequence[str], *, seed: int = 0) -> Calibr
     return calibrate_on(host, cut_texts(host, texts), seed=seed)
 
 
-def cut_texts(host: ModelHost, texts: Sequence[str]) -> tuple[Passage, ...]:
-    """Windows of the texts: the first 7/8 of each are its context, the rest its continuation."""
-    bos = leading_bos(host.tokenizer)
-    length = min(_WINDOW_TOKENS, host.max_seq_len) - len(bos)
-    passages = []
-    for text in texts:
-        token_ids = host.tokenize_context(text)[len(bos) :]
-        for start in range(0, len(token_ids), length):
-            window = (*bos, *token_ids[start : start + length])
-            if len(window) >= _LEAST_WINDOW_TOKENS:
-                cut = len(window) * 7 // 8
-                passages.append(Passage(window[:cut], (Continuation(window[cut:]),)))
-    return tuple(passages)
-
-
 def calibrate_on(
     host: ModelHost, passages: Sequence[Passage], *, seed: int = 0, kl: float = DEFAULT_KL
 ) -> Calibration:
@@ -94,14 +61,14 @@ def calibrate_on(
 
     `kl` (nats a predicted position) sets the rate: twice as large a value takes about half a bit off each
     component that is coded. The same passages and seed give the same basis on the same machine.
-    Raises RequestError for less text than a basis needs, or for a cache of a single channel.
+    Raises RequestError for less text than a basis needs.
     """
     channels = host.geometry.num_kv_heads * host.geometry.head_dim
     wanted = _ROWS_PER_CHANNEL * channels
     num_tokens = sum(len(passage.context_ids) for passage in passages)
     if num_tokens < wanted:
         raise RequestError(
-            f"the texts have {num_tokens} tokens to calibrate on, {host.name} needs {wanted}; give longer texts"
+            f"the texts have {num_tokens} tokens to calibrate on, {host.name} needs {wanted}; give more text"
         )
     moments = {
         (layer_idx, kind): _Moments(channels)
@@ -118,7 +85,6 @@ def calibrate_on(
         for continuation in passage.continuations if weighted else ():
             gradients = _gradients(host, rows, continuation, generator)
             if gradients is None:
-                _log.warning("calibration.unweighted model=%s reason=no_gradients", host.name)
                 weighted = False
                 break
             for place, gradient in gradients.items():
@@ -167,7 +133,7 @@ def _content_rows(host: ModelHost, token_ids: Sequence[int]) -> dict[Place, torc
     rows = {}
     for layer in export_layers(cache):
         for kind, tensor in ((Kind.KEY, layer.keys), (Kind.VALUE, layer.values)):
-            block = tensor[0].float().cpu()  # [1, H, T, D] -> [H, T, D]
+            block = tensor[0].to("cpu", torch.float32, copy=True)  # [1, H, T, D] -> [H, T, D]
             if strip is not None and kind is Kind.KEY:
                 block = strip.encode(block, 0, piece)
             rows[layer.layer_idx, kind] = block.permute(1, 0, 2).flatten(1)  # [H, T, D] -> [T, H*D]
@@ -188,7 +154,8 @@ def _gradients(
             scores = logits[continuation.first_scored :].float().log_softmax(-1)
             drawn = torch.multinomial(scores.detach().exp().cpu(), 1, generator=generator).to(scores.device)
             found = torch.autograd.grad(scores.gather(1, drawn).sum(), list(leaves.values()))
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError) as exc:
+        _log.warning("calibration.unweighted model=%s reason=%s", host.name, str(exc).split("\n")[0])
         return None
     return dict(zip(leaves, found, strict=True))
 
@@ -205,14 +172,14 @@ def _layers(host: ModelHost, rows: dict[Place, torch.Tensor]) -> list[LayerKV]:
             rows[layer_idx, kind].view(piece.token_shape).permute(1, 0, 2)  # [T, H*D] -> [H, T, D]
             for kind in (Kind.KEY, Kind.VALUE)
         )
-        turned = keys if strip is None else strip.decode(keys, 0, piece)
+        turned = keys if strip is None else strip.decode(keys.clone(), 0, piece)  # turns in place
         keys, values = (half[None].to(host.device, dtype) for half in (turned, values))
         layers.append(LayerKV(layer_idx, keys, values))
     return layers
 
 
 def _logits(host: ModelHost, layers: Sequence[LayerKV], token_ids: Sequence[int]) -> torch.Tensor:
-    """Logits [T, vocab_size] after each token that follows `layers`. `ModelHost` itself records no gradients."""
+    """Logits [T, vocab_size] after each token that follows `layers`; `ModelHost` records no gradients."""
     model = host._model
     start, stop = layers[0].keys.shape[2], layers[0].keys.shape[2] + len(token_ids)
     output = model(

@@ -18,12 +18,11 @@ import torch
 from kvnet.codec.basis import Basis
 from kvnet.codec.presets import PRESETS, Preset
 from kvnet.format.compress import compress, suited_compression
-from kvnet.model.calibration import Continuation, Passage
 from kvnet.model.cache import export_layers
 from kvnet.model.host import ModelHost
 from kvnet.model.memory import encode_memory, pack_memory
+from kvnet.model.passages import Continuation, Passage, world_passage
 from kvnet.model.reference.catalog import REFERENCE_MODELS
-from kvnet.model.reference.world import ask, sample_context
 from kvnet.plan import plan_memory
 from kvnet.types import RawMemory, canonical_json, sha256_hex
 
@@ -113,7 +112,7 @@ def measure_presets(
     host: ModelHost, presets: Sequence[Preset], passages: Sequence[Passage], *, basis: Basis | None = None
 ) -> tuple[Candidate, ...]:
     """Wire bytes and quality of presets over all passages, in the host's own dtype."""
-    memories = [_read(host, passage.context_ids) for passage in passages]
+    memories = [read_tokens(host, passage.context_ids) for passage in passages]
     plain = torch.cat([_predict(host, m, p.continuations) for m, p in zip(memories, passages, strict=True)])
     digest = digest_probe([c for passage in passages for c in passage.continuations])
     candidates = []
@@ -144,12 +143,13 @@ def count_wire_nbytes(memory: RawMemory, preset: Preset) -> int:
 
 
 def probe_of(host: ModelHost) -> tuple[Passage, ...]:
-    """The packaged text, as long as fits; for a reference model also a context of its world, with questions."""
+    """The packaged text, as much as fits; for a reference model also facts and questions of its world."""
     token_ids = tuple(host.tokenize_context(_PROBE.read_text(encoding="utf-8"))[: host.max_seq_len])
     cut = int(len(token_ids) * _REMEMBERED_SHARE)
     passages = [Passage(token_ids[:cut], (Continuation(token_ids[cut:]),))]
     if host.name in REFERENCE_MODELS:
-        passages.append(_world_passage(host))
+        passage, _ = world_passage(host, random.Random(0), _PROBE_FACTS, _PROBE_QUESTIONS)  # noqa: S311
+        passages.append(passage)
     return tuple(passages)
 
 
@@ -159,25 +159,14 @@ def digest_probe(continuations: Sequence[Continuation]) -> str:
     return sha256_hex(b"kvnet/probe/v1\0" + canonical_json(plain))
 
 
-def _world_passage(host: ModelHost) -> Passage:
-    rng = random.Random(0)
-    context = sample_context(rng, _PROBE_FACTS)
-    continuations = []
-    for place, fact in enumerate(rng.sample(context.facts, _PROBE_QUESTIONS)):
-        question = ask(fact, "question" if place % 2 else "cloze", rng)
-        asked = host.tokenize_question(question.prompt, after_memory=True)
-        whole = host.tokenize_question(f"{question.prompt} {question.expected}", after_memory=True)
-        continuations.append(Continuation(tuple(whole[:-1]), len(asked) - 1))
-    return Passage(tuple(host.tokenize_context(context.text)), tuple(continuations))
-
-
 def _packaged_continuation(host: ModelHost, seq_len: int) -> tuple[Continuation, ...]:
     token_ids = host.tokenize_question(_PROBE.read_text(encoding="utf-8"), after_memory=True)
     rest = token_ids[int(len(token_ids) * _REMEMBERED_SHARE) :]
     return (Continuation(tuple(rest[: max(1, host.max_seq_len - seq_len)])),)
 
 
-def _read(host: ModelHost, token_ids: Sequence[int]) -> RawMemory:
+def read_tokens(host: ModelHost, token_ids: Sequence[int]) -> RawMemory:
+    """The uncompressed memory of a context."""
     cache = host.new_cache()
     host.prefill(token_ids, cache)
     return pack_memory(

@@ -95,7 +95,7 @@ class ReceiverSession:
         if envelope.raw_nbytes not in allowed:
             raise MalformedChunk(
                 f"chunk {index}: {envelope.raw_nbytes} raw bytes, the geometry and coding of the offer "
-                f"make {allowed[0]} to {allowed[-1]}"
+                f"make {allowed.start} to {allowed.stop - 1}"
             )
         before = self._seen.get(index)
         if before is None:

@@ -73,7 +73,7 @@ def pair(homes: Path) -> Iterator[Pair]:
         text, question = questions(1, seed=1)[0]
         with alice.node() as node:
             memory = node.remember(text, name="honest")
-            node.send(memory, "bob")
+            node.send(memory, "bob", codec="exact")
             expected = reply(node.ask(question.prompt, memory))
         yield Pair(alice, bob, memory, question.prompt, expected)
     finally:

@@ -125,8 +125,8 @@ def test_a_node_that_was_not_added_is_refused_in_both_directions(pair: Pair) -> 
                 bob.pull(pair.memory.id, "alice")
         finally:
             introduce(pair.alice, pair.bob)
-        assert alice.send(pair.memory, "bob").memory == pair.memory.id
-        assert bob.send(pair.memory, "alice").memory == pair.memory.id
+        assert alice.send(pair.memory, "bob", codec="exact").memory == pair.memory.id
+        assert bob.send(pair.memory, "alice", codec="exact").memory == pair.memory.id
 
 
 def test_another_key_at_the_address_is_a_wrong_peer(pair: Pair, rambler: Daemon) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from kvnet.client import Node
-from kvnet.errors import KvnetError, NotRunning
+from kvnet.codec.presets import AUTO, PRESETS
+from kvnet.errors import KvnetError, NotRunning, RequestError
 from tests.e2e.daemons import Kvnet, Pair, kvnet
 from tests.e2e.outcomes import assert_refused, assert_refused_both_ways
 
@@ -22,6 +23,12 @@ BAD_REQUESTS = [
     (("remember", "--file", "nosuch.txt"), "request_invalid", 4),
     (("remember", "x", "--name", "mem_x"), "request_invalid", 4),
     (("remember", "x", "--compression", "rar"), "request_invalid", 4),
+    (("remember", "x", "--codec", "int2"), "request_invalid", 4),
+    (("remember", "x", "--dtype", "float8"), "request_invalid", 4),
+    (("send", "honest", "--to", "bob", "--codec", "int2"), "request_invalid", 4),
+    (("send", "honest", "--to", "bob", "--codec", "INT8"), "request_invalid", 4),
+    (("mem", "import", "nosuch.awkg"), "request_invalid", 4),
+    (("mem", "export", UNKNOWN, "there.awkg"), "unknown_memory", 4),
     (("remember", TOO_LONG), "text_too_long", 4),
     (("mem", "show", UNKNOWN), "unknown_memory", 4),
     (("mem", "rm", UNKNOWN), "unknown_memory", 4),
@@ -84,6 +91,16 @@ def test_a_memory_and_a_text_at_once_are_refused(pair: Pair, run: Kvnet, tmp_pat
     text.write_text("Some text.", encoding="utf-8")
     arguments = ("ask", "Who?", "--memory", "honest", "--text", str(text))
     assert_refused_both_ways(run, pair.alice.home.root, arguments, "request_invalid", 4)
+
+
+def test_a_codec_that_does_not_exist_is_refused_with_those_that_do(pair: Pair) -> None:
+    with pair.alice.node() as node:
+        for call in (
+            lambda: node.remember("x", codec="int2"),
+            lambda: node.send(pair.memory, "bob", codec="int2"),
+        ):
+            with pytest.raises(RequestError, match=", ".join((*PRESETS, AUTO))):
+                call()
 
 
 def test_a_note_with_anything_in_it_arrives_as_it_was(pair: Pair) -> None:

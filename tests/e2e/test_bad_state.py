@@ -13,6 +13,8 @@ from kvnet.paths import Home
 from tests.e2e.daemons import MakeDaemon, MakeHome, Pair, long_text
 from tests.e2e.outcomes import daemon_refuses
 
+WHAT = ("header", "table", "gone", "flipped", "short", "notes", "signature")
+
 pytestmark = pytest.mark.usefixtures("pair_goes_on")
 
 
@@ -56,15 +58,16 @@ def test_a_corrupt_state_folder_is_refused_left_alone_and_fine_once_mended(
 def test_a_damaged_memory_is_refused_and_the_others_are_served(pair: Pair) -> None:
     with pair.bob.node() as node:
         damaged = {
-            what: node.remember(long_text(seed), name=what)
-            for seed, what in enumerate(("header", "table", "gone", "flipped", "short"), start=20)
+            what: node.remember(long_text(seed), name=what) for seed, what in enumerate(WHAT, start=20)
         }
     pair.bob.stop()
     folders = {what: pair.bob.home.store / "memories" / memory.id for what, memory in damaged.items()}
-    header = folders["header"] / "memory.json"
+    header = folders["header"] / "head.awkg"
     header.write_bytes(header.read_bytes()[:-20])
-    table = folders["table"] / "memory.json"
+    table = folders["table"] / "head.awkg"
     table.write_bytes(table.read_bytes().replace(b'"offset":0', b'"offset":9'))
+    (folders["notes"] / "local.json").write_bytes(b"{")
+    (folders["signature"] / "signature").write_bytes(bytes(64))
     (folders["gone"] / "sections.bin").unlink()
     sections = folders["flipped"] / "sections.bin"
     content = bytearray(sections.read_bytes())
@@ -83,10 +86,10 @@ def test_a_damaged_memory_is_refused_and_the_others_are_served(pair: Pair) -> No
     with pair.alice.node() as alice, pair.bob.node() as bob:
         # The header is what makes a memory known: without it, the same memory arrives as a new one.
         assert alice.remember(long_text(20)).id == damaged["header"].id
-        alice.send(damaged["header"].id, "bob")
+        alice.send(damaged["header"].id, "bob", codec="exact")
         assert bob.ask(pair.prompt, damaged["header"]).kv.reused_tokens == damaged["header"].tokens
-        for what in ("table", "gone", "flipped", "short"):
+        for seed, what in enumerate(WHAT[1:], start=21):
             bob.forget(damaged[what])
-            again = bob.remember(long_text(21 + ("table", "gone", "flipped", "short").index(what)))
+            again = bob.remember(long_text(seed))
             assert again.id == damaged[what].id
             assert bob.ask(pair.prompt, again).kv.reused_tokens == again.tokens

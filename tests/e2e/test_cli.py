@@ -30,12 +30,15 @@ from tests.e2e.outcomes import json_of, prints
 PR_SET_CHILD_SUBREAPER = 36
 
 STATUS_FIELDS = {"node_id", "name", "grpc", "model", "pid", "version", "home", "mdns"}
-MEMORY_FIELDS = {"id", "name", "tokens", "layers", "nbytes", "model", "origin", "created_at", "header"}
+MEMORY_FIELDS = {
+    *("id", "name", "tokens", "layers", "nbytes", "model", "origin", "created_at", "header"),
+    *("codec", "stored_nbytes"),
+}
 SEND_FIELDS = {
     *("transfer_id", "memory", "peer", "chunks", "raw_bytes", "wire_bytes", "seconds", "tier"),
-    "resumed_chunks",
+    *("resumed_chunks", "codec"),
 }
-KV_FIELDS = {"tier", "reused_tokens", "recomputed_tokens", "fallback", "ttft_s"}
+KV_FIELDS = {"tier", "reused_tokens", "recomputed_tokens", "fallback", "ttft_s", "codec"}
 ANSWER_FIELDS = {"text", "kv", "tokens", "finish_reason", "seconds"}
 PEER_FIELDS = {"node_id", "name", "addresses", "source", "added", "reachable", "model", "tier", "problem"}
 MESSAGE_FIELDS = {"id", "sender", "sender_name", "agent", "memory", "note", "received_at", "acknowledged_at"}
@@ -169,9 +172,11 @@ def test_remember_and_mem(alice: Path, tmp_path: Path) -> None:
 def test_send_ask_and_inbox(alice: Path, pair: Pair) -> None:
     bob = pair.bob.home.root
     memory = json_of(alice, "remember", long_text(80), "--name", "eighty")
-    report = json_of(alice, "send", "eighty", "--to", "bob/clerk", "--note", "from a script")
+    sending = ("send", "eighty", "--to", "bob/clerk", "--note", "from a script", "--codec", "exact")
+    report = json_of(alice, *sending)
     assert set(report) >= SEND_FIELDS
     assert (report["memory"], report["peer"], report["tier"]) == (memory["id"], "bob", "exact")
+    assert report["codec"] == "exact"
     assert (report["chunks"], report["raw_bytes"], report["resumed_chunks"]) == (8, memory["nbytes"], 0)
     assert 0 < report["wire_bytes"] <= report["raw_bytes"]
     assert report["seconds"] > 0

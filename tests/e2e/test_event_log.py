@@ -41,7 +41,7 @@ def _threes(lines: list[dict[str, Any]]) -> Counter[str]:
 
 def test_the_log_is_valid_in_threes_and_holds_no_word_of_text_or_prompt(alice: Path, pair: Pair) -> None:
     memory = json_of(alice, "remember", CANARY_TEXT, "--name", "canary")
-    json_of(alice, "send", "canary", "--to", "bob", "--note", CANARY_NOTE)
+    json_of(alice, "send", "canary", "--to", "bob", "--note", CANARY_NOTE, "--codec", "exact")
     for daemon in (pair.alice, pair.bob):
         with daemon.node() as node:
             node.ask(CANARY_PROMPT, memory["id"])

@@ -79,7 +79,7 @@ async def test_a_full_disk_is_said_and_survived(pair: Pair, daemon: MakeDaemon, 
         with pair.alice.node() as alice:
             alices = alice.remember(long_text(61))
             with pytest.raises(StoreFull):
-                alice.send(alices, "dave")
+                alice.send(alices, "dave", codec="exact")
         for memory in held:
             node.forget(memory)
         assert node.remember(long_text(60)).tokens > 0
@@ -97,7 +97,7 @@ async def _fill_the_disk_in_the_middle(pair: Pair, dave: Daemon) -> None:
     async with pair.alice.async_node() as alice, FaultProxy(*address, to_server=stalling) as proxy:
         memory = await memory_nobody_has(alice, 62)
         async with dialled_at(pair.alice, dave, proxy.port):
-            sending = asyncio.create_task(alice.send(memory, "dave"))
+            sending = asyncio.create_task(alice.send(memory, "dave", codec="exact"))
             await chunks_arrived(dave, memory)
             filler = _fill(dave.home.root)
             proxy.heal()
@@ -110,7 +110,7 @@ async def _fill_the_disk_in_the_middle(pair: Pair, dave: Daemon) -> None:
                 with pytest.raises(StoreFull):
                     node.remember("Omar's city is Lisbon.", name="omar")
             filler.unlink()
-            report = await when_free(lambda: alice.send(memory, "dave"))
+            report = await when_free(lambda: alice.send(memory, "dave", codec="exact"))
     assert report.resumed_chunks > 0
     with dave.node() as node:
         assert node.remember("Omar's city is Lisbon.", name="omar").name == "omar"

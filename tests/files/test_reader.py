@@ -36,6 +36,7 @@ from tests.format.memory_files import (
     head_with,
     make_attention,
     make_awkg_header,
+    make_finite,
     make_header_of_memory,
     make_parts,
     make_raw_memory,
@@ -318,7 +319,7 @@ def test_missing_file_is_the_callers_to_mend(tmp_path: Path) -> None:
 
 def test_golden_file_is_read_as_it_was_made() -> None:
     """Made once by `write_memory_file` from exactly what is built here; compressed by zstd 1.5.7."""
-    memory = make_raw_memory(make_header_of_memory(seq_len=40, start_pos=3), seed=2)
+    memory = make_finite(make_raw_memory(make_header_of_memory(seq_len=40, start_pos=3), seed=2))
     with MemoryFile.open(GOLDEN) as file:
         file.verify()
         header = file.header

@@ -65,6 +65,22 @@ def make_raw_memory(header: MemoryHeader, seed: int = 0) -> RawMemory:
     return RawMemory(with_fields(header, content_digest=digest), chunks)
 
 
+def make_finite(memory: RawMemory) -> RawMemory:
+    """The same float16 memory without NaN and infinity: no number has all bits of its exponent."""
+    chunks = tuple(
+        _without_top_bit(chunk) if key.kind in (Kind.KEY, Kind.VALUE) else chunk
+        for key, chunk in zip(plan_memory(memory.header), memory.chunks, strict=True)
+    )
+    digest = content_digest([hashlib.sha256(chunk).digest() for chunk in chunks])
+    return RawMemory(with_fields(memory.header, content_digest=digest), chunks)
+
+
+def _without_top_bit(chunk: bytes | memoryview) -> bytes:
+    cleared = bytearray(chunk)
+    cleared[1::2] = bytes(high & 0xBF for high in cleared[1::2])
+    return bytes(cleared)
+
+
 def with_fields(value: Any, **changes: Any) -> Any:
     """A frozen dataclass with other values in some fields."""
     return type(value)(**{name: getattr(value, name) for name in value.__dataclass_fields__} | changes)
@@ -149,13 +165,18 @@ _digests = st.binary(min_size=32, max_size=32).map(lambda data: "sha256:" + data
 _texts = st.text(max_size=12)
 _finite = st.floats(allow_nan=False, allow_infinity=False)
 _plain = st.integers(-9, 9) | st.booleans() | st.none()
+_shares = st.floats(0, 1, exclude_min=True)
 _ropes = st.builds(
     Rope,
     st.sampled_from(["default", "llama3", "linear"]),
     _finite,
-    _finite,
+    _shares,
     st.dictionaries(_texts, st.integers(-9, 9) | _finite | _texts, max_size=2),
 )
+# Of these a decoder can compute angles.
+_turning_ropes = st.builds(
+    Rope, st.just("linear"), st.floats(1, 1e9), _shares, st.just({"factor": 2.0})
+) | st.builds(Rope, st.just("yarn"), st.floats(1, 1e9), _shares, st.dictionaries(_texts, _finite, max_size=2))
 _grouped = st.builds(
     Coding,
     st.just(Scheme.GROUPED),
@@ -179,7 +200,9 @@ def memory_headers(draw: st.DrawFn) -> MemoryHeader:
     """Any small memory that FORMAT.md allows, its contents not yet known."""
     few = st.integers(1, 3)
     head_dim, dtype = draw(st.integers(1, 8)), draw(st.sampled_from(DType))
-    geometry = Geometry(draw(few), draw(few), head_dim, dtype, draw(_ropes))
+    coding = draw(st.just(Coding()) | _grouped | _transform)
+    turned = coding.scheme is not Scheme.RAW and draw(st.booleans())
+    geometry = Geometry(draw(few), draw(few), head_dim, dtype, draw(_turning_ropes if turned else _ropes))
     heads = [(i, j) for i in range(geometry.num_layers) for j in range(geometry.num_kv_heads)]
     pruned = tuple(sorted(draw(st.sets(st.sampled_from(heads), max_size=2))))
     ids = st.just("") | st.binary(min_size=32, max_size=32).map(lambda data: "mem_" + base32(data))
@@ -189,11 +212,11 @@ def memory_headers(draw: st.DrawFn) -> MemoryHeader:
         ),
         geometry=geometry,
         seq_len=draw(st.integers(1, 40)),
-        start_pos=draw(st.integers(0, 2**40)),
-        key_space=draw(st.sampled_from(KeySpace)),
+        start_pos=draw(st.integers(0, 2**31 - 1)),
+        key_space=KeySpace.CONTENT if turned else KeySpace.ROTATED,
         token_digest=draw(_digests),
         content_digest="",
-        coding=with_fields(draw(st.just(Coding()) | _grouped | _transform), pruned_heads=pruned),
+        coding=with_fields(coding, pruned_heads=pruned),
         attention_heads=draw(st.integers(0, 4)),
         derived_from=draw(ids),
     )

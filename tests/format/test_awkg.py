@@ -411,7 +411,7 @@ def test_section_beyond_a_mebibyte_is_refused_whatever_its_coding_allows() -> No
     ]
     metadata = Metadata("", "", "", None, 512)
     header = replace(HEADER, memory=memory, sections=make_sections(memory, facts), metadata=metadata)
-    with pytest.raises(MalformedFile, match="section 0 of 1050628 raw bytes, allowed are 4 to 1048576"):
+    with pytest.raises(MalformedFile, match="section 0 has 1050628 raw bytes, allowed are 4 to 1048576"):
         check_head(header)
 
 

@@ -24,8 +24,9 @@ Header = dict[str, Any]
 class Case:
     """One input and the code it is refused as ("ok" for the few that sit on the right side of a border).
 
-    `files` is one `.awkg` or `.zip` (the only key is ""), or a folder by relative path. `links` are symbolic links in
-    that folder; a folder with links, or with names that not every disk can hold, is never in git (`made_at_test`).
+    `files` is one `.awkg` or `.zip` (the only key is ""), or a folder by relative path. `links` are
+    symbolic links in that folder; a folder with links, or with names that not every disk can hold, is never
+    in git (`made_at_test`).
     """
 
     name: str
@@ -52,7 +53,9 @@ def small() -> Draft:
 
 
 def grouped(key_bits: int = 8, value_bits: int = 4, *, hadamard: bool = False, **changes: Any) -> Draft:
-    """One layer, 11 tokens of 3 channels: the last group of keys is short and the last byte of codes is half empty."""
+    """One layer, 11 tokens of 3 channels: the last group of keys is short and the last byte of codes is half
+    empty.
+    """
     coding = {"scheme": "grouped", "keyBits": key_bits, "valueBits": value_bits, "groupSize": 8}
     small = {"numLayers": 1, "numKvHeads": 1, "headDim": 3, "sequenceLength": 11, "dtype": "float16"}
     return make_draft(make_header(coding | {"hadamard": hadamard}, **(small | changes)), seed=2)
@@ -74,7 +77,9 @@ def zeros(dtype: str = "float32", seq_len: int = 64) -> Draft:
     return draft.describe()
 
 
-def changed(name: str, change: Callable[[Header], Any], code: str = MALFORMED_FILE, draft: Draft | None = None) -> Case:
+def changed(
+    name: str, change: Callable[[Header], Any], code: str = MALFORMED_FILE, draft: Draft | None = None
+) -> Case:
     """A file whose header was changed before it was signed."""
     draft = draft or raw()
     change(draft.header)

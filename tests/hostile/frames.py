@@ -1,5 +1,7 @@
-"""zstd frames, LZ4 blocks and deflate streams by hand: well-formed, or wrong in one place, and the same bytes with
-every version of the libraries. Sources: RFC 8878, the LZ4 block format, RFC 1951."""
+"""zstd frames, LZ4 blocks and deflate streams by hand: well-formed, or wrong in one place.
+
+The same bytes with every version of the libraries. Sources: RFC 8878, the LZ4 block format, RFC 1951.
+"""
 
 from __future__ import annotations
 

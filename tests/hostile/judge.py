@@ -1,9 +1,9 @@
 """Has kvnet judge every file of a corpus, in a process of its own: `python -m tests.hostile.judge CORPUS`.
 
-Prints one JSON object: the verdict of each case, and how far the process's memory rose. A case that takes a second of
-processor time is "slow", one that raises anything but a KvnetError is "crash: …". Memory is the high-water mark of
-the resident set, which sees what the compressors and torch allocate; what tracemalloc counts would miss both.
-The valid files go first, so that the rise is due to the others.
+Prints one JSON object: the verdict of each case, and how far the process's memory rose. A case that takes a
+second of processor time is "slow", one that raises anything but a KvnetError is "crash: …". Memory is the
+high-water mark of the resident set, which sees what the compressors and torch allocate; what tracemalloc
+counts would miss both. The valid files go first, so that the rise is due to the others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What kvnet itself says of a file or package: every rule of FORMAT.md §7.2 and §9, down to the last number."""
+"""What kvnet itself says of a file or package: every rule of FORMAT.md §7.2 and §9, to the last number."""
 
 from __future__ import annotations
 
@@ -54,6 +54,8 @@ def _decode(
     raw = RawMemory(memory, tuple(file.raw(key.index) for key in keys))
     found = Basis.from_bytes(basis, memory.geometry) if memory.coding.basis and basis else None
     layers = unpack_memory(raw, basis=found)
+    if not all(bool(layer.keys.isfinite().all() and layer.values.isfinite().all()) for layer in layers):
+        raise AssertionError("a decoder let NaN or infinity through")
     attention = tuple(
         unpack_attention(raw.chunks[key.index], memory, key.layer_idx)
         for key in keys

@@ -1,9 +1,9 @@
 """Writes the corpus of hostile files: `python -m tests.hostile.make_corpus` from the root of the repository.
 
-Each is a valid file, or package, that breaks exactly one rule of FORMAT.md and is signed correctly wherever the
-signature is not the point; `expected.json` says what each is refused as. A few stand on the right side of a border
-and are "ok". Transform-coded files use one basis, `basis.safetensors`. Folders with links or with names that not
-every disk holds are not in git: whoever tests makes them from the same recipe.
+Each is a valid file, or package, that breaks exactly one rule of FORMAT.md and is signed correctly wherever
+the signature is not the point; `expected.json` says what each is refused as. A few stand on the right side
+of a border and are "ok". Transform-coded files use one basis, `basis.safetensors`. Folders with links or
+with names that not every disk holds are not in git: whoever tests makes them from the same recipe.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tests.hostile import (
     recipes_json,
     recipes_numbers,
     recipes_package,
+    recipes_package_memory,
     recipes_packing,
     recipes_prelude,
     recipes_signature,
@@ -38,6 +39,7 @@ _PAGES = (
     recipes_codecs,
     recipes_numbers,
     recipes_package,
+    recipes_package_memory,
     recipes_packing,
 )
 

@@ -1,4 +1,4 @@
-"""Sections that do not decompress to their raw length, bombs among them, correctly digested and signed: rule 10."""
+"""Sections that do not decompress to their raw length, bombs among them, digested and signed: rule 10."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def _valid() -> Iterator[Case]:
     yield wired("valid_zstd_single_segment", "zstd", single, OK)
     yield wired("valid_zstd_window_8_mib", "zstd", zstd_frame(zero_blocks(_NBYTES), window_log=23), OK)
     yield wired("valid_split", "split", _planes([zstd_zeros(plane)] * 4), OK)
-    yield wired("valid_split_with_whole_planes", "split", _planes([bytes(plane)] * 2 + [zstd_zeros(plane)] * 2), OK)
+    yield wired(
+        "valid_split_with_whole_planes", "split", _planes([bytes(plane)] * 2 + [zstd_zeros(plane)] * 2), OK
+    )
 
 
 def _lz4() -> Iterator[Case]:
@@ -135,7 +137,12 @@ def _zstd_fields() -> Iterator[Case]:
         yield wired(f"zstd_{name}", "zstd", frame, MALFORMED_CHUNK)
     beyond = zstd_frame(block(RLE, (1 << 21) - 1, b"\0", last=True))
     yield wired("zstd_block_beyond_128_kib", "zstd", beyond, MALFORMED_CHUNK)
-    yield wired("zstd_raw_block_beyond_the_end", "zstd", zstd_frame(block(RAW, 2000, b"abc", last=True)), MALFORMED_CHUNK)
+    yield wired(
+        "zstd_raw_block_beyond_the_end",
+        "zstd",
+        zstd_frame(block(RAW, 2000, b"abc", last=True)),
+        MALFORMED_CHUNK,
+    )
 
 
 def _planes(planes: list[bytes]) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tests.hostile.bases import NOT_FINITE, OK, Case, Header, changed, grouped, raw, small, transform
+from tests.hostile.bases import OK, Case, Header, changed, grouped, raw, small, transform
 from tests.second_reader.awkg_builder import Draft
 
 _PLACES: dict[str, Callable[[Header], Header]] = {
@@ -21,9 +21,9 @@ _PLACES: dict[str, Callable[[Header], Header]] = {
 }
 _REQUIRED = {
     "header": (
-        "version sourceModel sourceModelHash fingerprint sequenceLength startPosition numLayers numKvHeads headDim "
-        "dtype rope keySpace tokenDigest contentDigest quantization coding compression compressionLevel checksum "
-        "createdAt createdBy signedBy metadata sections"
+        "version sourceModel sourceModelHash fingerprint sequenceLength startPosition numLayers numKvHeads "
+        "headDim dtype rope keySpace tokenDigest contentDigest quantization coding compression "
+        "compressionLevel checksum createdAt createdBy signedBy metadata sections"
     ),
     "fingerprint": "architecture configDigest tokenizerDigest weightsDigest quantization",
     "rope": "ropeType ropeTheta",
@@ -38,9 +38,10 @@ _DEFAULTED = {
         "scheme keyBits valueBits groupSize hadamard sinkTokens recentTokens basis basisNbytes prunedHeads"
     ),
 }
-_COUNTS = set(
-    "version sequenceLength startPosition numLayers numKvHeads headDim compressionLevel attentionHeads tokenCount layer "
-    "start stop offset wireLength rawLength keyBits valueBits groupSize sinkTokens recentTokens basisNbytes".split()
+_COUNTS = (
+    "version sequenceLength startPosition numLayers numKvHeads headDim compressionLevel attentionHeads "
+    "tokenCount layer start stop offset wireLength rawLength keyBits valueBits groupSize sinkTokens "
+    "recentTokens basisNbytes"
 )
 _NUMBERS = {"ropeTheta", "partialRotaryFactor", "qualityScore"}
 _OBJECTS = {"fingerprint", "rope", "coding", "metadata", "alignment", "extra"}
@@ -88,7 +89,7 @@ def _other_types() -> Iterator[Case]:
 
 def _wrong_values(key: str) -> dict[str, Any]:
     """Values of no type that the schema has for this key."""
-    if key in _COUNTS:
+    if key in _COUNTS.split():
         return {"float": 2.0, "bool": True, "negative": -1}
     if key in _NUMBERS:
         return {"bool": True, "text": "1.0"}
@@ -121,7 +122,10 @@ def _ranges() -> Iterator[Case]:
         "dtype": ["float64", "int8", "Float32", "", "bfloat16 "],
         "keySpace": ["", "Rotated", "normalized"],
         "compression": ["gzip", "", "ZSTD"],
-        "createdAt": ["", "yesterday", "2026-02-16", "2026-02-16T10:00:00", "2026-02-16 10:00:00Z"],
+        "createdAt": [
+            *("", "yesterday", "2026-02-16", "2026-02-16T10:00:00", "2026-02-16 10:00:00Z"),
+            *("2026-02-30T10:00:00Z", "2026-13-01T10:00:00Z", "2026-02-16T25:00:00Z", "0000-01-01T00:00:00Z"),
+        ],
         "checksum": ["", "0" * 64, "md5:" + "0" * 64, "sha256:" + "0" * 63, "sha256:" + "0" * 65],
         "signedBy": ["", "a" * 51, "a" * 53, "A" * 52, "1" * 52, "a" * 51 + "b", "é" * 52],
         "attentionHeads": [2**20, 2**30, 2**62],
@@ -148,13 +152,23 @@ def _contradictions() -> Iterator[Case]:
     for label in labels["grouped"]:
         yield changed(f"label_{label}_of_k8v4", _set("header", "quantization", label), draft=grouped())
     yield changed("label_int8_of_transform", _set("header", "quantization", "int8"), draft=transform())
-    for key, value in {"numLayers": 1, "numKvHeads": 1, "headDim": 8, "sequenceLength": 4, "dtype": "float16"}.items():
+    for key, value in {
+        "numLayers": 1,
+        "numKvHeads": 1,
+        "headDim": 8,
+        "sequenceLength": 4,
+        "dtype": "float16",
+    }.items():
         yield changed(f"{key}_is_not_that_of_the_table", _set("header", key, value))
     yield changed("numLayers_3_of_2", _set("header", "numLayers", 3))
     for heads in (0, 1, 3):
-        yield changed(f"attention_metadata_of_{heads}_heads_instead_of_2", _set("header", "attentionHeads", heads))
+        yield changed(
+            f"attention_metadata_of_{heads}_heads_instead_of_2", _set("header", "attentionHeads", heads)
+        )
     yield changed("attention_heads_missing", lambda header: header.pop("attentionHeads"))
-    yield changed("attention_heads_without_sections", _set("header", "attentionHeads", 2), draft=raw(attentionHeads=0))
+    yield changed(
+        "attention_heads_without_sections", _set("header", "attentionHeads", 2), draft=raw(attentionHeads=0)
+    )
 
 
 def _codings() -> Iterator[Case]:
@@ -213,9 +227,11 @@ def _ropes() -> Iterator[Case]:
     ropes: dict[str, Header] = {
         "theta_0": {"ropeTheta": 0},
         "theta_negative": {"ropeTheta": -10000.0},
-        "partial_2": {"partialRotaryFactor": 2.0},
-        "partial_negative": {"partialRotaryFactor": -0.5},
+        "theta_below_1": {"ropeTheta": 0.5},
+        "theta_1e300": {"ropeTheta": 1e300},
         "linear_without_factor": {"ropeType": "linear"},
+        "linear_by_tiny": {"ropeType": "linear", "extra": {"factor": 1e-320}},
+        "linear_by_1e13": {"ropeType": "linear", "extra": {"factor": 1e13}},
         "linear_by_0": {"ropeType": "linear", "extra": {"factor": 0}},
         "linear_by_text": {"ropeType": "linear", "extra": {"factor": "2"}},
         "linear_by_list": {"ropeType": "linear", "extra": {"factor": [2]}},
@@ -228,14 +244,22 @@ def _ropes() -> Iterator[Case]:
         ropes[f"llama3_{key}_0"] = {"ropeType": "llama3", "extra": llama3 | {key: 0}}
     for name, rope in ropes.items():
         content = {"ropeType": "default", "ropeTheta": 10000.0} | rope
-        yield changed(f"content_rope_{name}", _set("header", "rope", content), draft=raw(keySpace="content"))
-    tiny = {"ropeType": "linear", "ropeTheta": 10000.0, "extra": {"factor": 1e-320}}
-    yield changed("content_rope_linear_by_tiny", _set("header", "rope", tiny), NOT_FINITE, raw(keySpace="content"))
+        yield changed(f"content_rope_{name}", _set("header", "rope", content), draft=_turned())
     for start in (2**31, 2**53, 2**62, 2**63 - 1):
-        huge = raw(keySpace="content", startPosition=start)
+        huge = _turned(startPosition=start)
         yield changed(f"content_position_{start}", lambda header: None, draft=huge)
+    for factor in (0, -0.5, 1.0625, 2, 1e300):
+        yield changed(f"partial_rotary_factor_{factor}", _set("rope", "partialRotaryFactor", factor))
+        partial = {"ropeType": "default", "ropeTheta": 1e4, "partialRotaryFactor": factor}
+        yield changed(f"content_rope_partial_{factor}", _set("header", "rope", partial), draft=_turned())
+    yield changed("raw_keys_in_content_space", _set("header", "keySpace", "content"))
     yield changed("rotated_rope_theta_0", _set("rope", "ropeTheta", 0), OK)
-    yield changed("content_rope_llama3", _set("header", "rope", ropes["theta_0"] | _LLAMA3), OK, raw(keySpace="content"))
+    yield changed("content_rope_llama3", _set("header", "rope", ropes["theta_0"] | _LLAMA3), OK, _turned())
+
+
+def _turned(**changes: Any) -> Draft:
+    """A grouped memory whose keys are in content space."""
+    return grouped(keySpace="content", **changes)
 
 
 _LLAMA3: Header = {

@@ -5,12 +5,28 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 
-from tests.hostile.bases import MALFORMED_CHUNK, NOT_FINITE, OK, Case, file_case, grouped, raw, rawed, transform
+from tests.hostile.bases import (
+    MALFORMED_CHUNK,
+    NOT_FINITE,
+    OK,
+    Case,
+    file_case,
+    grouped,
+    raw,
+    rawed,
+    transform,
+)
 
 _F32 = {"nan": 0x7FC00000, "signalling_nan": 0x7F800001, "infinity": 0x7F800000, "minus_infinity": 0xFF800000}
 _F32 |= {"minus_nan": 0xFFC00000, "largest_nan": 0x7FFFFFFF}
 _BF16 = {name: bits >> 16 for name, bits in _F32.items() if name not in ("signalling_nan",)}
-_F16 = {"nan": 0x7E00, "signalling_nan": 0x7C01, "infinity": 0x7C00, "minus_infinity": 0xFC00, "largest_nan": 0x7FFF}
+_F16 = {
+    "nan": 0x7E00,
+    "signalling_nan": 0x7C01,
+    "infinity": 0x7C00,
+    "minus_infinity": 0xFC00,
+    "largest_nan": 0x7FFF,
+}
 _BITS = {"float32": _F32, "float16": _F16, "bfloat16": _BF16}
 
 
@@ -18,6 +34,7 @@ def cases() -> Iterator[Case]:
     """Every case of this page."""
     yield from _raw()
     yield from _grouped()
+    yield from _grouped_overflows()
     yield from _transform()
     yield from _exact_tokens()
     yield from _attention()
@@ -40,10 +57,6 @@ def _raw() -> Iterator[Case]:
                 yield rawed(f"raw_{dtype}_{name}_last_{kind}", index, last, NOT_FINITE, raw(dtype=dtype))
     for name, value in {"largest": 0x7F7FFFFF, "subnormal": 1, "minus_zero": 0x80000000}.items():
         yield rawed(f"raw_float32_{name}", 0, _put(0, "I", value), OK, raw())
-    beyond = raw(keySpace="content", dtype="float16", startPosition=1)
-    # Both halves of a pair at the largest float16: no turn by 1 radian keeps them there.
-    change = _put(0, "8H", *[0x7BFF] * 8)
-    yield rawed("raw_content_key_leaves_float16", 0, change, NOT_FINITE, beyond)
 
 
 def _grouped() -> Iterator[Case]:
@@ -62,6 +75,10 @@ def _grouped() -> Iterator[Case]:
         yield rawed(f"grouped_code_of_minus_128_{name}", 0, _put(at, "b", -128), MALFORMED_CHUNK, grouped())
     last = _put(60, "B", 0x10)
     yield rawed("grouped_last_half_byte_not_zero", 1, last, MALFORMED_CHUNK, grouped())
+
+
+def _grouped_overflows() -> Iterator[Case]:
+    """Codes and scales that are fine, and numbers that the dtype does not hold."""
     huge = _put(0, "H", 0x7F7F)
 
     def overflow(data: bytearray) -> None:
@@ -86,7 +103,15 @@ def _grouped() -> Iterator[Case]:
         for change in sums:
             change(data)
 
-    yield rawed("grouped_float16_overflows_when_turned", 0, hadamard_sum, NOT_FINITE, turned)
+    yield rawed("grouped_float16_overflows_in_hadamard", 0, hadamard_sum, NOT_FINITE, turned)
+
+    def pair(data: bytearray) -> None:
+        struct.pack_into("<2H", data, 0, 0x43FE, 0x43FE)
+        struct.pack_into("<2b", data, 12, 127, 127)
+
+    # Both halves of a pair at 64,516: by 1 radian, one of them becomes 89,150.
+    content = grouped(keySpace="content", startPosition=1)
+    yield rawed("grouped_float16_overflows_when_turned", 0, pair, NOT_FINITE, content)
 
 
 def _transform() -> Iterator[Case]:
@@ -129,8 +154,8 @@ def _exact_tokens() -> Iterator[Case]:
         yield rawed(f"exact_tokens_{name}", 0, _put(4, "3I", *tokens), MALFORMED_CHUNK, transform())
     many = transform()
     rank = (len(many.raws[0]) - 4 - 12 - 36) // 8
-    tokens = struct.pack("<6I", 5, *range(5))  # 4 of 11 are allowed: 1 first, 2 last and 11 div 8
-    many.raws[0] = tokens + bytes(5 * 12) + bytes(rank * 6)
+    listed = struct.pack("<6I", 5, *range(5))  # 4 of 11 are allowed: 1 first, 2 last and 11 div 8
+    many.raws[0] = listed + bytes(5 * 12) + bytes(rank * 6)
     yield file_case("exact_tokens_too_many", MALFORMED_CHUNK, many.pack().describe().sign())
     for name, length in {"shorter": -1, "longer": 1}.items():
         draft = transform()

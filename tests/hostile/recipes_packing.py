@@ -130,6 +130,8 @@ def _fields() -> Iterator[Case]:
     for size in (2**20, 2**32 - 2):
         yield _zip(f"packed_size_{size}", _with(ALIGNMENT, packed_size=size))
     yield _zip("local_name_is_another", _with(ALIGNMENT, local_name=b"alignments/to-c.bin"))
+    for size in (0, 8, 10, 2**32 - 1):
+        yield _zip(f"local_size_{size}_of_9", _with(ALIGNMENT, local_size=size))
     yield _zip("local_name_goes_up", _with(ALIGNMENT, local_name=b"../../../../to-b.bin"))
     yield _zip("offset_beyond_the_end", [*_entries(), Entry("alignments/z.bin", b"z", offset=2**31)])
 
@@ -181,14 +183,24 @@ def _folders() -> Iterator[Case]:
         "outside": (files, {"alignments/link.bin": "/etc/passwd"}),
         "dangling": (files, {"alignments/link.bin": "nowhere"}),
         "to_itself": (files, {"alignments/link.bin": "link.bin"}),
-        "in_place_of_a_file": (without | {"manifest.json": files["manifest.json"]}, {ALIGNMENT: "../manifest.json"}),
-        "in_place_of_a_document": (without | {ALIGNMENT: files[ALIGNMENT]}, {"manifest.json": "preview.json"}),
+        "in_place_of_a_file": (
+            without | {"manifest.json": files["manifest.json"]},
+            {ALIGNMENT: "../manifest.json"},
+        ),
+        "in_place_of_a_document": (
+            without | {ALIGNMENT: files[ALIGNMENT]},
+            {"manifest.json": "preview.json"},
+        ),
         "in_place_of_a_folder": (files | {}, {"codec": "alignments"}),
         "around_in_a_loop": (files, {"alignments/up": ".."}),
     }
     for name, (contents, linked) in links.items():
         yield Case(f"folder_link_{name}", MALFORMED, "", contents, linked, made_at_test=True)
-    for name, path in {"backslash": "..\\x", "blank": "manifest.json ", "other_case": "MANIFEST.JSON"}.items():
+    for name, path in {
+        "backslash": "..\\x",
+        "blank": "manifest.json ",
+        "other_case": "MANIFEST.JSON",
+    }.items():
         yield Case(f"folder_name_{name}", MALFORMED, "", files | {path: b"x"}, made_at_test=True)
     yield Case("folder_with_a_folder", MALFORMED, "", files | {"sub/manifest.json": b"{}"})
     yield Case("folder_with_a_nested_folder", MALFORMED, "", files | {"alignments/a/b.bin": b"x"})

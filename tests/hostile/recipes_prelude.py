@@ -57,7 +57,7 @@ def _misnamed() -> Iterator[Case]:
 def _header_lengths() -> Iterator[Case]:
     whole = raw().sign()
     (header_nbytes,) = struct.unpack_from("<I", whole, 6)
-    lengths = (0, 1, header_nbytes - 1, header_nbytes + 1, len(whole) - 10, len(whole) - 10 - 63)
+    lengths = [0, 1, header_nbytes - 1, header_nbytes + 1, len(whole) - 10, len(whole) - 10 - 63]
     lengths += ((1 << 20) + 1, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, (1 << 32) - 10)
     for length in lengths:
         # A header of another length parses to something else, or not at all: rule 3 at the latest.

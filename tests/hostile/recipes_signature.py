@@ -1,4 +1,4 @@
-"""Files whose signature is not that of their head, or whose bytes are not those that were signed: rules 4, 9 and 11."""
+"""Files whose signature is not their head's, or whose bytes are not those signed: rules 4, 9 and 11."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 from nacl.signing import SigningKey
 
-from tests.hostile.bases import BAD_SIGNATURE, Case, changed, file_case, raw, small
+from tests.hostile.bases import BAD_SIGNATURE, Case, changed, file_case, raw, small, zeros
 from tests.hostile.frames import zstd_zeros
-from tests.hostile.bases import zeros
 from tests.second_reader.awkg_builder import KEY, OTHER_KEY, SIGNATURE_TYPE, node_id, sign_file
 from tests.second_reader.strict import base32, sha256_text, signed_bytes
 
@@ -141,7 +140,9 @@ def _digests() -> Iterator[Case]:
     yield changed("checksum_zero", lambda header: header.update(checksum=zero), BAD_SIGNATURE)
     yield changed("content_digest_zero", lambda header: header.update(contentDigest=zero), BAD_SIGNATURE)
     yield changed("section_digest_zero", lambda h: h["sections"][0].update(sha256="0" * 64), BAD_SIGNATURE)
-    yield changed("section_digest_of_last_zero", lambda h: h["sections"][5].update(sha256="0" * 64), BAD_SIGNATURE)
+    yield changed(
+        "section_digest_of_last_zero", lambda h: h["sections"][5].update(sha256="0" * 64), BAD_SIGNATURE
+    )
     swapped = raw()
     first, second = swapped.header["sections"][:2]
     first["sha256"], second["sha256"] = second["sha256"], first["sha256"]

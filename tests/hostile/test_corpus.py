@@ -12,31 +12,12 @@ from typing import Any
 import pytest
 
 from tests.hostile.make_corpus import BASIS, CORPUS, EXPECTED, all_cases, write_case, write_corpus
+from tests.hostile.open_differences import OPEN_DIFFERENCES
 from tests.second_reader import awkg_reader, package_reader
 from tests.second_reader.strict import Refused
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST_RISE_NBYTES = (16 + 2) << 20  # 16 MiB beyond the two chunks of a mebibyte that a reader may hold
-
-_NOT_TURNABLE = (
-    "theta_0 theta_negative partial_2 partial_negative linear_without_factor linear_by_0 linear_by_text "
-    "linear_by_list linear_by_true llama3_low_is_high llama3_without_factor llama3_factor_0 "
-    "llama3_without_low_freq_factor llama3_low_freq_factor_0 llama3_without_high_freq_factor "
-    "llama3_high_freq_factor_0 llama3_without_original_max_position_embeddings "
-    "llama3_original_max_position_embeddings_0"
-)
-# Where kvnet does not do what the corpus expects, for reasons that FORMAT.md leaves open. Whoever closes one
-# takes its name out of here.
-OPEN_DIFFERENCES = {
-    *(f"content_rope_{name}" for name in _NOT_TURNABLE.split()),
-    *(f"content_position_{start}" for start in (2**31, 2**53, 2**62, 2**63 - 1)),
-    *(f"coding_basis_name_{i}" for i in range(4)),
-    *(f"zstd_window_2_{log}_declared" for log in (24, 27, 31)),
-    f"zstd_declares_{2**64 - 1}",
-    "grouped_scale_minus_infinity",
-    "grouped_step_minus_infinity",
-    "grouped_last_half_byte_not_zero",
-}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +89,9 @@ def test_the_second_reader_gives_the_expected_code_for_each_file(made: Path) -> 
     assert verdicts == _expected(made)
 
 
-def test_kvnet_gives_the_expected_code_for_each_file_within_a_second(made: Path, judged: dict[str, Any]) -> None:
+def test_kvnet_gives_the_expected_code_for_each_file_within_a_second(
+    made: Path, judged: dict[str, Any]
+) -> None:
     found = {
         name: (judged["verdicts"][name], code)
         for name, code in _expected(made).items()

@@ -1,7 +1,7 @@
 """A zip written by hand, so that each field of it can lie. Source: PKWARE's APPNOTE 4.3.
 
-Every entry has the same time, and nothing is compressed unless the entry brings its own stream: the same bytes
-everywhere.
+Every entry has the same time, and nothing is compressed unless the entry brings its own stream: the same
+bytes everywhere.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ _DATE = (2026 - 1980) << 9 | 1 << 5 | 1
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry. `stored` are the bytes in the zip, where they are not `data`; sizes lie only where they are given."""
+    """One entry. `stored` are the bytes in the zip, where they are not `data`; sizes lie only where they are
+    given.
+    """
 
     name: str | bytes
     data: bytes
@@ -53,7 +55,9 @@ def write_zip(
             body += b"PK\x03\x04" + shared + struct.pack("<IIHH", packed, local_size, len(local_name), 0)
             body += local_name + stored
         directory += b"PK\x01\x02" + struct.pack("<H", _UNIX) + shared
-        directory += struct.pack("<IIHHHHHII", packed, size, len(name), 0, 0, 0, 0, entry.mode << 16, at) + name
+        directory += (
+            struct.pack("<IIHHHHHII", packed, size, len(name), 0, 0, 0, 0, entry.mode << 16, at) + name
+        )
     total = len(entries) if count is None else count
     sizes = (len(directory), len(body) + directory_shift, len(comment))
     return body + directory + b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, total, total, *sizes) + comment

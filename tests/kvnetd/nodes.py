@@ -17,8 +17,11 @@ from kvnetd.directory import Directory
 from kvnetd.incoming import InboundTransfer
 from kvnetd.log import EventLog
 from kvnetd.services import Listening, Services
+from kvnetd.store.bases import BasisStore
 from kvnetd.store.ledger import Ledger
-from kvnetd.store.memories import MemoryRecord, MemoryStore
+from kvnetd.store.memories import MemoryStore
+from kvnetd.store.models import ModelNotes
+from kvnetd.store.records import LocalNotes, Making, MemoryRecord
 from kvnetd.store.spool import Spool
 from kvnetd.transfers import Transfers
 
@@ -26,6 +29,7 @@ from kvnet.api import InboxMessage
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.peers import AddedPeer, PeerList
 from kvnet.identity.signing import SignedMessage, sign_chunk, verify_chunk
+from kvnet.model.runner import ModelRunner
 from kvnet.paths import Home
 from kvnet.transfer.messages import Offer, PullRequest, seal
 from kvnet.transfer.sender import SenderSession
@@ -36,8 +40,10 @@ from tests.builders import (
     SENDER,
     make_fingerprint,
     make_geometry,
+    make_head,
     make_memory,
     make_offer,
+    wire_basis,
     wire_chunks,
 )
 
@@ -47,8 +53,9 @@ AT = "2026-01-01T00:00:00Z"
 
 @dataclass(frozen=True)
 class Host:
-    """What transfers ask of a model host."""
+    """What transfers and codings ask of a model host."""
 
+    name: str
     fingerprint: Fingerprint
     geometry: Geometry
     max_seq_len: int
@@ -66,8 +73,9 @@ async def services_of(
         peers.add(peer)
     ledger = Ledger(home.store / "ledger.sqlite")
     log = EventLog(home.events, node="n", max_nbytes=1 << 20)
-    unused: Any = None
-    host: Any = Host(make_fingerprint(), make_geometry(), 64)
+    host: Any = Host("tiny", make_fingerprint(), make_geometry(), 64)
+    runner = ModelRunner()
+    bases = BasisStore(home.store / "bases")
     with ThreadPoolExecutor(1) as store_thread, ThreadPoolExecutor(1) as pool:
         yield Services(
             config=load_config(home, {"max_inbound_transfers": 2, **settings}, {}),
@@ -76,14 +84,17 @@ async def services_of(
             peers=peers,
             directory=Directory(),
             memories=MemoryStore(home.store / "memories"),
-            spool=Spool(home.store / "incoming"),
+            bases=bases,
+            models=ModelNotes(home.store / "models.json"),
+            spool=Spool(home.store / "incoming", bases),
             ledger=ledger,
             host=host,
-            runner=unused,
+            runner=runner,
             store_thread=store_thread,
             pool=pool,
             listening=Listening(),
         )
+    await runner.close()
     ledger.close()
     log.close()
 
@@ -98,7 +109,12 @@ class Node:
 
     def remember(self, memory: RawMemory = MEMORY, wanted: Compression = Compression.LZ4) -> MemoryRecord:
         """Put a memory into the store."""
-        return self.services.memories.put(memory, wanted=wanted, created_at=AT)
+        return self.services.memories.put(memory, making(wanted), self.services.key)
+
+
+def making(wanted: Compression = Compression.LZ4, *, at: str = AT, level: int = 0, **more: Any) -> Making:
+    """How a memory that was made here at this time is written down."""
+    return Making(wanted, level, "alice", AT, LocalNotes(origin="", stored_at=at), **more)
 
 
 @asynccontextmanager
@@ -164,10 +180,12 @@ async def deliver(
     key: NodeKey = SENDER,
     memory: RawMemory = MEMORY,
     wanted: Compression = Compression.NONE,
+    basis: bytes = b"",
 ) -> SenderSession:
     """Send the chunks of these indices that are missing, or all; each is durable then."""
     session = inbound.session
-    chunks, payloads = wire_chunks(memory, wanted)
+    of_memory, of_basis = wire_chunks(memory, wanted), wire_basis(memory.header, basis)
+    chunks, payloads = of_memory[0] + of_basis[0], of_memory[1] + of_basis[1]
     sender = SenderSession(session.offer, offer_digest=session.binding.offer_digest, chunks=chunks)
     for chunk in sender.accepted(session.accept()):
         index = chunk.key.index
@@ -181,12 +199,18 @@ async def deliver(
 
 
 async def complete(inbound: InboundTransfer, **sent: Any) -> SignedMessage:
-    """Send what is missing and commit; returns the receipt."""
+    """Send what is missing, commit and seal; returns the receipt."""
     failure: BaseException | None = None
     try:
         commit = (await deliver(inbound, **sent)).commit()
         inbound.session.commit(commit)
-        return await inbound.finish(seal(sent.get("key", SENDER), commit))
+        head = make_head(
+            sent.get("memory", MEMORY),
+            key=sent.get("key", SENDER),
+            wanted=sent.get("wanted", Compression.NONE),
+        )
+        inbound.session.check_seal(head)
+        return await inbound.finish(head)
     except BaseException as error:
         failure = error
         raise

@@ -16,7 +16,10 @@ from kvnetd.store.spool import folder_name
 from kvnetd.transfers import Transfers
 
 from kvnet.errors import (
+    BadSignature,
     KvnetError,
+    MalformedChunk,
+    MalformedFile,
     MalformedMessage,
     PeerNotAdded,
     PeerUnreachable,
@@ -26,7 +29,8 @@ from kvnet.errors import (
 from kvnet.identity.peers import AddedPeer
 from kvnet.identity.signing import MAX_BODY_NBYTES, sign_message
 from kvnet.transfer.messages import Offer, PullRequest, seal
-from tests.builders import SENDER, STRANGER, make_memory
+from kvnet.types import Compression
+from tests.builders import SENDER, STRANGER, make_basis, make_head, make_memory
 from tests.kvnetd.nodes import MEMORY, complete, deliver, events, inbox, offer, receipts, set_room, spooled
 
 CAROL = AddedPeer(STRANGER.node_id, "carol", "", "")
@@ -221,6 +225,65 @@ async def test_close_that_fails_frees_the_place(
             await inbound.close(None)
     await inbound._services.in_store(inbound._incoming.close)  # type: ignore[union-attr]
     await complete(await transfers.open_inbound(seal(SENDER, offer())))
+
+
+async def test_bytes_of_the_basis_count_towards_the_room_until_they_are_here(
+    transfers: Transfers, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coding, basis = make_basis()
+    memory = make_memory(coding=coding)
+    needed = memory.header.raw_nbytes + len(basis)
+    set_room(monkeypatch, needed - 1)
+    with pytest.raises(StoreFull, match=f"room for {needed - 1}"):
+        await transfers.open_inbound(seal(SENDER, offer(memory=memory)))
+    set_room(monkeypatch, needed)
+    first = await transfers.open_inbound(seal(SENDER, offer(memory=memory)))
+    with pytest.raises(StoreFull, match="room for 0"):
+        await transfers.open_inbound(seal(SENDER, offer(2, make_memory(1))))
+    await complete(first, memory=memory, basis=basis)
+    assert services.bases.get(coding.basis) == basis
+    assert services.memories.load(services.memories.get(memory.header.id)) == memory
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [BadSignature("seal: describes another memory"), MalformedChunk("bomb"), MalformedFile("no head")],
+    ids=lambda failure: failure.code,
+)
+async def test_what_does_not_verify_is_told_in_the_log(
+    transfers: Transfers, services: Services, failure: KvnetError
+) -> None:
+    inbound = await transfers.open_inbound(seal(SENDER, offer()))
+    await deliver(inbound)
+    await inbound.close(failure)
+    (line,) = events(services, "verification")
+    assert (line["event"], line["error"], line["chunks"]) == ("verification.failed", failure.code, 6)
+    assert events(services)[-1]["error"] == failure.code
+    assert (services.memories.all(), inbox(services), receipts(services)) == ((), (), [])
+
+
+async def test_wrong_seal_over_a_complete_transfer_leaves_nothing_to_resume(
+    transfers: Transfers, services: Services
+) -> None:
+    inbound = await transfers.open_inbound(seal(SENDER, offer()))
+    await deliver(inbound)
+    await inbound.close(BadSignature("seal: describes another memory"))
+    assert spooled(services) == []
+    await complete(await transfers.open_inbound(seal(SENDER, offer())))
+
+
+async def test_seal_of_a_third_node_is_kept_as_it_came(transfers: Transfers, services: Services) -> None:
+    """Alice passes on what Carol made: what is exported here is signed by Carol."""
+    inbound = await transfers.open_inbound(seal(SENDER, offer()))
+    commit = (await deliver(inbound)).commit()
+    inbound.session.commit(commit)
+    head = make_head(MEMORY, key=STRANGER, wanted=Compression.NONE)
+    inbound.session.check_seal(head)
+    await inbound.finish(head)
+    await inbound.close(None)
+    record = services.memories.get(MEMORY.header.id)
+    assert (record.origin, record.head.signed_by) == (SENDER.node_id, STRANGER.node_id)
+    assert services.memories.seal_of(record) == head.sealed
 
 
 async def test_peer_that_is_removed_while_it_sends_leaves_no_memory(

@@ -11,9 +11,8 @@ from kvnetd.transfers import Transfers
 
 from kvnet.errors import PeerUnreachable, ReplayedMessage
 from kvnet.transfer.messages import Offer, seal
-from kvnet.types import Compression
 from tests.builders import SENDER
-from tests.kvnetd.nodes import AT, MEMORY, complete, deliver, inbox, offer, receipts, set_room, spooled
+from tests.kvnetd.nodes import MEMORY, complete, deliver, inbox, making, offer, receipts, set_room, spooled
 
 TOTAL = 6
 
@@ -31,7 +30,7 @@ def forget(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def store_in_another_compression(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     services.memories.forget(MEMORY.header.id)
-    services.memories.put(MEMORY, wanted=Compression.LZ4, created_at=AT)
+    services.memories.put(MEMORY, making(), services.key)
 
 
 def fill_the_disk(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 from kvnetd.outgoing import OutboundTransfer
 from kvnetd.services import Services
-from kvnetd.store.memories import SECTIONS_FILE, MemoryRecord
+from kvnetd.store.records import HEAD_FILE, SECTIONS_FILE, MemoryRecord
 from kvnetd.transfers import Transfers
 
 from kvnet.errors import (
@@ -22,18 +23,19 @@ from kvnet.errors import (
     StoreFull,
     TooBusy,
     TransferIncomplete,
+    UnknownBasis,
     UnknownMemory,
 )
 from kvnet.types import Compression, MemoryId
-from tests.builders import SENDER, STRANGER
-from tests.kvnetd.nodes import AT, MEMORY, events, offer, pull
+from tests.builders import SENDER, STRANGER, make_basis, make_memory
+from tests.kvnetd.nodes import MEMORY, events, making, offer, pull
 
 Prepare = Callable[..., OutboundTransfer]
 
 
 @pytest.fixture
 def record(services: Services) -> MemoryRecord:
-    return services.memories.put(MEMORY, wanted=Compression.LZ4, created_at=AT)
+    return services.memories.put(MEMORY, making(), services.key)
 
 
 @pytest.fixture
@@ -85,6 +87,43 @@ async def test_pull_of_a_memory_that_cannot_be_opened_is_logged_as_failed(
         await transfers.open_outbound(pull(record.id))
     assert [line["event"] for line in events(services)] == ["transfer.started", "transfer.failed"]
     assert events(services)[-1]["error"] == "state_corrupt"
+
+
+async def test_compact_memory_goes_out_with_the_pieces_of_its_basis(
+    services: Services, prepare: Prepare
+) -> None:
+    coding, basis = make_basis((1 << 20) + 5)
+    services.bases.put(basis)
+    record = services.memories.put(make_memory(coding=coding), making(), services.key)
+    outbound = prepare(record)
+    chunks = outbound.session.chunks
+    assert outbound.session.offer.chunk_count == len(chunks) == 6 + 2
+    pieces = [await outbound.payload(chunk) for chunk in chunks]
+    assert b"".join(pieces[6:]) == basis
+    assert [hashlib.sha256(piece).digest() for piece in pieces] == [chunk.wire_digest for chunk in chunks]
+    assert outbound.sealed_head == services.memories.seal_of(record)
+    await outbound.close(None)
+
+
+async def test_compact_memory_whose_basis_is_gone_is_not_offered(
+    services: Services, transfers: Transfers, prepare: Prepare
+) -> None:
+    record = services.memories.put(make_memory(coding=make_basis()[0]), making(), services.key)
+    with pytest.raises(UnknownBasis, match="not here"):
+        prepare(record)
+    with pytest.raises(UnknownBasis):
+        await transfers.open_outbound(pull(record.id))
+    assert events(services)[-1]["error"] == "unknown_basis"
+    services.bases.put(make_basis()[1])
+    await prepare(record).close(None)
+
+
+async def test_memory_whose_head_is_damaged_is_not_offered(
+    services: Services, prepare: Prepare, record: MemoryRecord
+) -> None:
+    (services.memories.root / record.id / HEAD_FILE).write_bytes(b"AWKG")
+    with pytest.raises(StateCorrupt, match=HEAD_FILE):
+        prepare()
 
 
 @pytest.mark.parametrize("ended", [None, PeerUnreachable("gone"), BadSignature("no")])
@@ -158,7 +197,7 @@ async def test_memory_made_again_with_other_sections_is_a_new_offer(
 ) -> None:
     first = await attempt(prepare, PeerUnreachable("gone"))
     services.memories.forget(record.id)
-    again = services.memories.put(MEMORY, wanted=Compression.NONE, created_at=AT)
+    again = services.memories.put(MEMORY, making(Compression.NONE), services.key)
     assert again.id == record.id
     outbound = prepare(again)
     await outbound.close(PeerUnreachable("gone"))

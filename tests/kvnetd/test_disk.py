@@ -13,16 +13,17 @@ from pathlib import Path
 import pytest
 from kvnetd.log import EventLog
 from kvnetd.store import disk
+from kvnetd.store.bases import BasisStore
 from kvnetd.store.ledger import Ledger
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.spool import Spool
 
 from kvnet.errors import StoreFull
 from kvnet.types import Compression
-from tests.builders import make_memory
+from tests.builders import RECEIVER, make_memory
 from tests.kvnetd.conftest import Arrival
+from tests.kvnetd.nodes import AT, making
 
-AT = "2026-01-01T00:00:00Z"
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -98,7 +99,8 @@ def test_write_durably_on_a_full_disk_leaves_the_file_as_it_was(tiny_disk: Path)
 
 def test_disk_that_fills_up_ends_a_transfer_which_resumes_with_what_was_durable(tiny_disk: Path) -> None:
     arrival = big_arrival()
-    spool, memories = Spool(tiny_disk / "incoming"), MemoryStore(tiny_disk / "memories")
+    spool = Spool(tiny_disk / "incoming", BasisStore(tiny_disk / "bases"))
+    memories = MemoryStore(tiny_disk / "memories")
     incoming = spool.open(arrival.offer, arrival.sealed)
     incoming.store(arrival.chunks[:3])
     ballast = fill(tiny_disk)
@@ -110,13 +112,13 @@ def test_disk_that_fills_up_ends_a_transfer_which_resumes_with_what_was_durable(
     resumed = spool.open(arrival.offer, arrival.sealed)
     assert set(resumed.held) == {0, 1, 2}
     resumed.store(arrival.chunks[3:])
-    record = resumed.finish(memories, created_at=AT)
+    record = resumed.finish(memories, arrival.head, stored_at=AT)
     assert memories.load(record) == arrival.memory
 
 
 def test_transfer_larger_than_the_disk_is_refused_at_its_offer(tiny_disk: Path) -> None:
     arrival = Arrival(make_memory(seq_len=12_000))
-    spool = Spool(tiny_disk / "incoming")
+    spool = Spool(tiny_disk / "incoming", BasisStore(tiny_disk / "bases"))
     with pytest.raises(StoreFull):
         spool.open(arrival.offer, arrival.sealed)
     assert list(spool.root.iterdir()) == []
@@ -125,9 +127,9 @@ def test_transfer_larger_than_the_disk_is_refused_at_its_offer(tiny_disk: Path) 
 def test_memory_that_does_not_fit_leaves_no_trace(tiny_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kvnetd.store.memories.require_room", lambda *args, **kwargs: None)
     memories = MemoryStore(tiny_disk / "memories")
-    small = memories.put(make_memory(1), wanted=Compression.NONE, created_at=AT)
+    small = memories.put(make_memory(1), making(Compression.NONE), RECEIVER)
     with pytest.raises(StoreFull):
-        memories.put(make_memory(seq_len=12_000), wanted=Compression.NONE, created_at=AT)
+        memories.put(make_memory(seq_len=12_000), making(Compression.NONE), RECEIVER)
     assert [entry.name for entry in memories.root.iterdir()] == [small.id]
     assert MemoryStore(memories.root).load(small) == make_memory(1)
 

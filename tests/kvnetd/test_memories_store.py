@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kvnetd.store.memories import HEADER_FILE, SECTIONS_FILE, MemoryRecord, MemoryStore
+from kvnetd.store.memories import MemoryStore
+from kvnetd.store.records import HEAD_FILE, LOCAL_FILE, SECTIONS_FILE, SIGNATURE_FILE, MemoryRecord
 from kvnetd.store.spool import Spool
 
 from kvnet.errors import RequestError, StateCorrupt, StoreFull, UnknownMemory
-from kvnet.types import Compression, MemoryId
-from tests.builders import SENDER, make_memory
+from kvnet.types import Compression, MemoryId, RawMemory
+from tests.builders import INT8, RECEIVER, SENDER, make_basis, make_head, make_memory
 from tests.kvnetd.conftest import Arrival
+from tests.kvnetd.nodes import AT, making
 
 MEMORY = make_memory()
-AT = "2026-01-01T00:00:00Z"
 
 
 def put(memories: MemoryStore, seed: int = 0, *, at: str = AT) -> MemoryRecord:
     """Store the memory made from `seed`."""
-    return memories.put(make_memory(seed), wanted=Compression.LZ4, created_at=at)
+    return memories.put(make_memory(seed), making(at=at), RECEIVER)
 
 
 def reopened(memories: MemoryStore) -> MemoryStore:
@@ -33,11 +34,28 @@ def reopened(memories: MemoryStore) -> MemoryStore:
     return MemoryStore(memories.root)
 
 
+CODED = {
+    "int8": make_memory(coding=INT8),
+    "compact": make_memory(coding=make_basis()[0]),
+    "with attention": make_memory(attention_heads=4),
+    "int8 with attention": make_memory(coding=INT8, attention_heads=4, derived_from=MEMORY.header.id),
+}
+
+
+@pytest.mark.parametrize("memory", CODED.values(), ids=CODED)
+@pytest.mark.parametrize("wanted", Compression)
+def test_memory_of_any_coding_is_read_back_as_it_was(
+    memories: MemoryStore, memory: RawMemory, wanted: Compression
+) -> None:
+    record = memories.put(memory, making(wanted), RECEIVER)
+    assert reopened(memories).load(record) == memory
+
+
 @pytest.mark.parametrize("wanted", Compression)
 def test_memory_is_read_back_as_it_was_even_after_a_restart(
     memories: MemoryStore, wanted: Compression
 ) -> None:
-    record = memories.put(MEMORY, wanted=wanted, created_at=AT)
+    record = memories.put(MEMORY, making(wanted), RECEIVER)
     for store in (memories, reopened(memories)):
         assert store.find(MEMORY.header.id) == record
         assert store.load(record) == MEMORY
@@ -107,7 +125,7 @@ def test_store_without_room_refuses_before_it_writes(
 def test_failure_in_the_middle_leaves_nothing(memories: MemoryStore) -> None:
     broken = replace(MEMORY, chunks=(*MEMORY.chunks[:3], None, *MEMORY.chunks[4:]))  # type: ignore[arg-type]
     with pytest.raises(TypeError):
-        memories.put(broken, wanted=Compression.NONE, created_at=AT)
+        memories.put(broken, making(), RECEIVER)
     assert list(memories.root.iterdir()) == []
 
 
@@ -152,8 +170,8 @@ def test_damaged_copy_gives_way_to_a_fresh_one_that_is_put(
         with pytest.raises(StateCorrupt):
             memories.load(record)
         assert list(memories.damaged) == [record.id]
-    fresh = memories.put(make_memory(), wanted=wanted, created_at="2027-01-01")
-    assert (fresh.id, fresh.created_at, memories.damaged) == (record.id, "2027-01-01", {})
+    fresh = memories.put(make_memory(), making(wanted, at="2027-01-01"), RECEIVER)
+    assert (fresh.id, fresh.stored_at, memories.damaged) == (record.id, "2027-01-01", {})
     for store in (memories, reopened(memories)):
         assert store.load(store.get(fresh.id)) == MEMORY
 
@@ -167,7 +185,7 @@ def test_damaged_copy_gives_way_to_a_fresh_one_that_arrives_and_a_whole_one_stay
             flip(memories, mine)
         incoming = spool.open(arrival.offer, arrival.sealed)
         incoming.store(arrival.chunks)
-        found = incoming.finish(memories, created_at=AT)
+        found = incoming.finish(memories, arrival.head, stored_at=AT)
         assert (found.id, found.origin) == (mine.id, origin)
         assert memories.load(memories.get(mine.id)) == MEMORY
         assert list(spool.root.iterdir()) == []
@@ -198,45 +216,86 @@ def test_forgetting_what_is_not_there_is_refused(memories: MemoryStore) -> None:
         memories.load(record)
 
 
-def rewrite(memories: MemoryStore, change: Callable[[dict[str, Any]], None]) -> MemoryRecord:
-    """A stored memory whose record on disk was changed."""
-    record = put(memories)
-    path = memories.root / record.id / HEADER_FILE
-    plain = json.loads(path.read_text())
-    change(plain)
-    path.write_text(json.dumps(plain))
-    return record
+Change = Callable[[Path], object]
 
 
-DAMAGE: dict[str, Callable[[dict[str, Any]], None]] = {
-    "newer version": lambda plain: plain.update(version=2),
-    "unknown field": lambda plain: plain.update(surprise=1),
-    "another header": lambda plain: plain["header"].update(seq_len=6),
-    "missing section": lambda plain: plain["sections"].pop(),
-    "unknown compression": lambda plain: plain["sections"][0].update(compression=9),
-    "digest that is no hex": lambda plain: plain["sections"][0].update(wire_digest="zz"),
-    "huge section": lambda plain: plain["sections"][0].update(wire_nbytes=2**62),
+def rewrite(name: str, change: Callable[[bytes], bytes]) -> Change:
+    """A file of a stored memory with other bytes."""
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+
+def renoted(change: Callable[[dict[str, Any]], object]) -> Change:
+    """Other notes in `local.json`."""
+
+    def act(folder: Path) -> None:
+        plain = json.loads((folder / LOCAL_FILE).read_text())
+        change(plain)
+        (folder / LOCAL_FILE).write_text(json.dumps(plain))
+
+    return act
+
+
+def swap_head(folder: Path) -> None:
+    """A good head under a good signature, of another memory."""
+    sealed = make_head(make_memory(1)).sealed
+    (folder / HEAD_FILE).write_bytes(sealed.body)
+    (folder / SIGNATURE_FILE).write_bytes(sealed.signature)
+
+
+DAMAGE: dict[str, tuple[Change, str]] = {
+    "head with another word": (rewrite(HEAD_FILE, lambda d: d.replace(b'"alice"', b'"mabel"')), "signed"),
+    "head cut short": (rewrite(HEAD_FILE, lambda d: d[:-1]), "head"),
+    "head of nothing": (rewrite(HEAD_FILE, lambda d: b""), "head"),
+    "head of noise": (rewrite(HEAD_FILE, lambda d: bytes(100)), "head"),
+    "head of a newer version": (rewrite(HEAD_FILE, lambda d: d[:4] + b"\3\0" + d[6:]), "version 3"),
+    "head that is gone": (lambda folder: (folder / HEAD_FILE).unlink(), "cannot be read"),
+    "head of another memory": (swap_head, "does not describe the memory"),
+    "signature of zeros": (rewrite(SIGNATURE_FILE, lambda d: bytes(64)), "signed"),
+    "signature cut short": (rewrite(SIGNATURE_FILE, lambda d: d[:-1]), "signed"),
+    "signature that is gone": (lambda folder: (folder / SIGNATURE_FILE).unlink(), "cannot be read"),
+    "notes of noise": (rewrite(LOCAL_FILE, lambda d: bytes(100)), LOCAL_FILE),
+    "notes cut short": (rewrite(LOCAL_FILE, lambda d: d[:-1]), LOCAL_FILE),
+    "notes that are gone": (lambda folder: (folder / LOCAL_FILE).unlink(), "cannot be read"),
+    "notes of a newer version": (renoted(lambda plain: plain.update(version=2)), "version 2"),
+    "notes with an unknown field": (renoted(lambda plain: plain.update(surprise=1)), "surprise"),
+    "notes without an origin": (renoted(lambda plain: plain.pop("origin")), "origin"),
+    "notes with a step that is none": (renoted(lambda plain: plain.update(steps=[{"step": 1}])), "step"),
 }
 
 
-@pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize(("change", "why"), DAMAGE.values(), ids=DAMAGE)
 def test_damaged_record_is_named_and_the_others_are_read(
-    memories: MemoryStore, change: Callable[[dict[str, Any]], None]
+    memories: MemoryStore, change: Change, why: str
 ) -> None:
-    healthy = put(memories, 1)
-    damaged = rewrite(memories, change)
+    healthy, damaged = put(memories, 1), put(memories)
+    change(memories.root / damaged.id)
     store = reopened(memories)
     assert store.all() == (healthy,)
     assert list(store.damaged) == [damaged.id]
+    assert why in store.damaged[damaged.id]
     with pytest.raises(StateCorrupt, match=damaged.id):
         store.find(damaged.id)
+    with pytest.raises(UnknownMemory):  # a peer learns nothing of it
+        store.get(damaged.id)
 
 
-@pytest.mark.parametrize("text", ["", "\x00" * 100, "{"])
-def test_record_of_noise_is_damaged(memories: MemoryStore, text: str) -> None:
+@pytest.mark.parametrize(("change", "why"), DAMAGE.values(), ids=DAMAGE)
+def test_damaged_memory_is_mended_by_having_it_again(memories: MemoryStore, change: Change, why: str) -> None:
     record = put(memories)
-    (memories.root / record.id / HEADER_FILE).write_text(text)
-    assert list(reopened(memories).damaged) == [record.id]
+    change(memories.root / record.id)
+    store = reopened(memories)
+    assert why in store.damaged[record.id]
+    put(store)
+    assert store.damaged == {}
+    assert reopened(store).load(record) == MEMORY
+
+
+def test_head_that_is_damaged_while_the_node_runs_is_not_exported(memories: MemoryStore) -> None:
+    record = put(memories)
+    DAMAGE["signature of zeros"][0](memories.root / record.id)
+    for act in (memories.seal_of, lambda found: list(memories.export(found))):
+        with pytest.raises(StateCorrupt, match=HEAD_FILE):
+            act(record)
 
 
 def test_stray_entries_are_damaged_and_left_alone(memories: MemoryStore) -> None:
@@ -244,14 +303,6 @@ def test_stray_entries_are_damaged_and_left_alone(memories: MemoryStore) -> None
     (memories.root / "folder").mkdir()
     assert set(reopened(memories).damaged) == {"stray", "folder"}
     assert (memories.root / "stray").read_text() == "mine"
-
-
-def test_damaged_memory_is_mended_by_having_it_again(memories: MemoryStore) -> None:
-    record = rewrite(memories, DAMAGE["unknown field"])
-    store = reopened(memories)
-    put(store)
-    assert store.damaged == {}
-    assert reopened(store).load(record) == MEMORY
 
 
 def test_a_bad_sector_makes_a_copy_damaged_and_a_fresh_one_replaces_it(
@@ -263,7 +314,7 @@ def test_a_bad_sector_makes_a_copy_damaged_and_a_fresh_one_replaces_it(
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr("kvnetd.store.memories.os.pread", bad_sector)
+        patched.setattr("kvnetd.store.sections.os.pread", bad_sector)
         with pytest.raises(StateCorrupt, match="cannot be read"):
             memories.load(record)
         assert set(memories.damaged) == {record.id}
@@ -277,7 +328,7 @@ def test_a_memory_that_reads_well_again_is_no_longer_damaged(
 ) -> None:
     record = put(memories)
     with monkeypatch.context() as patched:
-        patched.setattr("kvnetd.store.memories.os.pread", lambda *args: b"")
+        patched.setattr("kvnetd.store.sections.os.pread", lambda *args: b"")
         with pytest.raises(StateCorrupt):
             memories.load(record)
     assert set(memories.damaged) == {record.id}
@@ -287,7 +338,7 @@ def test_a_memory_that_reads_well_again_is_no_longer_damaged(
 
 def test_damaged_memory_goes_by_the_start_of_its_id(memories: MemoryStore) -> None:
     record = put(memories)
-    (memories.root / record.id / HEADER_FILE).write_text("{")
+    DAMAGE["head of noise"][0](memories.root / record.id)
     store = reopened(memories)
     assert store.resolve(record.id[:16]) == record.id
     with pytest.raises(StateCorrupt, match=record.id):

@@ -8,21 +8,19 @@ from pathlib import Path
 import pytest
 from kvnetd.actions import memories
 from kvnetd.services import Services
-from kvnetd.store.memories import HEADER_FILE, SECTIONS_FILE, MemoryRecord, MemoryStore
+from kvnetd.store.memories import MemoryStore
+from kvnetd.store.records import HEAD_FILE, SECTIONS_FILE, MemoryRecord
 
 from kvnet.api import MemoryInfo
 from kvnet.errors import StateCorrupt, UnknownMemory
-from kvnet.types import Compression
-from tests.builders import make_memory
-from tests.kvnetd.nodes import AT
+from tests.builders import INT8, make_memory
+from tests.kvnetd.nodes import making
 
 
 @pytest.fixture
 def records(services: Services) -> list[MemoryRecord]:
     """Three memories, the first two with a name."""
-    found = [
-        services.memories.put(make_memory(seed), wanted=Compression.NONE, created_at=AT) for seed in range(3)
-    ]
+    found = [services.memories.put(make_memory(seed), making(), services.key) for seed in range(3)]
     services.ledger.name("first", found[0].id)
     services.ledger.name("second", found[1].id)
     return found
@@ -40,7 +38,7 @@ def restarted(services: Services) -> Services:
 @pytest.fixture
 def damaged(services: Services, records: list[MemoryRecord]) -> Services:
     """The first memory has no readable header, the second other bytes than were stored."""
-    (folder(services, records[0]) / HEADER_FILE).write_text("{")
+    (folder(services, records[0]) / HEAD_FILE).write_bytes(b"AWKG")
     sections = folder(services, records[1]) / SECTIONS_FILE
     sections.write_bytes(bytes(sections.stat().st_size))
     services = restarted(services)
@@ -62,7 +60,7 @@ async def test_damaged_memories_are_listed_once_with_their_names_and_what_is_wro
         (records[0].id, "first", True, True),
         (records[1].id, "second", True, True),
     ]
-    assert HEADER_FILE in infos[1].problem
+    assert HEAD_FILE in infos[1].problem
     assert "not what was stored" in infos[2].problem
 
 
@@ -88,6 +86,57 @@ async def test_whole_memory_is_forgotten_by_name_start_or_id(
         gone = await memories.forget(services, wanted)
         assert (gone.id, gone.problem) == (record.id, "")
     assert await memories.list_memories(services) == ()
+
+
+@pytest.fixture
+def encodings(services: Services, records: list[MemoryRecord]) -> list[MemoryRecord]:
+    """Two codings of the first memory: one made in passing, and one that somebody gave a name."""
+    found = [
+        services.memories.put(
+            make_memory(coding=replace(INT8, key_bits=bits), derived_from=records[0].id),
+            making(),
+            services.key,
+        )
+        for bits in (8, 4)
+    ]
+    services.ledger.name("small", found[1].id)
+    return found
+
+
+def ids(infos: tuple[MemoryInfo, ...]) -> set[str]:
+    return {info.id for info in infos}
+
+
+async def test_coding_that_was_made_in_passing_is_listed_only_when_asked_for(
+    services: Services, records: list[MemoryRecord], encodings: list[MemoryRecord]
+) -> None:
+    own = {record.id for record in records}
+    assert ids(await memories.list_memories(services)) == own | {encodings[1].id}
+    every = await memories.list_memories(services, encodings=True)
+    assert ids(every) == own | {record.id for record in encodings}
+    told = {info.id: (info.codec, info.name) for info in every}
+    assert told[records[2].id] == ("exact", "")
+    assert told[encodings[1].id] == ("k4v8g8", "small")
+    sizes = {info.id: info.stored_nbytes for info in every}
+    assert sizes[encodings[0].id] == encodings[0].head.sections_nbytes
+    assert sum(sizes.values()) == services.memories.nbytes
+
+
+async def test_coding_that_was_made_in_passing_goes_with_its_source_and_a_named_one_stays(
+    services: Services, records: list[MemoryRecord], encodings: list[MemoryRecord]
+) -> None:
+    await memories.forget(services, "first")
+    left = {records[1].id, records[2].id, encodings[1].id}
+    assert {record.id for record in services.memories.all()} == left
+    assert ids(await memories.list_memories(services)) == left
+    assert not folder(services, encodings[0]).exists()
+
+
+async def test_forgetting_a_coding_leaves_its_source(
+    services: Services, records: list[MemoryRecord], encodings: list[MemoryRecord]
+) -> None:
+    await memories.forget(services, encodings[0].id)
+    assert {r.id for r in services.memories.all()} == {encodings[1].id, *(r.id for r in records)}
 
 
 async def test_memory_that_is_asked_for_and_cannot_be_read_says_so(

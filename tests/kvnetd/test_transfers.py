@@ -12,9 +12,9 @@ from kvnetd.transfers import Transfers
 from kvnet.errors import KvnetError, MalformedMessage, PeerNotAdded, ReplayedMessage, TooBusy, UnknownMemory
 from kvnet.identity.keys import NodeKey
 from kvnet.transfer.messages import seal
-from kvnet.types import Compression, MemoryId, TransferId
+from kvnet.types import MemoryId, TransferId
 from tests.builders import SENDER, STRANGER, make_memory
-from tests.kvnetd.nodes import offer, pull, spooled
+from tests.kvnetd.nodes import making, offer, pull, spooled
 
 
 async def test_offer_of_a_node_that_was_not_added_is_refused(
@@ -61,7 +61,7 @@ async def test_transfer_id_that_is_not_32_hex_digits_is_refused(
 
 
 async def test_pull_is_answered_once(transfers: Transfers, services: Services) -> None:
-    memory = services.memories.put(make_memory(), wanted=Compression.NONE, created_at="")
+    memory = services.memories.put(make_memory(), making(), services.key)
     outbound = await transfers.open_outbound(pull(memory.id))
     assert outbound.session.offer.receiver == SENDER.node_id
     await outbound.close(None)

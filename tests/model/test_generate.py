@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from kvnet.errors import Cancelled, RequestError, TextTooLong, UnsupportedModel
+from kvnet.errors import Cancelled, NotFinite, RequestError, TextTooLong
 from kvnet.model.generation import Generated, TextDelta
 from kvnet.model.host import ModelHost
 from kvnet.model.sampling import Sampling
@@ -134,7 +134,7 @@ def test_reply_counts_reused_and_recomputed_positions(host: ModelHost, texts: tu
 def test_memory_that_was_not_injected_is_never_reported_as_reused(
     host: ModelHost, texts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "inject", lambda _: host.new_cache())
+    monkeypatch.setattr(host, "inject", lambda _, **__: host.new_cache())
     with pytest.raises(AssertionError, match="0 positions were reused"):
         ask(host, "Who?", memory=host.capture(texts[0]))
 
@@ -213,7 +213,7 @@ def test_cancelled_before_the_prompt_is_read_computes_nothing(host: ModelHost) -
 def test_memory_of_nan_is_refused_instead_of_answered(host: ModelHost, texts: tuple[str, ...]) -> None:
     memory = host.capture(texts[0])
     poisoned = RawMemory(memory.header, tuple(b"\xff" * len(chunk) for chunk in memory.chunks))
-    with pytest.raises(UnsupportedModel, match="NaN"):
+    with pytest.raises(NotFinite, match="NaN"):
         ask(host, "Who?", memory=poisoned)
 
 

@@ -1,7 +1,9 @@
-"""The files of a package, from a folder or from a zip, by name. Source: FORMAT.md §9 and PKWARE's APPNOTE 4.3.
+"""The files of a package, from a folder or from a zip, by name. Source: FORMAT.md §9 and PKWARE's APPNOTE
+4.3.
 
 A zip is read by hand, and only in its plainest form: entries from the first byte on without a gap, the
-directory, the end record, nothing more; no zip64, so no package above 4 GiB. Imports nothing of kvnet. Knows no documents and no signatures.
+directory, the end record, nothing more; no zip64, so no package above 4 GiB. Imports nothing of kvnet.
+Knows no documents and no signatures.
 """
 
 from __future__ import annotations
@@ -109,6 +111,13 @@ class _Listed:
         if self.method == _STORE and self.packed != self.size:
             raise Refused("malformed_package", "a stored entry of two sizes")
 
+    def is_said_by(self, flags: int, method: int, crc: int, packed: int, size: int) -> bool:
+        """Whether what stands before the entry's bytes is the same; sizes that follow them are zero there."""
+        sizes = (crc, packed, size)
+        later = bool(flags & _DESCRIPTOR) and sizes == (0, 0, 0)
+        same = (flags, method) == (self.flags, self.method)
+        return same and (later or sizes == (self.crc, self.packed, self.size))
+
     @property
     def descriptors(self) -> tuple[bytes, ...]:
         """What may stand behind the entry's bytes: nothing, or its sizes once more."""
@@ -135,8 +144,11 @@ def _zip(data: bytes) -> Iterator[tuple[str, Entry]]:
         name_at = entry.offset + 30
         begin = name_at + name_nbytes + extra_nbytes
         behind = data[begin + entry.packed : end]
-        if data[name_at : name_at + name_nbytes] != entry.name or behind not in entry.descriptors:
-            raise Refused("malformed_package", "an entry is not what the directory says, or not alone")
+        said = struct.unpack_from("<HHHHIII", data, entry.offset + 6)
+        if not entry.is_said_by(*said[:2], *said[4:]) or data[name_at : name_at + name_nbytes] != entry.name:
+            raise Refused("malformed_package", "an entry is described in two ways")
+        if behind not in entry.descriptors:
+            raise Refused("malformed_package", "something stands behind an entry")
         if begin + entry.packed > end:
             raise Refused("malformed_package", "entries overlap")
         packed = data[begin : begin + entry.packed]
@@ -148,7 +160,9 @@ def _directory(data: bytes, at: int, total: int) -> Iterator[_Listed]:
         if data[at : at + 4] != _CENTRAL or at + _CENTRAL_NBYTES > len(data):
             raise Refused("malformed_package", "the zip's directory is broken")
         fields = struct.unpack_from("<HHHHHHIIIHHHHHII", data, at + 4)
-        made_by, _, flags, method, _, _, crc, packed, size, name, extra, comment, _, _, attributes, offset = fields
+        made_by, _, flags, method, _, _, crc, packed, size, name, extra, comment, _, _, attributes, offset = (
+            fields
+        )
         at += _CENTRAL_NBYTES
         yield _Listed(made_by, flags, method, crc, packed, size, attributes, offset, data[at : at + name])
         at += name + extra + comment

@@ -1,7 +1,8 @@
 """An independent writer of `.awkg` version 2: random valid files from a seed. Source: FORMAT.md §3, §7, §8.
 
-Imports nothing of kvnet. A draft is built in steps (raw bytes, wire bytes, table, signature), so that whoever wants a
-file that breaks one rule changes the draft after the step before that rule and takes the remaining steps as they are.
+Imports nothing of kvnet. A draft is built in steps (raw bytes, wire bytes, table, signature), so that
+whoever wants a file that breaks one rule changes the draft after the step before that rule and takes the
+remaining steps as they are.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ class Draft:
 
     def sign(self) -> bytes:
         """The whole file."""
-        return sign_file(json.dumps(self.header, ensure_ascii=False, separators=(",", ":")).encode(), self.stored)
+        return sign_file(
+            json.dumps(self.header, ensure_ascii=False, separators=(",", ":")).encode(), self.stored
+        )
 
 
 def sign_file(
@@ -142,7 +145,9 @@ def plan_of(header: dict[str, Any]) -> list[tuple[int, str, int, int]]:
 
 
 def make_header(coding: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """A header without table and digests: two layers of two heads, three tokens, unless `changes` say otherwise."""
+    """A header without table and digests: two layers of two heads, three tokens, unless `changes` say
+    otherwise.
+    """
     facts = {
         "architecture": "LlamaForCausalLM",
         "config_digest": sha256_text(b"config"),
@@ -219,7 +224,6 @@ def random_draft(seed: int) -> Draft:
         "sequenceLength": seq_len,
         "dtype": dtype,
         "startPosition": rng.choice([0, 0, 1, rng.randint(0, 5000)]),
-        "keySpace": rng.choice(["rotated", "content"]),
         "rope": _random_rope(rng),
         "attentionHeads": rng.choice([0, heads, 2 * heads]),
         "metadata": {
@@ -232,7 +236,10 @@ def random_draft(seed: int) -> Draft:
     }
     if rng.random() < 0.5:
         changes |= {"wMatrixReference": "none yet", "alignment": {"any": [1, {"thing": None}]}}
-    header = make_header(_random_coding(rng, layers, heads), **changes)
+    coding = _random_coding(rng, layers, heads)
+    if coding.get("scheme", "raw") != "raw":
+        changes["keySpace"] = rng.choice(["rotated", "content", "content"])
+    header = make_header(coding, **changes)
     if header["coding"].get("scheme", "raw") != "raw" and rng.random() < 0.5:
         header["derivedFrom"] = "mem_" + base32(rng.randbytes(32))
     draft = make_draft(header, seed=seed, wanted="zstd" if many else rng.choice(list(PACKERS)))

@@ -1,6 +1,7 @@
 """The second, independent reader of `.awkg` version 2. Source: FORMAT.md §7 and §8, and nothing else.
 
-Imports nothing of kvnet. Refuses in the order of §7.2, so both readers must give the same code for the same bytes.
+Imports nothing of kvnet. Refuses in the order of §7.2, so both readers must give the same code for the same
+bytes.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ Imports nothing of kvnet. Knows no codes and no headers.
 from __future__ import annotations
 
 import struct
-
-import struct
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +25,11 @@ class Basis:
 
 
 def read_basis(data: bytes, num_layers: int, channels: int) -> Basis:
-    """A basis from its bytes; one of another geometry or with other tensors is refused as `malformed_file`."""
-    tensors = _read_safetensors(data)
+    """A basis from its bytes; with another geometry or other tensors it is refused as `malformed_file`."""
+    try:
+        tensors = _read_safetensors(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise Refused("malformed_file", "the basis is no safetensors file") from exc
     means, backwards = {}, {}
     for layer in range(num_layers):
         for kind in ("key", "value"):
@@ -52,7 +53,7 @@ def read_basis(data: bytes, num_layers: int, channels: int) -> Basis:
 def _read_safetensors(data: bytes) -> dict[str, Floats]:
     """Every tensor; uint64 header length, JSON header, then the tensors without hole or overlap."""
     nbytes = int.from_bytes(data[:8], "little")
-    if len(data) < 8 + nbytes:
+    if len(data) < 8 or len(data) < 8 + nbytes:
         raise Refused("malformed_file", "the basis ends within its header")
     table, body = parse_strict(data[8 : 8 + nbytes], "malformed_file", "the basis"), data[8 + nbytes :]
     table.pop("__metadata__", None)

@@ -1,7 +1,7 @@
 """Random raw bytes of a chunk in each coding, and a random basis. Source: FORMAT.md §8.
 
-Codes, scales and exact rows are drawn, not computed from keys and values: every valid chunk may come up, those
-that no encoder would choose too. Imports nothing of kvnet.
+Codes, scales and exact rows are drawn, not computed from keys and values: every valid chunk may come up,
+those that no encoder would choose too. Imports nothing of kvnet.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ def _grouped(numbers: np.random.Generator, header: dict[str, Any], part: Part) -
     num_params = channels * -(-n // group) if part[1] == "key" else n * -(-channels // group)
     steps = to_dtype(np.abs(numbers.standard_normal(num_params)).astype(np.float32), "bfloat16")
     if bits == 8:
-        return steps + numbers.integers(-127, 128, n * channels).astype(np.int8).tobytes()
+        return steps + bytes(numbers.integers(-127, 128, n * channels).astype(np.int8))
     minima = to_dtype(numbers.standard_normal(num_params).astype(np.float32), "bfloat16")
     codes = numbers.integers(0, 16, n * channels).astype(np.uint8)
     codes = np.append(codes, np.zeros(len(codes) % 2, np.uint8)).reshape(-1, 2)
-    return minima + steps + (codes[:, 0] | codes[:, 1] << 4).astype(np.uint8).tobytes()
+    return minima + steps + bytes((codes[:, 0] | codes[:, 1] << 4).astype(np.uint8))
 
 
 def _transform(numbers: np.random.Generator, header: dict[str, Any], part: Part, basis: bytes) -> bytes:
@@ -85,22 +85,19 @@ def _transform(numbers: np.random.Generator, header: dict[str, Any], part: Part,
     coding, seq_len, n = header["coding"], header["sequenceLength"], stop - start
     channels = header["numKvHeads"] * header["headDim"]
     rank = len(read_basis(basis, header["numLayers"], channels).backwards[layer, kind])
-    kept = {
-        t for t in range(start, stop) if t < coding["sinkTokens"] or t >= seq_len - coding["recentTokens"]
-    }
-    exact = {t - start for t in kept}
+    first_recent = seq_len - coding["recentTokens"]
+    exact = {t - start for t in range(start, stop) if t < coding["sinkTokens"] or t >= first_recent}
     exact |= set(numbers.permutation(n)[: int(numbers.integers(0, n // 8 + 1))].tolist())
     rows = numbers.standard_normal((len(exact), channels)).astype(np.float32)
     codes = numbers.integers(-127, 128, rank * (n - len(exact))).astype(np.int8)
     tokens = struct.pack(f"<I{len(exact)}I", len(exact), *sorted(exact))
-    return (
-        tokens + to_dtype(rows, "bfloat16" if header["dtype"] == "bfloat16" else "float16") + codes.tobytes()
-    )
+    exact_rows = to_dtype(rows, "bfloat16" if header["dtype"] == "bfloat16" else "float16")
+    return tokens + exact_rows + bytes(codes)
 
 
 def _attention(numbers: np.random.Generator, header: dict[str, Any], layer: int) -> bytes:
     heads, seq_len = header["attentionHeads"], header["sequenceLength"]
     k = min(MAX_IMPORTANT, seq_len)
     head = struct.pack("<IfII", layer, float(numbers.random()), heads, k)
-    entropies = numbers.random(heads).astype("<f4").tobytes()
-    return head + entropies + numbers.permutation(seq_len)[:k].astype("<u4").tobytes()
+    entropies = bytes(numbers.random(heads).astype("<f4"))
+    return head + entropies + bytes(numbers.permutation(seq_len)[:k].astype("<u4"))

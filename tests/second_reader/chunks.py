@@ -1,6 +1,7 @@
 """From wire bytes to numbers: decompression (FORMAT.md §3) and the three codings and attention metadata (§8).
 
-Imports nothing of kvnet. Knows no headers and no signatures: geometry and coding come as the header's plain values.
+Imports nothing of kvnet. Knows no headers and no signatures: geometry and coding come as the header's plain
+values.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ def _check_frame_header(wire: bytes, raw_nbytes: int) -> None:
     size_nbytes = (1 if single else 0, 2, 4, 8)[size_flag]
     declared = int.from_bytes(wire[at : at + size_nbytes], "little") + (256 if size_flag == 1 else 0)
     if window > MAX_WINDOW_NBYTES or descriptor & 3 or (size_nbytes and declared != raw_nbytes):
-        raise Refused("malformed_chunk", "a zstd frame with a huge window, a dictionary or another raw length")
+        raise Refused(
+            "malformed_chunk", "a zstd frame with a huge window, a dictionary or another raw length"
+        )
 
 
 def _unsplit(wire: bytes, raw_nbytes: int, itemsize: int) -> bytes:
@@ -118,9 +121,9 @@ def round_to(x: Floats, dtype: str) -> Floats:
         if dtype == "float16":
             x = x.astype(np.float16).astype(np.float32)
         elif dtype == "bfloat16":
-            bits = np.ascontiguousarray(x).view(np.uint32).astype(np.uint64)
-            bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-            x = np.where(np.isnan(x), x, bits.astype(np.uint32).view(np.float32))
+            bits = np.ascontiguousarray(x).view(np.uint32).astype(np.int64)
+            rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+            x = np.where(np.isnan(x), x, rounded.astype(np.uint32).view(np.float32))
     return _finite(x)
 
 
@@ -144,7 +147,7 @@ def grouped_nbytes(kind: str, n: int, heads: int, dim: int, coding: dict[str, An
     bits, group = coding["keyBits" if kind == "key" else "valueBits"], coding["groupSize"]
     channels = heads * dim
     params = channels * -(-n // group) if kind == "key" else n * -(-channels // group)
-    return params * (2 if bits == 8 else 4) + (n * channels * bits + 7) // 8
+    return int(params * (2 if bits == 8 else 4) + (n * channels * bits + 7) // 8)
 
 
 def decode_grouped(raw: bytes, kind: str, heads: int, dim: int, n: int, coding: dict[str, Any]) -> Floats:
@@ -167,9 +170,9 @@ def decode_grouped(raw: bytes, kind: str, heads: int, dim: int, n: int, coding: 
     else:
         minima = _finite(bfloat16(raw[: 2 * num_params]))
         steps = _steps(bfloat16(raw[2 * num_params : 4 * num_params]))
-        codes = _nibbles(raw[4 * num_params :], n * channels).reshape(n, channels)
+        halves = _nibbles(raw[4 * num_params :], n * channels).reshape(n, channels)
         with np.errstate(over="ignore"):
-            x = spread(minima) + codes.astype(np.float32) * spread(steps)
+            x = spread(minima) + halves.astype(np.float32) * spread(steps)
     x = x.reshape(n, heads, dim).transpose(1, 0, 2)  # [num_kv_heads, n, head_dim]
     return _unhadamard(x) if coding["hadamard"] else x
 

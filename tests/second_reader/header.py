@@ -1,4 +1,5 @@
-"""What a `.awkg` header must hold, and how it must agree with itself: FORMAT.md §7.1, rules 3 and 5 to 7 of §7.2.
+"""What a `.awkg` header must hold, and how it must agree with itself: FORMAT.md §7.1, rules 3 and 5 to 7 of
+§7.2.
 
 Imports nothing of kvnet. Knows no signatures and no payloads.
 """
@@ -6,7 +7,9 @@ Imports nothing of kvnet. Knows no signatures and no payloads.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
+from datetime import datetime
 from typing import Any
 
 from tests.second_reader import chunks
@@ -33,6 +36,15 @@ _MEMORY_ID = re.compile(r"(mem_[a-z2-7]{52})?", re.ASCII)
 
 def _matches(pattern: re.Pattern[str]) -> Any:
     return lambda value: isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def _time(value: Any) -> bool:
+    if not isinstance(value, str) or _CREATED.fullmatch(value) is None:
+        return False
+    try:
+        return bool(datetime.strptime(value, "%Y-%m-%dT%H:%M:%SZ"))
+    except ValueError:
+        return False
 
 
 def _pairs(value: Any) -> bool:
@@ -62,12 +74,12 @@ _HEADER = {
     "keySpace": one_of("rotated", "content"),
     "tokenDigest": digest,
     "contentDigest": digest,
-    "quantization": text,
+    "quantization": one_of("none", "int8", "k8v4", "int4", "k4v8", "transform"),
     "coding": _object,
     "compression": _CODECS,
     "compressionLevel": count(),
     "checksum": digest,
-    "createdAt": _matches(_CREATED),
+    "createdAt": _time,
     "createdBy": text,
     "signedBy": text,
     "metadata": _object,
@@ -113,11 +125,9 @@ _SECTION = {
 
 def check_schema(header: Any) -> dict[str, Any]:
     """Rule 3: these keys and types. Returns the header with its defaults and without its `x-` keys."""
-    known = (
-        {key: entry for key, entry in header.items() if not key.startswith("x-")}
-        if _object(header)
-        else header
-    )
+    if not isinstance(header, dict):
+        raise Refused("malformed_file", "the header is not an object")
+    known = {key: entry for key, entry in header.items() if not key.startswith("x-")}
     _fill(known, _HEADER, _HEADER_DEFAULTS, "the header")
     _fill(known["fingerprint"], _FINGERPRINT, {}, "fingerprint")
     _fill(known["rope"], _ROPE, _ROPE_DEFAULTS, "rope")
@@ -125,7 +135,7 @@ def check_schema(header: Any) -> dict[str, Any]:
     _fill(known["metadata"], _METADATA, {}, "metadata")
     for section in known["sections"]:
         _fill(section, _SECTION, {}, "a section")
-    return known  # type: ignore[no-any-return]
+    return known
 
 
 def _fill(value: Any, required: Any, defaults: dict[str, tuple[Any, Any]], what: str) -> None:
@@ -169,21 +179,23 @@ def check_coding(header: dict[str, Any]) -> None:
     pruned = coding["prunedHeads"]
     if any(len(p) != 2 or p[0] >= header["numLayers"] or p[1] >= header["numKvHeads"] for p in pruned):
         raise Refused("malformed_file", "a pruned head that is not one")
-    if any(a >= b for a, b in zip(pruned, pruned[1:], strict=False)):
+    if any(a >= b for a, b in itertools.pairwise(pruned)):
         raise Refused("malformed_file", "pruned heads do not ascend")
+    if not 0 < header["rope"]["partialRotaryFactor"] <= 1:
+        raise Refused("malformed_file", "a partialRotaryFactor beyond 0 to 1")
     if header["keySpace"] == "content":
-        _check_rope(header["rope"])
+        _check_turns(scheme, header["rope"])
 
 
-def _check_rope(rope: dict[str, Any]) -> None:
+def _check_turns(scheme: str, rope: dict[str, Any]) -> None:
     """What turning keys forward needs: every frequency a finite number."""
     extra = rope["extra"]
     needed = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
     names = list(needed.get(rope["ropeType"], ()))
     if rope["ropeType"] == "llama3":
         names.append("original_max_position_embeddings")
-    scaled = all(number(extra.get(name)) and extra[name] > 0 for name in names)
-    if not scaled or rope["ropeTheta"] <= 0 or not 0 <= rope["partialRotaryFactor"] <= 1:
+    scaled = all(number(extra.get(name)) and 1e-6 <= extra[name] <= 1e12 for name in names)
+    if not scaled or not 1 <= rope["ropeTheta"] <= 1e12 or scheme == "raw":
         raise Refused("malformed_file", "keys in content space cannot be turned by this rope")
     if rope["ropeType"] == "llama3" and extra["high_freq_factor"] == extra["low_freq_factor"]:
         raise Refused("malformed_file", "keys in content space cannot be turned by this rope")

@@ -1,7 +1,7 @@
 """An independent writer of memory packages, as files by name, folders and zips. Source: FORMAT.md §9.
 
-Imports nothing of kvnet. Like the drafts of `awkg_builder`, the files may be changed before they are listed and
-signed, and the list before it is signed.
+Imports nothing of kvnet. Like the drafts of `awkg_builder`, the files may be changed before they are listed
+and signed, and the list before it is signed.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def random_package(seed: int) -> Files:
 
 def dump(documents: dict[str, Any]) -> Files:
     """Documents as the bytes of their files."""
-    return {name: json.dumps(document, separators=(",", ":")).encode() for name, document in documents.items()}
+    return {
+        name: json.dumps(document, separators=(",", ":")).encode() for name, document in documents.items()
+    }
 
 
 def list_files(files: Files) -> list[dict[str, Any]]:

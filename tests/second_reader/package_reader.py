@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.second_reader import awkg_reader
-from tests.second_reader.archives import BASIS, REQUIRED, SIGNATURE, Entry, open_entries
+from tests.second_reader.archives import BASIS, REQUIRED, SIGNATURE, Entry, allowed, open_entries
 from tests.second_reader.schema import breach, load_schema
 from tests.second_reader.strict import (
     MAX_DOCUMENT_NBYTES,
@@ -26,7 +26,7 @@ from tests.second_reader.strict import (
 )
 
 SIGNATURE_TYPE = "kvnet/package/v1"
-_DOCUMENTS = ("manifest.json", "preview.json", "provenance.json", "quality-report.json")
+_DOCUMENTS = ("manifest.json", "provenance.json", "quality-report.json", "preview.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,19 @@ class Package:
 
 
 def read(path: str | Path) -> Package:
-    """Read a folder or a zip by every rule of §9, then its memory by §7. Raises Refused."""
-    entries = open_entries(Path(path))
-    missing = [name for name in (*REQUIRED, SIGNATURE) if name not in entries]
-    if missing:
-        raise Refused("malformed_package", f"{missing[0]} is missing")
+    """Read a folder or a zip by every rule of §9, in its order, then its memory by §7. Raises Refused."""
+    path = Path(path)
+    if path.is_symlink():
+        raise Refused("malformed_package", "the package is a link")
+    entries = open_entries(path)
     listed = _listed(entries)
+    if set(listed) != set(entries) - {SIGNATURE}:
+        raise Refused("malformed_package", "the list is not that of the files")
+    if any(entries[name].size != entry["size"] for name, entry in listed.items()):
+        raise Refused("bad_signature", "a file has another size than the list")
     documents = {name: _document(entries, listed, name) for name in _DOCUMENTS}
+    _check_documents(documents, listed)
     contents = {name: _checked(entries, listed, name) for name in listed if name not in _DOCUMENTS}
-    _check_documents(documents, contents)
     return Package(documents, _memory(contents, documents))
 
 
@@ -56,26 +60,29 @@ def _bounded(entry: Entry, name: str) -> None:
 
 
 def _listed(entries: dict[str, Entry]) -> dict[str, dict[str, Any]]:
-    """The signed list, which must name every file but itself, once and in order."""
+    """The signed list: its form, its names and their order, its signature."""
+    if SIGNATURE not in entries:
+        raise Refused("malformed_package", f"{SIGNATURE} is missing")
     _bounded(entries[SIGNATURE], SIGNATURE)
     raw = entries[SIGNATURE].read(entries[SIGNATURE].size)
     document = parse_strict(raw, "malformed_package", SIGNATURE)
     if why := breach(load_schema("signature.json"), document, SIGNATURE):
         raise Refused("malformed_package", why)
+    paths = [entry["path"] for entry in document["files"]]
+    folded = {path.lower() for path in paths}
+    if not all(map(allowed, paths)) or len(folded) != len(paths) or paths != sorted(paths):
+        raise Refused("malformed_package", "the list has a name that is not one, one twice, or no order")
+    if set(REQUIRED) - set(paths) or SIGNATURE in paths:
+        raise Refused("malformed_package", "the list lacks a file, or has itself")
     public = key_of(document["signedBy"], "malformed_package")
     signature = base64.b64decode(document["signature"])
     if base64.b64encode(signature).decode() != document["signature"]:
         raise Refused("malformed_package", "the signature is not canonical base64")
     check_signature(public, SIGNATURE_TYPE, canonical(document["files"]), signature)
-    paths = [entry["path"] for entry in document["files"]]
-    if paths != sorted(set(paths)) or set(paths) != set(entries) - {SIGNATURE}:
-        raise Refused("malformed_package", "the list is not in order, or not that of the files")
     return {entry["path"]: entry for entry in document["files"]}
 
 
 def _checked(entries: dict[str, Entry], listed: dict[str, dict[str, Any]], name: str) -> bytes:
-    if entries[name].size != listed[name]["size"]:
-        raise Refused("bad_signature", f"{name} has another size than the list")
     data = entries[name].read(listed[name]["size"])
     if hashlib.sha256(data).hexdigest() != listed[name]["sha256"]:
         raise Refused("bad_signature", f"{name} has another digest than the list")
@@ -90,20 +97,22 @@ def _document(entries: dict[str, Entry], listed: dict[str, dict[str, Any]], name
     return document
 
 
-def _check_documents(documents: dict[str, Any], contents: dict[str, bytes]) -> None:
-    """What the documents repeat of each other and of the files."""
-    wanted = "pkg_" + base32(hashlib.sha256(contents["kv-cache.awkg"]).digest())[:26]
+def _check_documents(documents: dict[str, Any], listed: dict[str, dict[str, Any]]) -> None:
+    """What the documents repeat of each other and of the list."""
+    wanted = "pkg_" + base32(bytes.fromhex(listed["kv-cache.awkg"]["sha256"]))[:26]
     if any(document["packageId"] != wanted for document in documents.values()):
         raise Refused("malformed_package", "a packageId is not that of kv-cache.awkg")
-    if set(documents["manifest.json"]["alignments"].values()) - set(contents):
+    if set(documents["manifest.json"]["alignments"].values()) - set(listed):
         raise Refused("malformed_package", "the manifest names an alignment that is not there")
+    if documents["preview.json"]["fileNbytes"] != listed["kv-cache.awkg"]["size"]:
+        raise Refused("malformed_package", "fileNbytes is not the size of kv-cache.awkg")
 
 
-def _check_repeats(documents: dict[str, Any], header: dict[str, Any], awkg_nbytes: int) -> None:
+def _check_repeats(documents: dict[str, Any], header: dict[str, Any]) -> None:
     """What the documents say of the memory."""
     geometry = {key: header[key] for key in ("numLayers", "numKvHeads", "headDim", "dtype")}
     shared = {"sourceModel": header["sourceModel"], "tokenCount": header["sequenceLength"]}
-    facts = {"geometry": geometry, "fileNbytes": awkg_nbytes, "quantization": header["quantization"]}
+    facts = {"geometry": geometry, "quantization": header["quantization"]}
     stated = {
         "manifest.json": shared,
         "preview.json": shared | facts,
@@ -118,7 +127,7 @@ def _memory(contents: dict[str, bytes], documents: dict[str, Any]) -> awkg_reade
     data, basis = contents["kv-cache.awkg"], contents.get(BASIS)
     header, _ = awkg_reader.read_head(data)
     coding = header["coding"]
-    _check_repeats(documents, header, len(data))
+    _check_repeats(documents, header)
     named = (coding["basisNbytes"], coding["basis"]) if coding["scheme"] == "transform" else None
     if named != (None if basis is None else (len(basis), sha256_text(basis))):
         raise Refused("malformed_package", "the basis is missing, not needed, or not the memory's")

@@ -1,4 +1,5 @@
-"""The part of JSON Schema that the package documents' schemas use. Any other keyword in a schema is an error of ours.
+"""The part of JSON Schema that the package documents' schemas use. Any other keyword in a schema is an
+error of ours.
 
 Imports nothing of kvnet; the schemas themselves are data, and part of FORMAT.md §9.
 """
@@ -79,4 +80,4 @@ def _holds(keyword: str, wanted: Any, value: Any, schema: dict[str, Any]) -> boo
 def _text_holds(keyword: str, wanted: Any, value: str) -> bool:
     if keyword == "pattern":
         return re.search(wanted.replace("$", r"\Z"), value) is not None
-    return len(value) >= wanted if keyword == "minLength" else len(value) <= wanted
+    return bool(len(value) >= wanted if keyword == "minLength" else len(value) <= wanted)

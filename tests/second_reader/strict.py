@@ -1,4 +1,5 @@
-"""What both second readers stand on: the refusal, strict JSON (FORMAT.md §1), digests, node ids and signatures.
+"""What both second readers stand on: the refusal, strict JSON (FORMAT.md §1), digests, node ids and
+signatures.
 
 Written from FORMAT.md alone, and imports nothing of kvnet: what both readers agree on is what the page says.
 Knows no files and no tensors.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import random
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from kvnet.files.reader import MemoryFile
+from tests.hostile.fuzz_inputs import mutate, scrambler, seeds
 from tests.hostile.kvnet_verdict import kvnet_verdict, read_file, read_package
 from tests.second_reader import awkg_reader, package_reader
 from tests.second_reader.awkg_builder import random_file
@@ -22,6 +24,7 @@ from tests.second_reader.strict import Refused
 GOLDEN = Path(__file__).parents[1] / "golden" / "memory_v2.awkg"
 NUM_FILES = 1000
 NUM_PACKAGES = 100
+NUM_CHANGED = 2000
 # Half a unit of the last place may go either way at a tie, and float32 sums in any order.
 RELATIVE_ERROR = {"float32": 2e-6, "float16": 2**-10, "bfloat16": 2**-7}
 
@@ -101,7 +104,11 @@ def test_both_readers_read_a_thousand_random_files_alike(tmp_path: Path) -> None
         seen.add((memory.header["dtype"], memory.header["keySpace"]))
         if len(memory.header["sections"]) > memory.header["numLayers"] * 3:
             seen.add(("several chunks", "a layer"))
-    codecs_of = {"raw": ("none", "lz4", "zstd", "split"), "grouped": ("none", "lz4"), "transform": ("none", "lz4")}
+    codecs_of = {
+        "raw": ("none", "lz4", "zstd", "split"),
+        "grouped": ("none", "lz4"),
+        "transform": ("none", "lz4"),
+    }
     assert {(scheme, codec) for scheme, codecs in codecs_of.items() for codec in codecs} <= seen
     dtypes = ("float32", "float16", "bfloat16")
     assert {(dtype, space) for dtype in dtypes for space in ("rotated", "content")} <= seen
@@ -117,6 +124,29 @@ def test_both_readers_read_random_packages_alike_as_folder_and_zip(tmp_path: Pat
         for path in (folder, archive):
             layers, attention = read_package(path)
             _compare(package_reader.read(path).memory, layers, attention)
+
+
+def test_both_readers_give_the_same_code_for_packages_that_were_changed_and_signed_again(
+    tmp_path: Path,
+) -> None:
+    rng = random.Random(3)
+    path = tmp_path / "changed.zip"
+    starts, scramble = seeds("package"), scrambler(rng)
+    found = set()
+    for _ in range(NUM_CHANGED):
+        path.write_bytes(mutate("package", rng.choice(starts), 1 << 16, rng, scramble))
+        verdict = _verdict_of_package(path)
+        assert verdict == kvnet_verdict(path)
+        found.add(verdict)
+    assert {"ok", "malformed_package", "bad_signature", "malformed_file"} <= found
+
+
+def _verdict_of_package(path: Path) -> str:
+    try:
+        package_reader.read(path)
+    except Refused as exc:
+        return exc.code
+    return "ok"
 
 
 def test_the_second_reader_and_its_builder_import_nothing_of_kvnet() -> None:

@@ -267,8 +267,16 @@ def compact_chunk(receiver: ReceiverSession, index: int, nbytes: int) -> Verifie
 # 5 tokens of 8 channels: 4 bytes, then at most 3 exact tokens of 4 + 16 bytes and 2 of 8 codes each.
 @pytest.mark.parametrize(
     ("index", "nbytes", "is_taken"),
-    [(0, 3, False), (0, 4, True), (0, 60, True), (0, 80, True), (0, 81, False)]
-    + [(6, 299, False), (6, 300, True), (6, 301, False)],
+    [
+        (0, 3, False),
+        (0, 4, True),
+        (0, 60, True),
+        (0, 80, True),
+        (0, 81, False),
+        (6, 299, False),
+        (6, 300, True),
+        (6, 301, False),
+    ],
 )
 def test_transform_coded_chunk_has_a_range_of_lengths_and_its_basis_one(
     index: int, nbytes: int, is_taken: bool

@@ -21,12 +21,16 @@ from kvnet.transfer.messages import Receipt
 from kvnet.transfer.receiver import AlreadyHeld, ReceiverSession, StoreChunk
 from kvnet.transfer.sender import SenderSession
 from kvnet.types import Compression, Tier
-from tests.builders import NOW, SENDER, make_memory, make_offer, wire_chunks
+from tests.builders import NOW, SENDER, make_basis, make_memory, make_offer, wire_basis, wire_chunks
 
-_MEMORY = make_memory(num_layers=2)
+_CODING, _BASIS = make_basis()
+_MEMORY = make_memory(num_layers=2, coding=_CODING)
 _OFFER = make_offer(_MEMORY)
 _OFFER_DIGEST = b"o" * 32
-_CHUNKS, _PAYLOADS = wire_chunks(_MEMORY)
+_CHUNKS, _PAYLOADS = (
+    of_memory + of_basis
+    for of_memory, of_basis in zip(wire_chunks(_MEMORY), wire_basis(_MEMORY.header, _BASIS), strict=True)
+)
 _indices = st.integers(0, len(_CHUNKS) - 1)
 
 

@@ -89,6 +89,7 @@ async def test_hello_of_another_key_is_the_wrong_peer(pair: Pair) -> None:
         (RECEIVER, {"nonce": "00" * 16}, ReplayedMessage),
         (RECEIVER, {"node_id": STRANGER.node_id}, BadSignature),
         (RECEIVER, {"protocol": PROTOCOL_VERSION + 1}, ProtocolMismatch),
+        (RECEIVER, {"protocol": PROTOCOL_VERSION - 1}, ProtocolMismatch),
     ],
 )
 async def test_lying_hello_is_refused(

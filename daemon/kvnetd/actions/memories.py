@@ -45,11 +45,13 @@ async def forget(services: Services, wanted: str) -> MemoryInfo:
         info = await describe(services, services.memories.find(memory))
 
     def remove() -> None:
+        named = services.ledger.names()
         encodings = services.memories.encodings_of(memory)
         services.memories.forget(memory)
         services.ledger.forget_memory(memory)
-        for encoding in encodings:  # nobody asked for them by name, and nobody would miss them
-            services.memories.forget(encoding.id)
+        for encoding in encodings:
+            if encoding.id not in named:  # made in passing: nobody would miss it
+                services.memories.forget(encoding.id)
 
     await services.in_store(remove)  # both or neither, also when the caller goes away meanwhile
     return info

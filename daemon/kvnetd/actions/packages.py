@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from kvnet.model.quality import measure_quality
-
 from kvnet.errors import MalformedMessage
 from kvnet.files.documents import Measurement, ProcessingStep, SourceInput
 from kvnet.files.lineage import Lineage
 from kvnet.files.package import PACKAGE_TYPE
 from kvnet.identity.signing import SignedMessage, sign_message
+from kvnet.model.quality import measure_quality
 from kvnet.types import MemoryId
 from kvnetd import encoding
 from kvnetd.actions.memories import find

@@ -32,7 +32,7 @@ async def status(services: Services) -> NodeStatus:
         fingerprint=host.fingerprint,
         geometry=host.geometry,
         max_seq_len=host.max_seq_len,
-        memories=len(services.memories.all()),
+        memories=sum(not services.memories.is_encoding(record) for record in services.memories.all()),
         store_nbytes=services.memories.nbytes,
         peers=len(services.peers.all()),
         unread=len(unread),

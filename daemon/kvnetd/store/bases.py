@@ -47,11 +47,10 @@ class BasisStore:
     def put(self, data: bytes) -> str:
         """Keep a calibration durably; returns its digest."""
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
-        path = self._path(digest)
-        if not path.exists():
+        if self.get(digest) is None:
             require_room(self.root, len(data), what="calibration")
             with full_disk_refused("calibration"):
-                write_durably(path, data)
+                write_durably(self._path(digest), data)
         return digest
 
     def _path(self, digest: str) -> Path:

@@ -20,6 +20,7 @@ MAX_DEFLATE_RATIO: Final = 1032  # zlib's Technical Details: 258 bytes from two 
 _END: Final = struct.Struct("<4s4H2LH")
 _END64: Final = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR64: Final = struct.Struct("<4sLQL")
+_ENTRY: Final = struct.Struct("<28x3H12x")  # of the directory: the lengths of name, extra and comment
 _LOCAL: Final = struct.Struct("<4s5H3L2H")
 _MAX_U32: Final = 0xFFFFFFFF
 _ENCRYPTED: Final = 0x0001 | 0x0040 | 0x2000
@@ -41,9 +42,10 @@ class ZipEntry:
 
 def read_directory(file: BinaryIO, file_nbytes: int, *, max_entries: int) -> list[ZipEntry]:
     """Every file of a zip, in the order of their bytes. Raises MalformedPackage."""
-    directory_offset, count = _find_directory(file, file_nbytes)
+    directory_offset, directory_nbytes, count = _find_directory(file, file_nbytes)
     if count > max_entries:
         raise MalformedPackage(f"zip: {count} files, a package has at most {max_entries}")
+    _check_directory(_pread(file, directory_offset, directory_nbytes))
     try:
         with zipfile.ZipFile(file) as archive:
             infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
@@ -59,8 +61,8 @@ def read_directory(file: BinaryIO, file_nbytes: int, *, max_entries: int) -> lis
     return entries
 
 
-def _find_directory(file: BinaryIO, file_nbytes: int) -> tuple[int, int]:
-    """Offset of the directory and its number of files, from the records that must end the zip."""
+def _find_directory(file: BinaryIO, file_nbytes: int) -> tuple[int, int, int]:
+    """Offset and length of the directory and its number of files, from the records that must end the zip."""
     end_offset = file_nbytes - _END.size
     signature, *_, count, nbytes, offset, comment_nbytes = _END.unpack(_pread(file, end_offset, _END.size))
     if signature != b"PK\5\6" or comment_nbytes:
@@ -75,7 +77,19 @@ def _find_directory(file: BinaryIO, file_nbytes: int) -> tuple[int, int]:
         raise MalformedPackage(f"zip: a directory of {nbytes} bytes, at most {MAX_DIRECTORY_NBYTES} are read")
     if offset + nbytes != end_offset:
         raise MalformedPackage("zip: its directory is not where it says; something precedes or follows it")
-    return offset, count
+    return offset, nbytes, count
+
+
+def _check_directory(directory: bytes) -> None:
+    """That its entries end exactly where it ends: zipfile lets the last one run over."""
+    at = 0
+    while at < len(directory):
+        if len(directory) - at < _ENTRY.size:
+            raise MalformedPackage("zip: its directory ends within an entry")
+        *_, name_nbytes, extra_nbytes, comment_nbytes = _ENTRY.unpack_from(directory, at)
+        at += _ENTRY.size + name_nbytes + extra_nbytes + comment_nbytes
+    if at != len(directory):
+        raise MalformedPackage("zip: the last entry of its directory runs past its end")
 
 
 def _check_entry(file: BinaryIO, info: zipfile.ZipInfo, position: int, following: int) -> ZipEntry:

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from kvnet.errors import MalformedFile
 from kvnet.format.awkg.header import AwkgHeader, Section, quantization_label
-from kvnet.plan import (
-    MAX_CHUNK_RAW_NBYTES,
-    ChunkKey,
-    check_coding,
-    count_chunks,
-    plan_memory,
-    raw_nbytes_range,
-)
+from kvnet.plan import ChunkKey, check_coding, count_chunks, plan_memory, raw_nbytes_range
 from kvnet.types import Compression, Kind, MemoryHeader, Scheme
 
 
@@ -58,10 +51,10 @@ def _check_repeated(header: AwkgHeader) -> None:
 def _check_lengths(memory: MemoryHeader, section: Section) -> None:
     index, raw_nbytes, wire_nbytes = section.key.index, section.raw_nbytes, section.wire_nbytes
     allowed = raw_nbytes_range(memory, section.key)
-    most = min(allowed[-1], MAX_CHUNK_RAW_NBYTES)
-    if not allowed[0] <= raw_nbytes <= most:
+    if raw_nbytes not in allowed:
         raise MalformedFile(
-            f"memory file: section {index} of {raw_nbytes} raw bytes, allowed are {allowed[0]} to {most}"
+            f"memory file: section {index} has {raw_nbytes} raw bytes, allowed are {allowed.start} to "
+            f"{allowed.stop - 1}"
         )
     stored = section.compression is Compression.NONE
     if not 1 <= wire_nbytes <= raw_nbytes or (stored and wire_nbytes != raw_nbytes):

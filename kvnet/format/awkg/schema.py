@@ -12,6 +12,7 @@ from typing import Any, Final
 from kvnet.errors import MalformedFile
 from kvnet.format.awkg.header import Metadata
 from kvnet.format.strict_json import camel_case
+from kvnet.plan import MAX_ATTENTION_HEADS
 from kvnet.types import Coding, DType, KeySpace, Rope
 
 WHAT: Final = "memory file header"
@@ -19,6 +20,8 @@ VERSION: Final = 2
 _RANGES: Final = {
     "version": (VERSION, VERSION),
     "sequence_length": (1, 2**31 - 1),
+    "start_position": (0, 2**31 - 1),
+    "attention_heads": (0, MAX_ATTENTION_HEADS),
     "num_layers": (1, 512),
     "num_kv_heads": (1, 256),
     "head_dim": (1, 1024),
