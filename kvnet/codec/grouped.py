@@ -75,7 +75,8 @@ class GroupQuantize:
     def decode(self, raw: bytes | memoryview, piece: Piece, device: torch.device) -> Blocks:
         """Inverse of `encode`.
 
-        Raises MalformedChunk for another length, a negative scale or the code -128, NotFinite for scales.
+        Raises MalformedChunk for another length, a negative scale, the code -128 or padding other than
+        zero, NotFinite for scales.
         """
         wanted = self._raw_nbytes(piece)
         data = byte_tensor(raw, piece, range(wanted, wanted + 1))
@@ -85,6 +86,8 @@ class GroupQuantize:
             raise MalformedChunk("a scale of a chunk is negative; ask for the memory again")
         if self.bits == 8 and int(packed.view(torch.int8).amin()) < -127:
             raise MalformedChunk("a chunk holds the code -128, codes are -127 to 127; ask for it again")
+        if self.bits == 4 and piece.num_tokens * piece.num_channels % 2 and int(packed[-1]) > 15:
+            raise MalformedChunk("the last half byte of a chunk is not zero; ask for it again")
         return peak * _LEVELS[self.bits], self._blocks(data.to(device), piece, device)
 
     def _blocks(

@@ -76,7 +76,7 @@ def byte_tensor(raw: bytes | memoryview, piece: Piece, allowed: range) -> torch.
     """
     nbytes = memoryview(raw).nbytes
     if nbytes not in allowed or piece.num_tokens < 1:
-        wanted = f"{allowed[0]}" if len(allowed) == 1 else f"{allowed[0]} to {allowed[-1]}"
+        wanted = f"{allowed.start}" if len(allowed) == 1 else f"{allowed.start} to {allowed.stop - 1}"
         raise MalformedChunk(
             f"a chunk of {piece.num_tokens} tokens has {nbytes} bytes, its coding needs {wanted}; "
             "ask for it again"

@@ -62,10 +62,13 @@ def find_preset(name: str) -> Preset:
 
 
 def preset_name(coding: Coding) -> str:
-    """The preset whose coding this is, whatever its calibration and pruned heads, or a label of its parts."""
+    """The preset whose coding this is, or a label of its parts.
+
+    Whatever its calibration, its pruned heads, and the groups it was fitted with.
+    """
     plain = replace(coding, basis="", basis_nbytes=0, pruned_heads=())
     for preset in PRESETS.values():
-        if preset.coding == plain:
+        if preset.coding == replace(plain, group_size=preset.coding.group_size):
             return preset.name
     if coding.scheme is Scheme.GROUPED:
         mixed = "-hadamard" if coding.hadamard else ""
@@ -85,6 +88,18 @@ def compose_preset(quantization: str = "none", codec: str = "none", level: int =
     coding = Coding() if quantization == "none" else PRESETS[quantization].coding
     name = f"{quantization}+{codec}" + (f":{level}" if level else "")
     return Preset(name, coding, Compression[codec.upper()], level)
+
+
+def fit_groups(coding: Coding, num_channels: int) -> Coding:
+    """The coding with groups that divide a token's channels, if a size up to twice its own does.
+
+    Else the last group of every token is a short one, whose scale costs as much as a whole one's.
+    """
+    if coding.scheme is not Scheme.GROUPED:
+        return coding
+    sizes = range(coding.group_size, 2 * coding.group_size + 1)
+    fitting = next((size for size in sizes if num_channels % size == 0), coding.group_size)
+    return replace(coding, group_size=fitting)
 
 
 def with_basis(coding: Coding, digest: str, nbytes: int) -> Coding:

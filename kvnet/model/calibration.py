@@ -21,7 +21,7 @@ from kvnet.codec.pack import TORCH_DTYPES
 from kvnet.codec.piece import Piece
 from kvnet.codec.rope import rope_strip
 from kvnet.errors import RequestError
-from kvnet.model.cache import LayerKV, build_cache, export_layers
+from kvnet.model.cache import LayerKV, export_layers
 from kvnet.model.host import ModelHost
 from kvnet.model.passages import Continuation, Passage, cut_texts
 from kvnet.types import Kind
@@ -150,7 +150,7 @@ def _gradients(
     leaves = {place: block.clone().requires_grad_() for place, block in rows.items()}
     try:
         with torch.enable_grad():
-            logits = _logits(host, _layers(host, leaves), continuation.token_ids)
+            logits = host.graded_logits(continuation.token_ids, _layers(host, leaves))
             scores = logits[continuation.first_scored :].float().log_softmax(-1)
             drawn = torch.multinomial(scores.detach().exp().cpu(), 1, generator=generator).to(scores.device)
             found = torch.autograd.grad(scores.gather(1, drawn).sum(), list(leaves.values()))
@@ -176,21 +176,6 @@ def _layers(host: ModelHost, rows: dict[Place, torch.Tensor]) -> list[LayerKV]:
         keys, values = (half[None].to(host.device, dtype) for half in (turned, values))
         layers.append(LayerKV(layer_idx, keys, values))
     return layers
-
-
-def _logits(host: ModelHost, layers: Sequence[LayerKV], token_ids: Sequence[int]) -> torch.Tensor:
-    """Logits [T, vocab_size] after each token that follows `layers`; `ModelHost` records no gradients."""
-    model = host._model
-    start, stop = layers[0].keys.shape[2], layers[0].keys.shape[2] + len(token_ids)
-    output = model(
-        input_ids=torch.tensor([token_ids], device=host.device),
-        attention_mask=torch.ones(1, stop, dtype=torch.long, device=host.device),
-        position_ids=torch.arange(start, stop, device=host.device)[None],  # [1, T]
-        past_key_values=build_cache(layers, model.config),
-        use_cache=True,
-    )
-    logits: torch.Tensor = output.logits[0]
-    return logits
 
 
 def _layer_basis(found: _Moments, step: float, num_scored: int) -> LayerBasis:

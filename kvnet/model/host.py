@@ -220,7 +220,14 @@ class ModelHost:
         """Append `token_ids` to `cache` in one pass; logits [num_tokens, vocab_size] after each one."""
         return self._forward(token_ids, cache, num_logits=len(token_ids))
 
-    def _forward(self, token_ids: Sequence[int], cache: Cache, *, num_logits: int) -> torch.Tensor:
+    def graded_logits(self, token_ids: Sequence[int], layers: Sequence[LayerKV]) -> torch.Tensor:
+        """Logits [num_tokens, vocab_size] after each token that follows `layers`, to which gradients flow."""
+        cache = build_cache(layers, self._config)
+        return self._forward(token_ids, cache, num_logits=len(token_ids), graded=True)
+
+    def _forward(
+        self, token_ids: Sequence[int], cache: Cache, *, num_logits: int, graded: bool = False
+    ) -> torch.Tensor:
         start = cache_seq_len(cache)
         stop = start + len(token_ids)
         self._refuse_too_long(stop, "the sequence has")
@@ -236,7 +243,7 @@ class ModelHost:
             arguments["position_ids"] = torch.arange(start, stop, device=self.device)[None]  # [1, T]
         if "logits_to_keep" in self._accepted:
             arguments["logits_to_keep"] = num_logits
-        with torch.no_grad():
+        with torch.set_grad_enabled(graded):
             logits: torch.Tensor = self._model(**arguments).logits
         if cache_seq_len(cache) != stop:
             raise AssertionError(f"the cache holds {cache_seq_len(cache)} positions instead of {stop}")

@@ -14,7 +14,7 @@ from kvnet.codec.basis import Basis
 from kvnet.codec.chain import chain_for, piece_of
 from kvnet.codec.finite import finite_peak
 from kvnet.codec.pack import TORCH_DTYPES, pack
-from kvnet.codec.presets import Preset, find_preset, with_basis
+from kvnet.codec.presets import Preset, find_preset, fit_groups, with_basis
 from kvnet.errors import IncompatibleModel, MalformedChunk, RequestError, UnknownBasis
 from kvnet.model.cache import LayerKV
 from kvnet.plan import MAX_IMPORTANT_TOKENS, check_coding, count_chunks, plan_chunks, plan_memory
@@ -191,7 +191,8 @@ def _recoded(
     pruned_heads: Sequence[tuple[int, int]],
 ) -> MemoryHeader:
     """The header of `source` in another coding; its content digest is still the source's."""
-    coding = preset.coding
+    channels = source.geometry.num_kv_heads * source.geometry.head_dim
+    coding = fit_groups(preset.coding, channels)
     if preset.needs_basis:
         if basis is None:
             raise UnknownBasis(

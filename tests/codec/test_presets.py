@@ -7,7 +7,15 @@ import sys
 
 import pytest
 
-from kvnet.codec.presets import DEFAULT_PRESET, PRESETS, compose_preset, find_preset, preset_name, with_basis
+from kvnet.codec.presets import (
+    DEFAULT_PRESET,
+    PRESETS,
+    compose_preset,
+    find_preset,
+    fit_groups,
+    preset_name,
+    with_basis,
+)
 from kvnet.errors import RequestError
 from kvnet.plan import check_coding
 from kvnet.types import Coding, Compression, DType, KeySpace, MemoryHeader, Scheme
@@ -74,3 +82,17 @@ def test_parts_that_do_not_exist_are_refused(parts: tuple[str, str, int]) -> Non
 def test_presets_import_without_torch() -> None:
     code = "import sys, kvnet.codec.presets; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("num_channels", "wanted"),
+    [(64, 64), (96, 96), (256, 64), (1024, 64), (32, 64), (67 * 3, 67), (130 * 2, 65)],
+)
+def test_groups_divide_a_tokens_channels_where_they_can(num_channels: int, wanted: int) -> None:
+    fitted = fit_groups(PRESETS["int4"].coding, num_channels)
+    assert fitted.group_size == wanted
+    assert preset_name(fitted) == "int4"
+
+
+def test_codings_without_groups_are_left_alone() -> None:
+    assert fit_groups(PRESETS["exact"].coding, 96) == PRESETS["exact"].coding

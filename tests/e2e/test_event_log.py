@@ -42,9 +42,11 @@ def _threes(lines: list[dict[str, Any]]) -> Counter[str]:
 def test_the_log_is_valid_in_threes_and_holds_no_word_of_text_or_prompt(alice: Path, pair: Pair) -> None:
     memory = json_of(alice, "remember", CANARY_TEXT, "--name", "canary")
     json_of(alice, "send", "canary", "--to", "bob", "--note", CANARY_NOTE, "--codec", "exact")
+    coded = json_of(alice, "send", "canary", "--to", "bob", "--note", CANARY_NOTE, "--codec", "int8")
     for daemon in (pair.alice, pair.bob):
         with daemon.node() as node:
             node.ask(CANARY_PROMPT, memory["id"])
+            node.ask(CANARY_PROMPT, coded["memory"])
             node.ask(CANARY_PROMPT, max_tokens=2)
             for refuse in (
                 lambda: node.ask(CANARY_PROMPT, max_tokens=5000),
@@ -76,6 +78,9 @@ def test_the_log_is_valid_in_threes_and_holds_no_word_of_text_or_prompt(alice: P
     assert transfers[-1]["transfer_id"] == received[-1]["transfer_id"]
     assert transfers[-1]["raw_bytes"] == received[-1]["raw_bytes"]
     assert "verification.completed" in {line["event"] for line in pair.bob.events()}
+    encoded = pair.alice.events("encoding.completed")[-1]
+    assert (encoded["memory"], encoded["codec"]) == (coded["memory"], "int8")
+    assert encoded["raw_bytes"] < transfers[-1]["raw_bytes"]
 
 
 def test_the_log_can_be_read_without_a_daemon_and_by_event(alice: Path, home: MakeHome) -> None:

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-OPEN_DIFFERENCES: frozenset[str] = frozenset({"grouped_last_half_byte_not_zero"})
+OPEN_DIFFERENCES: frozenset[str] = frozenset()

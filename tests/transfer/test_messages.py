@@ -124,6 +124,59 @@ def test_offer_whose_model_name_is_no_text_is_refused() -> None:
     refuse(make_offer(make_memory()), body)
 
 
+def test_limits_that_a_hello_does_not_name_are_the_formats() -> None:
+    body = asdict(MESSAGES[0])
+    body["limits"] = {"max_seq_len": 7}
+    sealed = sign_message(SENDER, Hello.TYPE, json.dumps(body).encode())
+    assert open_sealed(Hello, sealed, signer=SENDER.public)[0].limits == Limits(
+        max_seq_len=7,
+        max_transfer_nbytes=4_294_967_296,
+        max_layers=512,
+        max_kv_heads=256,
+        max_head_dim=1024,
+        offer_life_s=600,
+        clock_skew_s=300,
+        schemes=("raw", "grouped", "transform"),
+        compressions=("none", "lz4", "zstd", "split"),
+    )
+
+
+def test_memory_whose_new_fields_are_missing_is_raw_and_nothing_more() -> None:
+    offer = make_offer(make_memory())
+    body = asdict(offer)
+    for name in ("coding", "attention_heads", "derived_from"):
+        del body["memory"][name]
+    sealed = sign_message(SENDER, Offer.TYPE, json.dumps(body).encode())
+    opened, _ = open_sealed(Offer, sealed, signer=SENDER.public)
+    assert opened == offer
+    assert opened.memory.id == offer.memory.id
+
+
+@pytest.mark.parametrize(
+    "coding",
+    [
+        {"scheme": "dream"},
+        {"key_bits": -1},
+        {"key_bits": 8.0},
+        {"hadamard": 1},
+        {"basis": None},
+        {"basis_nbytes": 2**63},
+        {"pruned_heads": [0, 1]},
+        {"pruned_heads": [[0, "1"]]},
+        {"pruned_heads": [[0, -1]]},
+        {"pruned_heads": [[0, True]]},
+        {"pruned_heads": {"0": 1}},
+        {"surprise": 1},
+    ],
+    ids=str,
+)
+def test_coding_of_another_shape_is_malformed(coding: dict[str, Any]) -> None:
+    offer = make_offer(make_memory())
+    body = asdict(offer)
+    body["memory"]["coding"] |= coding
+    refuse(offer, body)
+
+
 def test_signature_is_checked_before_the_body_is_read() -> None:
     with pytest.raises(BadSignature):
         open_sealed(Offer, SignedMessage(Offer.TYPE, b"[" * 100, SENDER.public, b"s" * 64), signer=None)
