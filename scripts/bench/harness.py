@@ -15,6 +15,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import own_venv  # noqa: F401  # before what only .venv has
 import platformdirs
 
 from kvnet.cli import spawn

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,6 +19,7 @@ from kvnet.transfer.messages import (
     open_sealed,
 )
 from kvnet.transport.frames import FrameStream
+from kvnet.types import TransferId
 from kvnet.v1 import peer_pb2, peer_pb2_grpc
 from tests.builders import (
     RECEIVER,
@@ -26,6 +27,8 @@ from tests.builders import (
     wire_chunks,
 )
 from tests.transport.backend import MEMORY, MemoryOutbound, Pair
+
+OTHER_TRANSFER = TransferId("fedcba9876543210" * 2)
 
 
 class Attacker:
@@ -78,3 +81,18 @@ async def attack(pair: Pair, outbound: MemoryOutbound | None = None) -> AsyncIte
         stream = FrameStream(call, peer="bob", idle_deadline_s=5)
         yield Attacker(stream, outbound or pair.alice.outgoing(MEMORY))
         call.cancel()
+
+
+async def expect_refusal(
+    pair: Pair, hostile: Callable[[Attacker], Awaitable[None]], wanted: type[KvnetError]
+) -> None:
+    """After an honest offer, what is hostile ends the transfer with this error; another one succeeds."""
+    async with attack(pair) as alice:
+        await alice.offer()
+        await hostile(alice)
+        assert type(await alice.refusal()) is wanted
+    failures = (await pair.bob.settled()).failures
+    assert len(failures) == 1
+    assert failures != [None]
+    assert pair.bob.memories == {}
+    await pair.push(pair.alice.outgoing(MEMORY, transfer_id=OTHER_TRANSFER))
