@@ -63,6 +63,11 @@ async def seal_of_another_type(alice: Attacker) -> None:
     await alice.stream.write_control(sign_message(SENDER, "kvnet/awkg/v3", HEAD.sealed.body))
 
 
+async def offer_instead_of_a_seal(alice: Attacker) -> None:
+    await _commit(alice)
+    await alice.stream.write_control(alice.outbound.sealed_offer)
+
+
 async def seal_altered_on_the_way(alice: Attacker) -> None:
     await _commit(alice)
     body = HEAD.sealed.body.replace(b'"createdBy":"alice"', b'"createdBy":"mabel"')
@@ -96,6 +101,7 @@ SEALS: dict[Callable[[Attacker], Awaitable[None]], type[KvnetError]] = {
     seal_of_another_memory: BadSignature,
     seal_over_other_digests: BadSignature,
     seal_of_another_type: MalformedMessage,
+    offer_instead_of_a_seal: MalformedMessage,
     seal_altered_on_the_way: BadSignature,
     seal_over_a_mebibyte: MalformedFile,
     seal_before_the_commit: MalformedMessage,
