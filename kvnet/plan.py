@@ -14,6 +14,7 @@ from kvnet.types import Coding, Geometry, KeySpace, Kind, MemoryHeader, Rope, Sc
 MAX_CHUNK_RAW_NBYTES: Final = 1 << 20
 MAX_IMPORTANT_TOKENS: Final = 16
 MAX_ATTENTION_HEADS: Final = 4096
+MAX_GROUPED_CHANNELS: Final = 1 << 17  # beyond, two tokens would not fit a chunk
 MAX_TRANSFORM_CHANNELS: Final = 1 << 14
 MAX_BASIS_NBYTES: Final = 1 << 30
 MAX_SINK_TOKENS: Final = 64
@@ -112,9 +113,12 @@ def _check_raw(coding: Coding, _: Geometry) -> str:
     return "" if replace(coding, pruned_heads=()) == Coding() else "a raw coding has parameters"
 
 
-def _check_grouped(coding: Coding, _: Geometry) -> str:
+def _check_grouped(coding: Coding, geometry: Geometry) -> str:
     if coding.key_bits not in (4, 8) or coding.value_bits not in (4, 8):
         return f"{coding.key_bits} and {coding.value_bits} bits, grouped codings have 4 or 8"
+    channels = geometry.num_kv_heads * geometry.head_dim
+    if channels > MAX_GROUPED_CHANNELS:
+        return f"{channels} channels, a grouped coding has at most {MAX_GROUPED_CHANNELS}"
     if not 8 <= coding.group_size <= 1024:
         return f"groups of {coding.group_size}, allowed are 8 to 1024"
     if coding.sink_tokens or coding.recent_tokens or coding.basis or coding.basis_nbytes:

@@ -180,4 +180,8 @@ def test_raw_keys_are_rotated_keys() -> None:
 def test_transform_of_too_many_channels_is_none_of_the_format() -> None:
     assert check_coding(header_of(TRANSFORM, num_kv_heads=128, head_dim=128)) == ""
     assert "16512 channels" in check_coding(header_of(TRANSFORM, num_kv_heads=129, head_dim=128))
-    assert check_coding(header_of(INT8, num_kv_heads=256, head_dim=1024)) == ""
+
+
+def test_groups_of_too_many_channels_are_none_of_the_format() -> None:
+    assert check_coding(header_of(INT8, num_kv_heads=128, head_dim=1024)) == ""
+    assert "132096 channels" in check_coding(header_of(INT8, num_kv_heads=129, head_dim=1024))

@@ -38,7 +38,7 @@ class Config:
     mdns: bool = True
     interfaces: tuple[str, ...] = ()
     codec: str = "int8"  # of memories that are sent
-    compression: str = "none"  # of memories that are kept
+    compression: str = "split"  # of memories that are kept
     max_transfer_nbytes: int = 4 << 30
     max_inbound_transfers: int = 8
     log_max_nbytes: int = 16 << 20

@@ -23,7 +23,7 @@ from kvnet.model.pruning import prunable_heads
 from kvnet.model.quality import Choice, choose_preset
 from kvnet.model.reference.catalog import reference_basis
 from kvnet.plan import plan_memory
-from kvnet.types import AttentionMetadata, Coding, Compression, DType, Kind, RawMemory, Scheme
+from kvnet.types import AttentionMetadata, Coding, Compression, DType, Kind, RawMemory, Scheme, sha256_hex
 from kvnetd.services import Services, utc_now
 from kvnetd.store.records import LocalNotes, Making, MemoryRecord, Step
 
@@ -85,8 +85,8 @@ async def record_to_send(services: Services, record: MemoryRecord, codec: str) -
     if is_coded and codec in ("", preset_name(record.header.coding)):
         return record
     preset = await resolve(services, codec or services.config.codec)
-    if preset == "exact" and (is_coded or record.origin):
-        return record  # nothing is gained, and its maker's seal would be lost
+    if preset == "exact":
+        return record  # as it lies here: nothing is lost, and nothing is written twice
     known = await _encoding_of(services, record, preset)
     if known is not None:
         return known
@@ -95,7 +95,7 @@ async def record_to_send(services: Services, record: MemoryRecord, codec: str) -
     compression, level = compression_for(encoded.header.coding, preset)
     words = record.head.metadata
     making = replace(
-        new_making(services, replace(notes, origin=""), compression, level),
+        new_making(services, replace(notes, origin="", in_passing=True), compression, level),
         domain=words.domain,
         topic=words.topic,
         language_hint=words.language_hint,
@@ -185,8 +185,19 @@ async def basis_of(services: Services, coding: Coding) -> Basis | None:
     """The calibration that a memory was coded with; None where it needs none. Raises UnknownBasis."""
     if not coding.basis:
         return None
-    data = await services.in_pool(services.bases.require, coding.basis)
+    data = await services.in_pool(services.bases.get, coding.basis)
+    if data is None:
+        data = await services.in_pool(_packaged, services.host.name, coding.basis)
+    if data is None:
+        data = await services.in_pool(services.bases.require, coding.basis)
     return await services.runner.run(Basis.from_bytes, data, services.host.geometry)
+
+
+def _packaged(model: str, digest: str) -> bytes | None:
+    """The calibration that comes with a reference model, if it is the one with this digest."""
+    path = reference_basis(model)
+    data = path.read_bytes() if path else b""
+    return data if sha256_hex(data) == digest else None
 
 
 def attention_of(memory: RawMemory) -> tuple[AttentionMetadata, ...]:

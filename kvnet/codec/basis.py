@@ -52,11 +52,14 @@ class Basis:
     def of(cls, layers: Mapping[tuple[int, Kind], LayerBasis]) -> Basis:
         """A new calibration; the same matrices always have the same bytes."""
         tensors = {
-            f"{layer_idx}.{_KINDS[kind]}.{name}": getattr(layers[layer_idx, kind], name).float().clone()
+            f"{layer_idx}.{_KINDS[kind]}.{name}": getattr(layers[layer_idx, kind], name).float()
             for layer_idx, kind in sorted(layers)
             for name in ("mean", "forward", "backward")
         }
-        raw = safetensors.torch.save(tensors)
+        # Copies: a basis may share one matrix between layers, and safetensors takes no shared memory.
+        raw = safetensors.torch.save(
+            {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+        )
         return cls(dict(layers), raw, sha256_hex(raw))
 
     def scaled(self, factor: float) -> Basis:

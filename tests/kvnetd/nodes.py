@@ -112,9 +112,17 @@ class Node:
         return self.services.memories.put(memory, making(wanted), self.services.key)
 
 
-def making(wanted: Compression = Compression.LZ4, *, at: str = AT, level: int = 0, **more: Any) -> Making:
+def making(
+    wanted: Compression = Compression.LZ4,
+    *,
+    at: str = AT,
+    level: int = 0,
+    in_passing: bool = False,
+    **more: Any,
+) -> Making:
     """How a memory that was made here at this time is written down."""
-    return Making(wanted, level, "alice", AT, LocalNotes(origin="", stored_at=at), **more)
+    notes = LocalNotes(origin="", stored_at=at, in_passing=in_passing)
+    return Making(wanted, level, "alice", AT, notes, **more)
 
 
 @asynccontextmanager

@@ -94,7 +94,7 @@ def encodings(services: Services, records: list[MemoryRecord]) -> list[MemoryRec
     found = [
         services.memories.put(
             make_memory(coding=replace(INT8, key_bits=bits), derived_from=records[0].id),
-            making(),
+            making(in_passing=True),
             services.key,
         )
         for bits in (8, 4)

@@ -174,6 +174,9 @@ def check_coding(header: dict[str, Any]) -> None:
         coding["keyBits"] in (4, 8) and coding["valueBits"] in (4, 8) and 8 <= coding["groupSize"] <= 1024
     ):
         raise Refused("malformed_file", "bits or groups that no grouped coding has")
+    channels = header["numKvHeads"] * header["headDim"]
+    if channels > {"raw": channels, "grouped": 131072, "transform": 16384}[scheme]:
+        raise Refused("malformed_file", f"{channels} channels are too many for a {scheme} coding")
     if scheme == "transform" and not (digest(coding["basis"]) and coding["basisNbytes"] > 0):
         raise Refused("malformed_file", "a transform without a basis")
     pruned = coding["prunedHeads"]

@@ -46,7 +46,9 @@ async def import_(services: Services, pieces: AsyncIterator[tuple[str, bytes]]) 
                     await services.in_pool(_append, out, data, root)
         if basis:
             await services.in_store(services.bases.put, bytes(basis))
-        record = await services.in_store(services.memories.import_file, path, stored_at=utc_now())
+        record = await services.in_store(
+            services.memories.import_file, path, own=services.key.node_id, stored_at=utc_now()
+        )
     return await describe(services, record)
 
 

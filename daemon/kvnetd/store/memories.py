@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +20,7 @@ from kvnet.format.compress import effective_level
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.seal import VerifiedHead, seal_head, verify_head
 from kvnet.identity.signing import SignedMessage
-from kvnet.types import MemoryId, RawMemory, canonical_json
+from kvnet.types import MemoryId, NodeId, RawMemory, canonical_json
 from kvnetd.store.disk import full_disk_refused, require_room, sync_folder, write_durably
 from kvnetd.store.records import (
     HEAD_FILE,
@@ -83,12 +84,12 @@ class MemoryStore:
         return MemoryId(found[0])
 
     def encodings_of(self, memory: MemoryId) -> tuple[MemoryRecord, ...]:
-        """Memories that this node encoded from another one here."""
-        return tuple(r for r in self.all() if not r.origin and r.header.derived_from == memory)
+        """What this node encoded from a memory in passing, to send it."""
+        return tuple(r for r in self.all() if r.notes.in_passing and r.header.derived_from == memory)
 
     def is_encoding(self, record: MemoryRecord) -> bool:
-        """Whether a memory is only another coding of one that is here too."""
-        return not record.origin and record.header.derived_from in self._records
+        """Whether a memory is only another coding, made in passing, of one that is here too."""
+        return record.notes.in_passing and record.header.derived_from in self._records
 
     def put(self, memory: RawMemory, making: Making, key: NodeKey) -> MemoryRecord:
         """Store a memory made here, under this node's seal.
@@ -98,7 +99,7 @@ class MemoryStore:
         """
         known = self._records.get(memory.header.id)
         if known is not None and self._is_as_wanted(known, making) and self._is_intact(known):
-            return known
+            return known if making.notes.in_passing else self._asked_for(known)
         require_room(self.root, sum(len(chunk) for chunk in memory.chunks), what="remember")
         folder = self.new_folder(memory.header.id)
         try:
@@ -151,8 +152,11 @@ class MemoryStore:
         folder.mkdir(mode=0o700)
         return folder
 
-    def import_file(self, path: Path, *, stored_at: str) -> MemoryRecord:
-        """Take in an `.awkg` file, after everything in it was verified. Raises what MemoryFile does."""
+    def import_file(self, path: Path, *, own: NodeId, stored_at: str) -> MemoryRecord:
+        """Take in an `.awkg` file, after everything in it was verified. Raises what MemoryFile does.
+
+        `own` is this node: a file that it signed itself comes home.
+        """
         with MemoryFile.open(path) as file:
             file.verify()
             nbytes = file.header.sections_nbytes
@@ -162,7 +166,8 @@ class MemoryStore:
                 with full_disk_refused("import"), (folder / SECTIONS_FILE).open("wb") as out:
                     for index in range(len(file.header.sections)):
                         out.write(file.read(index))
-                notes = LocalNotes(origin=file.header.signed_by, stored_at=stored_at)
+                signer = file.header.signed_by
+                notes = LocalNotes(origin="" if signer == own else signer, stored_at=stored_at)
                 return self.adopt(folder, file.head, notes)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -225,6 +230,15 @@ class MemoryStore:
         sync_folder(self.root)
         self._records[record.id] = record
         return record
+
+    def _asked_for(self, record: MemoryRecord) -> MemoryRecord:
+        """The record of a memory that somebody wants for its own sake from now on."""
+        if not record.notes.in_passing:
+            return record
+        wanted = replace(record, notes=replace(record.notes, in_passing=False))
+        write_durably(self.root / record.id / LOCAL_FILE, canonical_json(wanted.notes.to_plain()))
+        self._records[record.id] = wanted
+        return wanted
 
     def _remove(self, memory: MemoryId) -> bool:
         gone = self.root / f".{memory}.gone"

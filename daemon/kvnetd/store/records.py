@@ -40,6 +40,7 @@ class LocalNotes:
     stored_at: str
     text_digest: str = ""  # of the text that was read here
     steps: tuple[Step, ...] = ()
+    in_passing: bool = False  # encoded from another memory here to be sent, not because anyone asked for it
     version: int = NOTES_VERSION
 
     def to_plain(self) -> dict[str, Any]:
