@@ -43,6 +43,7 @@ class MemoryInfo:
     """A memory in this node's store.
 
     `nbytes` is what its keys and values take once decoded, `stored_nbytes` what they take as they lie there.
+    `tier` says how it reaches the model that is hosted now; `refused`: not at all.
     """
 
     id: str
@@ -55,8 +56,11 @@ class MemoryInfo:
     created_at: str
     header: MemoryHeader | None  # None for a damaged one
     problem: str  # why it cannot be used, or ""
-    codec: str  # how it is coded: exact, int8, k8v4, int4, compact
+    codec: str  # how it is coded: a name of kvnet.codec.presets, or a label of its parts
     stored_nbytes: int
+    signed_by: str  # the node whose signature its file bears, "" for a damaged one
+    tier: str  # "" for a damaged one
+    needs_basis: str  # sha256:<hex> of a calibration that is not here, without which it cannot be decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,7 @@ class ExportReport:
     path: str
     nbytes: int
     signed_by: str
+    needs_basis: str  # sha256:<hex> of the calibration that decodes it, which is not in the file
 
 
 @dataclass(frozen=True, slots=True)

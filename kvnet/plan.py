@@ -17,6 +17,8 @@ MAX_ATTENTION_HEADS: Final = 4096
 MAX_GROUPED_CHANNELS: Final = 1 << 17  # beyond, two tokens would not fit a chunk
 MAX_TRANSFORM_CHANNELS: Final = 1 << 14
 MAX_BASIS_NBYTES: Final = 1 << 30
+_BASIS_HEADER_NBYTES: Final = 1 << 16  # room in a basis beside its numbers,
+_TENSOR_HEADER_NBYTES: Final = 512  # and more for the name and shape of each tensor
 MAX_SINK_TOKENS: Final = 64
 MAX_RECENT_TOKENS: Final = 1024
 SPARE_EXACT_SHARE: Final = 8  # of a transform-coded chunk, one token in eight may be kept exact
@@ -132,12 +134,21 @@ def _check_transform(coding: Coding, geometry: Geometry) -> str:
         return f"{channels} channels, a transform has at most {MAX_TRANSFORM_CHANNELS}"
     if coding.key_bits or coding.value_bits or coding.group_size or coding.hadamard:
         return "a transform coding has parameters of a grouped one"
-    if not _DIGEST.fullmatch(coding.basis) or not 1 <= coding.basis_nbytes <= MAX_BASIS_NBYTES:
-        return f"a basis of {coding.basis_nbytes} bytes, allowed are 1 to {MAX_BASIS_NBYTES}"
+    most = min(MAX_BASIS_NBYTES, _full_basis_nbytes(geometry))
+    if not _DIGEST.fullmatch(coding.basis) or not 1 <= coding.basis_nbytes <= most:
+        return f"a basis of {coding.basis_nbytes} bytes, allowed are 1 to {most}"
     if coding.sink_tokens > MAX_SINK_TOKENS or coding.recent_tokens > MAX_RECENT_TOKENS:
         kept = f"{coding.sink_tokens} first and {coding.recent_tokens} last tokens kept"
         return f"{kept}, at most {MAX_SINK_TOKENS} and {MAX_RECENT_TOKENS}"
     return ""
+
+
+def _full_basis_nbytes(geometry: Geometry) -> int:
+    """No calibration of this geometry is larger: every component kept, and room for names and shapes."""
+    channels = geometry.num_kv_heads * geometry.head_dim
+    numbers = 2 * geometry.num_layers * (channels + 2 * channels * channels)  # mean, forward, backward
+    tensors = 2 * geometry.num_layers * 3
+    return 4 * numbers + _BASIS_HEADER_NBYTES + _TENSOR_HEADER_NBYTES * tensors
 
 
 def _check_rotation(key_space: KeySpace, coding: Coding, rope: Rope) -> str:

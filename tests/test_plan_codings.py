@@ -18,6 +18,8 @@ from kvnet.types import Coding, KeySpace, MemoryHeader, Rope
 from tests.builders import INT8, RAW, make_basis, make_geometry, make_memory
 
 TRANSFORM, _ = make_basis()
+# Three layers of eight channels: means and two matrices each for keys and values, and room for their names.
+FULL_BASIS_NBYTES = 2 * 3 * (8 + 2 * 8 * 8) * 4 + (64 << 10) + 512 * 18
 
 
 def header_of(coding: Coding = RAW, *, seq_len: int = 5, heads: int = 0, **geometry: Any) -> MemoryHeader:
@@ -41,12 +43,20 @@ GOOD = {
     "transform": TRANSFORM,
     "transform at its limits": replace(
         TRANSFORM,
-        basis_nbytes=MAX_BASIS_NBYTES,
+        basis_nbytes=FULL_BASIS_NBYTES,
         sink_tokens=MAX_SINK_TOKENS,
         recent_tokens=MAX_RECENT_TOKENS,
     ),
     "transform without exact tokens": replace(TRANSFORM, sink_tokens=0, recent_tokens=0),
 }
+
+
+def test_basis_is_bounded_by_its_geometry_and_at_most_a_gibibyte() -> None:
+    wide = make_geometry(num_kv_heads=128, head_dim=128)
+    header = header_of(replace(TRANSFORM, basis_nbytes=MAX_BASIS_NBYTES))
+    assert check_coding(replace(header, geometry=wide)) == ""
+    header = header_of(replace(TRANSFORM, basis_nbytes=MAX_BASIS_NBYTES + 1))
+    assert f"allowed are 1 to {MAX_BASIS_NBYTES}" in check_coding(replace(header, geometry=wide))
 
 
 @pytest.mark.parametrize("coding", GOOD.values(), ids=GOOD)
@@ -96,7 +106,7 @@ BAD: dict[str, tuple[Coding, str]] = {
             ("basis", "sha256:0", "a basis of"),
             ("basis", TRANSFORM.basis.upper(), "a basis of"),
             ("basis_nbytes", 0, "a basis of 0 bytes"),
-            ("basis_nbytes", MAX_BASIS_NBYTES + 1, f"a basis of {MAX_BASIS_NBYTES + 1} bytes"),
+            ("basis_nbytes", FULL_BASIS_NBYTES + 1, f"allowed are 1 to {FULL_BASIS_NBYTES}"),
             ("sink_tokens", MAX_SINK_TOKENS + 1, f"{MAX_SINK_TOKENS + 1} first"),
             ("recent_tokens", MAX_RECENT_TOKENS + 1, f"{MAX_RECENT_TOKENS + 1} last"),
         ]

@@ -9,17 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from kvnet.codec.presets import CODECS, DEFAULT_PRESET
 from kvnet.errors import ConfigError
 from kvnet.paths import Home
+from kvnet.types import Compression, DType
 
 DEFAULT_MODEL = "ref-a"
 _BOOLS = {"1": True, "true": True, "0": False, "false": False}
 _CHOICES = {
     "quantization": ("none", "int8", "nf4"),
-    "dtype": ("auto", "float32", "float16", "bfloat16"),
+    "dtype": ("auto", *(dtype.value for dtype in DType)),
     "device": ("auto", "cpu", "cuda"),
-    "compression": ("none", "lz4", "zstd", "split"),
-    "codec": ("auto", "exact", "int8", "k8v4", "int4", "int4-hadamard", "compact"),
+    "compression": tuple(choice.name.lower() for choice in Compression),
+    "codec": CODECS,
 }
 
 
@@ -37,7 +39,7 @@ class Config:
     namespace: str = "default"
     mdns: bool = True
     interfaces: tuple[str, ...] = ()
-    codec: str = "int8"  # of memories that are sent
+    codec: str = DEFAULT_PRESET  # of memories that are sent
     compression: str = "split"  # of memories that are kept
     max_transfer_nbytes: int = 4 << 30
     max_inbound_transfers: int = 8

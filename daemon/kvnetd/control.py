@@ -70,7 +70,8 @@ class ControlService(control_pb2_grpc.ControlServicer):
         return wire.to_wire(await memories.forget(self._services, request.memory), pb.MemoryInfo)
 
     async def Export(self, request: pb.ExportRequest, context: Context) -> AsyncGenerator[pb.Piece, None]:
-        pieces = files.export(self._services, request.memory, basis=request.basis)
+        record = await packages.coded(self._services, request.memory, request.codec)
+        pieces = files.export(self._services, record.id, basis=request.basis)
         async with aclosing(pieces):
             async for data in pieces:
                 yield pb.Piece(data=data)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from functools import partial
 
 from kvnet.errors import (
     CapacityError,
-    KvnetError,
     MalformedMessage,
     PeerUnreachable,
     ReplayedMessage,
@@ -20,7 +20,7 @@ from kvnet.identity.signing import SignedMessage, VerifiedMessage
 from kvnet.transfer.messages import Offer, PullRequest, chunks_digest, open_sealed, seal
 from kvnet.types import MemoryId
 from kvnetd.log import Span
-from kvnetd.outgoing import OutboundTransfer, new_offer
+from kvnetd.outgoing import OutboundTransfer, StoredParts, new_offer, open_parts
 from kvnetd.parties import begin_transfer_span, is_hex, require_added, this_receiver
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
@@ -41,12 +41,12 @@ class Departures:
         self._unfinished: dict[tuple[str, ...], tuple[Offer, SignedMessage]] = {}
         self._seen_pulls: dict[str, int] = {}
 
-    def prepare(
+    async def prepare(
         self, record: MemoryRecord, peer: AddedPeer, *, note: str, agents: tuple[str, str]
     ) -> OutboundTransfer:
         """An offer for one of our memories; the unfinished one from before, if there is, so it resumes.
 
-        Raises TooBusy while the same message is already on its way.
+        Raises TooBusy while the same message is already on its way, or the memory is just written anew.
         """
         sections = chunks_digest([chunk.wire_digest for chunk in record.wire_chunks()])
         slot = ("send", record.id, sections, peer.node_id, note, *agents)
@@ -57,9 +57,14 @@ class Departures:
         if offer is None or sealed is None or not offer.created_at <= now < offer.expires_at:
             offer = self._offer(record, peer, now=now, note=note, agents=agents)
             sealed = seal(self._services.key, offer)
-        return self._outgoing(record, peer, offer, sealed, slot)
+        span = begin_transfer_span(self._services, peer.public, direction="out")
+        try:
+            return await self._outgoing(record, offer, sealed, slot, span)
+        except BaseException as error:
+            span.end(error)
+            raise
 
-    def answer_pull(self, sealed_request: SignedMessage) -> OutboundTransfer:
+    async def answer_pull(self, sealed_request: SignedMessage) -> OutboundTransfer:
         """A peer asks for one of our memories, by its full id."""
         span = begin_transfer_span(self._services, sealed_request.signer, direction="out")
         try:
@@ -71,8 +76,9 @@ class Departures:
             offer = self._offer(record, peer, now=now, note="", agents=("", ""))
             # A slot of its own: a pull must never use up the offer of a message.
             slot = ("pull", offer.transfer_id)
-            return self._outgoing(record, peer, offer, seal(self._services.key, offer), slot, span)
-        except KvnetError as error:
+            sealed = seal(self._services.key, offer)
+            return await self._outgoing(record, offer, sealed, slot, span)
+        except BaseException as error:
             span.end(error)
             raise
 
@@ -100,48 +106,61 @@ class Departures:
             note=note,
         )
 
-    def _outgoing(
+    async def _outgoing(
         self,
         record: MemoryRecord,
-        peer: AddedPeer,
         offer: Offer,
         sealed: SignedMessage,
         slot: tuple[str, ...],
-        span: Span | None = None,
+        span: Span,
     ) -> OutboundTransfer:
-        memories, coding = self._services.memories, record.header.coding
-        basis = self._services.bases.require(coding.basis) if coding.basis else b""
-        sealed_head = memories.seal_of(record)
-        sections = memories.open_sections(record)
-        span = span or begin_transfer_span(self._services, peer.public, direction="out")
         span.add(
             transfer_id=offer.transfer_id,
             memory=record.id,
             agent=offer.agent,
             raw_bytes=record.header.raw_nbytes,
         )
-
-        def on_close(failure: BaseException | None) -> None:
+        self._outbound.add(slot)  # before the first await, so that no second one slips in
+        try:
+            stored = await self._opened(record)
+            try:
+                outbound = OutboundTransfer(
+                    self._services,
+                    record=record,
+                    offer=offer,
+                    sealed_offer=sealed,
+                    stored=stored,
+                    span=span,
+                    on_close=partial(self._closed, slot),
+                )
+            except BaseException:
+                stored.sections.close()
+                raise
+        except BaseException:
             self._outbound.discard(slot)
-            now = time.time()
-            self._unfinished = {k: v for k, v in self._unfinished.items() if v[0].expires_at > now}
-            if not isinstance(failure, _RESUMABLE):
-                self._unfinished.pop(slot, None)
-
-        self._outbound.add(slot)
+            raise
         if slot[0] == "send":
             self._unfinished[slot] = (offer, sealed)
-        return OutboundTransfer(
-            self._services,
-            record=record,
-            offer=offer,
-            sealed_offer=sealed,
-            sealed_head=sealed_head,
-            basis=basis,
-            sections=sections,
-            span=span,
-            on_close=on_close,
+        return outbound
+
+    async def _opened(self, record: MemoryRecord) -> StoredParts:
+        """What is sent, read beside the event loop; closed again where the caller is gone meanwhile."""
+        services = self._services
+        opening = asyncio.ensure_future(
+            services.in_pool(open_parts, services.memories, services.bases, record)
         )
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_if_opened)
+            raise
+
+    def _closed(self, slot: tuple[str, ...], failure: BaseException | None) -> None:
+        self._outbound.discard(slot)
+        now = time.time()
+        self._unfinished = {k: v for k, v in self._unfinished.items() if v[0].expires_at > now}
+        if not isinstance(failure, _RESUMABLE):
+            self._unfinished.pop(slot, None)
 
     def _check_pull(self, request: PullRequest, verified: VerifiedMessage, now: int) -> None:
         self._seen_pulls = {n: t for n, t in self._seen_pulls.items() if now - t <= PULL_LIFE_S}
@@ -153,3 +172,8 @@ class Departures:
         if request.receiver != verified.signer or request.sender != self._services.key.node_id or not fresh:
             raise ReplayedMessage("pull: made for another node, or used before; ask again")
         self._seen_pulls[request.nonce] = max(now, request.created_at)
+
+
+def _close_if_opened(opening: asyncio.Future[StoredParts]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().sections.close()

@@ -9,12 +9,13 @@ import time
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Final
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from kvnet.api import Calibration
 from kvnet.codec.basis import Basis
-from kvnet.codec.presets import AUTO, PRESETS, preset_name
-from kvnet.errors import RequestError, UnknownBasis
+from kvnet.codec.presets import AUTO, CODECS, PRESETS, preset_name
+from kvnet.errors import MalformedMessage, RequestError, UnknownBasis
 from kvnet.format import strict_json
 from kvnet.format.attention import unpack_attention
 from kvnet.model.calibration import calibrate as learn_basis
@@ -23,11 +24,23 @@ from kvnet.model.pruning import prunable_heads
 from kvnet.model.quality import Choice, choose_preset
 from kvnet.model.reference.catalog import reference_basis
 from kvnet.plan import plan_memory
-from kvnet.types import AttentionMetadata, Coding, Compression, DType, Kind, RawMemory, Scheme, sha256_hex
+from kvnet.types import (
+    AttentionMetadata,
+    Coding,
+    Compression,
+    DType,
+    Kind,
+    MemoryHeader,
+    RawMemory,
+    Scheme,
+    sha256_hex,
+)
 from kvnetd.services import Services, utc_now
+from kvnetd.store.bases import BasisStore
 from kvnetd.store.records import LocalNotes, Making, MemoryRecord, Step
 
-CODECS: Final = (*PRESETS, AUTO)
+# The calibration each store was last asked for: a model answers many questions with the same one.
+_last_parsed: Final[WeakKeyDictionary[BasisStore, Basis]] = WeakKeyDictionary()
 
 
 async def encode(
@@ -71,9 +84,18 @@ async def encode(
         model_hash=services.host.fingerprint.digest,
         at=at,
         duration_s=round(time.perf_counter() - began, 6),
-        details={"codec": preset, "from": memory.header.id},
+        details=_details(preset, memory.header, encoded.header),
     )
     return encoded, replace(notes, stored_at=utc_now(), steps=(*notes.steps, step))
+
+
+def _details(preset: str, source: MemoryHeader, encoded: MemoryHeader) -> dict[str, Any]:
+    details: dict[str, Any] = {"codec": preset, "from": source.id}
+    if encoded.geometry.dtype is not source.geometry.dtype:
+        details["dtype"] = encoded.geometry.dtype.value
+    if encoded.coding.pruned_heads:
+        details["pruned_heads"] = [list(pair) for pair in encoded.coding.pruned_heads]
+    return details
 
 
 async def record_to_send(services: Services, record: MemoryRecord, codec: str) -> MemoryRecord:
@@ -131,13 +153,24 @@ async def chosen(services: Services) -> Choice:
     fingerprint = services.host.fingerprint.digest
     basis = await basis_for(services, "compact", required=False)
     digest = basis.digest if basis else ""
-    known = services.models.get(fingerprint).get("auto")
-    if known and known.get("basis") == digest:
-        return strict_json.from_plain(Choice, known["choice"], what="models.json")
+    known = _noted_choice(services.models.get(fingerprint).get("auto"), digest)
+    if known is not None:
+        return known
     choice = await services.runner.run(choose_preset, services.host, basis=basis)
     noted = {"basis": digest, "choice": asdict(choice)}
     await services.in_store(services.models.note, fingerprint, auto=noted)
     return choice
+
+
+def _noted_choice(noted: object, basis: str) -> Choice | None:
+    """What was noted for the model with this calibration; None for anything else, which is measured again."""
+    if not isinstance(noted, dict) or noted.get("basis") != basis:
+        return None
+    try:
+        choice = strict_json.from_plain(Choice, noted.get("choice"), what="models.json")
+    except MalformedMessage:
+        return None
+    return choice if choice.preset in PRESETS else None
 
 
 async def calibrate(services: Services, texts: tuple[str, ...]) -> Calibration:
@@ -147,13 +180,19 @@ async def calibrate(services: Services, texts: tuple[str, ...]) -> Calibration:
         found = await services.runner.run(learn_basis, services.host, texts)
         span.add(tokens=found.num_tokens)
     data = found.basis.to_bytes()
-    digest = await services.in_store(services.bases.put, data)
-    await services.in_store(services.models.note, services.host.fingerprint.digest, basis=digest)
+
+    def keep() -> str:
+        """Both in one go, so that none is cleared away before a note names it."""
+        digest = services.bases.put(data)
+        services.models.note(services.host.fingerprint.digest, basis=digest)
+        return digest
+
+    digest = await services.in_store(keep)
     return Calibration(
         model=services.host.name,
         basis=digest,
         nbytes=len(data),
-        components=sum(layer.rank for layer in found.basis.layers.values()),
+        components=found.basis.num_components,
         tokens=found.num_tokens,
         weighted=found.weighted,
         seconds=round(time.perf_counter() - began, 3),
@@ -168,7 +207,7 @@ async def basis_for(services: Services, preset: str, *, required: bool = True) -
     if PRESETS[preset].coding.scheme is not Scheme.TRANSFORM:
         return None
     host = services.host
-    digest = services.models.get(host.fingerprint.digest).get("basis", "")
+    digest = services.models.basis(host.fingerprint.digest)
     packaged = reference_basis(host.name) if not digest else None
     if packaged is not None:
         digest = await services.in_store(services.bases.put, await services.in_pool(packaged.read_bytes))
@@ -178,19 +217,32 @@ async def basis_for(services: Services, preset: str, *, required: bool = True) -
         raise UnknownBasis(
             f"codec {preset}: {host.name} was not calibrated yet; run `kvnet calibrate` with texts like yours"
         )
-    return await basis_of(services, replace(PRESETS[preset].coding, basis=digest))
+    return await _read_basis(services, digest)  # from disk: what it encodes needs the file from then on
 
 
 async def basis_of(services: Services, coding: Coding) -> Basis | None:
     """The calibration that a memory was coded with; None where it needs none. Raises UnknownBasis."""
     if not coding.basis:
         return None
-    data = await services.in_pool(services.bases.get, coding.basis)
+    last = _last_parsed.get(services.bases)
+    if last is not None and last.digest == coding.basis:
+        return last
+    return await _read_basis(services, coding.basis)
+
+
+async def basis_bytes(services: Services, digest: str) -> bytes:
+    """A calibration from the store, or from the hosted model's package. Raises UnknownBasis."""
+    data = await services.in_pool(services.bases.get, digest)
     if data is None:
-        data = await services.in_pool(_packaged, services.host.name, coding.basis)
-    if data is None:
-        data = await services.in_pool(services.bases.require, coding.basis)
-    return await services.runner.run(Basis.from_bytes, data, services.host.geometry)
+        data = await services.in_pool(_packaged, services.host.name, digest)
+    return data if data is not None else await services.in_pool(services.bases.require, digest)
+
+
+async def _read_basis(services: Services, digest: str) -> Basis:
+    data = await basis_bytes(services, digest)
+    basis = await services.runner.run(Basis.from_bytes, data, services.host.geometry)
+    _last_parsed[services.bases] = basis
+    return basis
 
 
 def _packaged(model: str, digest: str) -> bytes | None:

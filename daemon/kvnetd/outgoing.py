@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from kvnet.identity.keys import NodeKey
@@ -15,9 +16,33 @@ from kvnet.transfer.sender import SenderSession, WireChunk
 from kvnet.types import Compression, Kind, MemoryHeader, NodeId, TransferId
 from kvnetd.log import Span
 from kvnetd.services import Services, utc_now
+from kvnetd.store.bases import BasisStore
 from kvnetd.store.ledger import CompletedTransfer
+from kvnetd.store.memories import MemoryStore
 from kvnetd.store.records import MemoryRecord
 from kvnetd.store.sections import read_section
+
+
+@dataclass(frozen=True, slots=True)
+class StoredParts:
+    """A memory as it is sent: what its chunks are, and where they are read from."""
+
+    chunks: tuple[WireChunk, ...]  # of the memory, then of its basis
+    sealed_head: SignedMessage
+    basis: bytes
+    sections: BinaryIO
+
+
+def open_parts(memories: MemoryStore, bases: BasisStore, record: MemoryRecord) -> StoredParts:
+    """Read and open what a transfer needs; whoever asks closes `sections`. Blocks.
+
+    Raises UnknownBasis, and as `MemoryStore.open_stored`.
+    """
+    coding = record.header.coding
+    basis = bases.require(coding.basis) if coding.basis else b""
+    chunks = (*record.wire_chunks(), *basis_chunks(record.header, basis))
+    sealed_head, sections = memories.open_stored(record)
+    return StoredParts(chunks, sealed_head, basis, sections)
 
 
 class OutboundTransfer:
@@ -30,22 +55,19 @@ class OutboundTransfer:
         record: MemoryRecord,
         offer: Offer,
         sealed_offer: SignedMessage,
-        sealed_head: SignedMessage,
-        basis: bytes,
-        sections: BinaryIO,
+        stored: StoredParts,
         span: Span,
         on_close: Callable[[BaseException | None], object],
     ) -> None:
         offer_digest = hashlib.sha256(sealed_offer.body).digest()
         self.key: NodeKey = services.key
-        chunks = (*record.wire_chunks(), *basis_chunks(record.header, basis))
-        self.session = SenderSession(offer, offer_digest=offer_digest, chunks=chunks)
+        self.session = SenderSession(offer, offer_digest=offer_digest, chunks=stored.chunks)
         self.sealed_offer = sealed_offer
-        self.sealed_head = sealed_head
+        self.sealed_head = stored.sealed_head
         self._services = services
         self._record = record
-        self._basis = basis
-        self._sections = sections
+        self._basis = stored.basis
+        self._sections = stored.sections
         self._span = span
         self._on_close = on_close
         self._wire_nbytes = 0

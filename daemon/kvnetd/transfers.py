@@ -16,6 +16,7 @@ from kvnetd.outgoing import OutboundTransfer
 from kvnetd.parties import this_receiver
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
+from kvnetd.store.sweep import drop_unused_bases
 
 
 class Transfers:
@@ -53,18 +54,22 @@ class Transfers:
 
     async def open_outbound(self, sealed_request: SignedMessage) -> OutboundTransfer:
         """A peer asks for one of our memories."""
-        return self._departures.answer_pull(sealed_request)
+        return await self._departures.answer_pull(sealed_request)
 
-    def prepare(
+    async def prepare(
         self, record: MemoryRecord, peer: AddedPeer, *, note: str, agents: tuple[str, str]
     ) -> OutboundTransfer:
         """One of our memories, about to be sent as a message."""
-        return self._departures.prepare(record, peer, note=note, agents=agents)
+        return await self._departures.prepare(record, peer, note=note, agents=agents)
 
     def pull_request(self, memory: MemoryId, peer: AddedPeer) -> SignedMessage:
         """A signed request for a peer's memory."""
         return self._departures.pull_request(memory, peer)
 
     async def expire(self) -> None:
-        """Clear out transfers that nobody can resume any more."""
+        """Clear out transfers that nobody can resume any more, and then calibrations that nothing names."""
         await self._arrivals.expire()
+        services = self._services
+        await services.in_store(
+            drop_unused_bases, services.bases, services.memories, services.models, services.spool
+        )

@@ -16,6 +16,7 @@ from kvnet.api import KvReport, NodeStatus, SendReport
 from kvnet.cli import spawn
 from kvnet.cli.output import Json, nbytes_text, print_json, seconds_text, table_lines
 from kvnet.client import Node
+from kvnet.errors import OperatorError
 from kvnet.paths import Home
 
 TEXT = (
@@ -59,7 +60,7 @@ def demo(
         print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
 
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvnet-demo-")))
+        folder = Path(stack.enter_context(_temporary_folder()))
         say("starting two nodes, each its own process with its own key and store")
         alice = stack.enter_context(_node(folder / "alice", "alice", teller))
         bob = stack.enter_context(_node(folder / "bob", "bob", answerer))
@@ -74,6 +75,13 @@ def demo(
             nodes = [_brief(alice.status()), _brief(bob.status())]
             document: dict[str, Any] = {"nodes": nodes, "send": asdict(report)}
             print_json({**document, "questions": [asdict(reply) for reply in replies], "ttft": ttft})
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="kvnet-demo-", ignore_cleanup_errors=True)
+    except OSError as exc:
+        raise OperatorError(f"no folder takes temporary files ({exc.strerror}); set TMPDIR to one") from exc
 
 
 @contextmanager

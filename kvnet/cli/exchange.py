@@ -12,6 +12,7 @@ from kvnet.api import Answer, KvReport, PeerInfo, SendReport
 from kvnet.cli.output import Json, nbytes_text, print_json, print_table, seconds_text
 from kvnet.cli.progress import layer_bar
 from kvnet.client import Node
+from kvnet.codec.presets import CODECS
 from kvnet.identity.keys import grouped
 from kvnet.texts import read_text
 
@@ -24,7 +25,7 @@ def send(
     note: Annotated[str, typer.Option(help="A few words that arrive with it.")] = "",
     agent: Annotated[str, typer.Option(help="Which agent here sends it.")] = "",
     codec: Annotated[
-        str, typer.Option(help="exact, int8, k8v4, int4, compact or auto; the daemon's setting if not given.")
+        str, typer.Option(help=f"One of {', '.join(CODECS)}; the daemon's setting if not given.")
     ] = "",
     as_json: Json = False,
 ) -> None:

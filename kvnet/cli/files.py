@@ -5,7 +5,7 @@ The first three need neither a daemon nor a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +13,26 @@ from typing import Annotated, Any
 
 import typer
 
+from kvnet.api import NodeStatus, PeerInfo
 from kvnet.cli.inspection import Inspection, inspect_memory, inspection_lines
-from kvnet.cli.output import Json, nbytes_text, print_json
+from kvnet.cli.output import Json, nbytes_text, print_json, printable
 from kvnet.cli.picture import glyphs
 from kvnet.cli.progress import layer_bar
 from kvnet.client import Node
+from kvnet.codec.presets import CODECS
 from kvnet.errors import MalformedMessage, RequestError
 from kvnet.files.package import Package, is_package
 from kvnet.files.reader import MemoryFile
 from kvnet.format import strict_json
 from kvnet.identity.keys import grouped
+from kvnet.types import Tier
 
 MemoryName = Annotated[str, typer.Argument(metavar="MEMORY", help="Id, start of an id, or name.")]
 MemoryOrPackage = Annotated[
     Path, typer.Argument(metavar="PATH", help="A memory file (.awkg), a package folder, or its zip.")
+]
+Codec = Annotated[
+    str, typer.Option(help=f"Encode it first, as one of {', '.join(CODECS)}; as it lies here if not given.")
 ]
 
 
@@ -110,6 +116,7 @@ def pack(
     quality: Annotated[
         bool, typer.Option("--quality/--no-quality", help="Measure how far it is from the uncompressed one.")
     ] = True,
+    codec: Codec = "",
     as_json: Json = False,
 ) -> None:
     """Write a memory, where it came from and how good it is as one signed package."""
@@ -124,6 +131,7 @@ def pack(
             license=license,
             pricing=_json_object(pricing) if pricing else None,
             quality=quality,
+            codec=codec,
         )
     if as_json:
         print_json(report)
@@ -136,26 +144,50 @@ def pack(
 
 def mem_export(
     memory: MemoryName,
-    file: Annotated[Path, typer.Argument(help="Where to write it; usually NAME.awkg.")],
+    file: Annotated[Path, typer.Argument(help="A new file, usually NAME.awkg.")],
+    codec: Codec = "",
     as_json: Json = False,
 ) -> None:
     """Write a memory to a file, under the signature of the node that made it."""
     with Node() as node:
-        report = node.export_memory(memory, file.absolute())
+        report = node.export_memory(memory, file.absolute(), codec=codec)
     if as_json:
         print_json(report)
         return
     print(f"{report.memory} in {file}: {nbytes_text(report.nbytes)}, signed by {grouped(report.signed_by)}")
+    if report.needs_basis:
+        print(
+            f"to decode it takes the calibration {report.needs_basis}, which is not in the file; "
+            "`kvnet pack` sends both"
+        )
 
 
 def mem_import(path: MemoryOrPackage, as_json: Json = False) -> None:
     """Verify a memory file or a package and keep its memory in this node's store."""
     with Node() as node:
-        found = node.import_memory(path.absolute())
-    if as_json:
-        print_json(found)
-    else:
-        print(f"{found.id}: {found.tokens} tokens, {nbytes_text(found.nbytes)}, read by {found.model}")
+        found = node.import_memory(path)
+        if as_json:
+            print_json(found)
+            return
+        own = node.status()
+        signer = _who(found.signed_by, own, node.peers())
+    print(f"{found.id}: {found.tokens} tokens, {nbytes_text(found.nbytes)}, read by {found.model}")
+    print(f"signed by {signer}")
+    if found.tier == Tier.REFUSED:
+        print(f"{own.model}, which this node hosts, cannot use it; host {found.model} to ask it something")
+    if found.needs_basis:
+        print(
+            f"to decode it takes the calibration {found.needs_basis}, which is not here; "
+            "import a package of it, or have it sent by a node"
+        )
+
+
+def _who(signer: str, own: NodeStatus, peers: Sequence[PeerInfo]) -> str:
+    """A node id, and what this node has to do with it."""
+    if signer == own.node_id:
+        return f"{grouped(signer)}, this node"
+    names = [peer.name for peer in peers if peer.added and peer.node_id == signer]
+    return f"{grouped(signer)}, " + (f"the peer {printable(names[0])}" if names else "no peer of this node")
 
 
 def _verify_memory(path: Path, show: Callable[[int, int], None]) -> Verification:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class Inspection:
     """A memory file; `raw_nbytes` is what its keys and values take decoded, `wire_nbytes` in the file."""
 
     path: str
+    verified: bool  # False: only who signed it, and what it says of itself
     memory: str
     model: str
     model_hash: str
@@ -87,6 +89,7 @@ def inspect_memory(file: MemoryFile, path: Path, package: Package | None = None)
     wire_nbytes = sum(layer.key_nbytes + layer.value_nbytes for layer in layers)
     return Inspection(
         path=str(path),
+        verified=False,
         memory=file.memory_id,
         model=memory.fingerprint.model,
         model_hash=header.source_model_hash,
@@ -160,6 +163,8 @@ def inspection_lines(found: Inspection, made_of: Glyphs) -> Iterator[str]:
             yield _fact(key.partition("_")[0], found.metadata[key])
     yield ""
     yield from _layer_lines(found, made_of)
+    yield ""
+    yield f"contents not checked; `kvnet verify {printable(shlex.quote(found.path))}` reads every byte"
 
 
 def _layer_lines(found: Inspection, made_of: Glyphs) -> Iterator[str]:

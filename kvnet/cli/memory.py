@@ -11,6 +11,7 @@ from kvnet.api import MemoryInfo
 from kvnet.cli.output import Json, nbytes_text, print_json, print_table, seconds_text
 from kvnet.cli.progress import layer_bar, waiting
 from kvnet.client import Node
+from kvnet.codec.presets import CODECS
 from kvnet.identity.keys import short_id
 from kvnet.texts import read_text
 
@@ -25,13 +26,13 @@ def remember(
     file: Annotated[Path | None, typer.Option(help="Read this file instead.")] = None,
     name: Annotated[str, typer.Option(help="A name for the memory; it moves if already in use.")] = "",
     codec: Annotated[
-        str, typer.Option(help="Keep it as exact (the default), int8, k8v4, int4, compact, auto.")
+        str, typer.Option(help=f"Keep it as one of {', '.join(CODECS)}; exact if not given.")
     ] = "",
     dtype: Annotated[str, typer.Option(help="Cast to float32, float16 or bfloat16 first.")] = "",
     compression: Annotated[
         str, typer.Option(help="none, lz4, zstd or split; the daemon's setting if not given.")
     ] = "",
-    level: Annotated[int, typer.Option(min=0, max=19, help="Of zstd; 0 is the usual one.")] = 0,
+    level: Annotated[int, typer.Option(min=0, max=19, help="Of zstd and split; 0 is the usual one.")] = 0,
     attention: Annotated[bool, typer.Option("--attention", help="Compute attention metadata too.")] = False,
     prune: Annotated[
         bool,

@@ -13,6 +13,7 @@ from kvnet.cli import spawn
 from kvnet.cli.output import Json, nbytes_text, print_json
 from kvnet.cli.progress import waiting
 from kvnet.client import Node
+from kvnet.codec.presets import CODECS
 from kvnet.errors import AlreadyRunning
 from kvnet.identity.keys import grouped
 from kvnet.paths import find_home
@@ -33,9 +34,7 @@ Interfaces = Annotated[
 ]
 Mdns = Annotated[bool | None, typer.Option("--mdns/--no-mdns", help="Advertise and look on the LAN.")]
 Compression = Annotated[str | None, typer.Option(help="none, lz4, zstd or split, for memories kept here.")]
-Codec = Annotated[
-    str | None, typer.Option(help="For memories sent: auto, exact, int8, k8v4, int4, int4-hadamard, compact.")
-]
+Codec = Annotated[str | None, typer.Option(help=f"For memories sent: {', '.join(CODECS)}.")]
 
 
 def up(

@@ -50,6 +50,7 @@ PRESETS: Final[dict[str, Preset]] = {
 }
 DEFAULT_PRESET: Final = "int8"
 AUTO: Final = "auto"  # not a preset: the cheapest one that measures well enough on the model
+CODECS: Final = (*PRESETS, AUTO)
 
 
 def find_preset(name: str) -> Preset:
@@ -57,8 +58,7 @@ def find_preset(name: str) -> Preset:
     try:
         return PRESETS[name]
     except KeyError:
-        known = ", ".join((*PRESETS, AUTO))
-        raise RequestError(f"no codec {name[:40]!r}; there are {known}") from None
+        raise RequestError(f"no codec {name[:40]!r}; there are {', '.join(CODECS)}") from None
 
 
 def preset_name(coding: Coding) -> str:

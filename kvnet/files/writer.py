@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -31,7 +32,7 @@ _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def write_memory_file(
     path: Path | str, sealed: SignedMessage, wire_chunks: Iterable[bytes | memoryview]
 ) -> VerifiedHead:
-    """Write a sealed head, the wire bytes of its sections in order, and the signature. Replaces `path`.
+    """Write a sealed head, the wire bytes of its sections in order, and the signature. Replaces a file.
 
     Raises what `verify_head` raises, ValueError for chunks that are not those of the head's table, and
     StoreFull or RequestError where the disk does not take the file. Nothing is left behind then.
@@ -140,8 +141,12 @@ class MemoryFileWriter:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Callable[[bytes | memoryview], None]]:
-    """Yields what writes to a fresh file, which takes the place of `path` once it is whole and on disk."""
+def replacing(path: Path, *, only_new: bool = False) -> Iterator[Callable[[bytes | memoryview], None]]:
+    """Yields what writes to a fresh file, which takes the place of `path` once it is whole and on disk.
+
+    A device, a link or a folder is never replaced, with `only_new` no file either: RequestError.
+    """
+    _require_free(path, only_new=only_new)
     with _temporary(path) as (fresh, out):
 
         def write(data: bytes | memoryview) -> None:
@@ -152,8 +157,22 @@ def replacing(path: Path) -> Iterator[Callable[[bytes | memoryview], None]]:
         with _disk_errors(path):
             out.flush()
             os.fsync(out.fileno())
+            _require_free(path, only_new=only_new)  # it may have come meanwhile
             fresh.replace(path)
             _sync_folder(path.parent)
+
+
+def _require_free(path: Path, *, only_new: bool) -> None:
+    """Refuse a place where something is that a file must not take the place of."""
+    with _disk_errors(path):
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:
+            return
+    if not stat.S_ISREG(mode):
+        raise RequestError(f"{path}: cannot be written, it is no regular file; choose another name")
+    if only_new:
+        raise RequestError(f"{path}: exists already, wanted a name that is free")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -69,13 +69,15 @@ def measure_quality(
     basis: Basis | None = None,
     plain_basis: Basis | None = None,
     continuations: Sequence[Continuation] = (),
-) -> Quality:
+) -> Quality | None:
     """Measure a memory against the one it was encoded from, by what the model predicts after each.
 
-    Without `continuations`, the end of the packaged text follows, as much of it as the context holds.
-    Raises what `ModelHost.inject` raises.
+    Without `continuations`, the end of the packaged text follows, as much of it as the context holds; None
+    where it holds none, since nothing can be measured then. Raises what `ModelHost.inject` raises.
     """
     followed = continuations or _packaged_continuation(host, coded.header.seq_len)
+    if not followed:
+        return None
     predict = partial(_predict, host, continuations=followed)
     return compare(predict(plain, basis=plain_basis), predict(coded, basis=basis), digest_probe(followed))
 
@@ -160,9 +162,11 @@ def digest_probe(continuations: Sequence[Continuation]) -> str:
 
 
 def _packaged_continuation(host: ModelHost, seq_len: int) -> tuple[Continuation, ...]:
+    """The end of the packaged text, as much of it as fits behind `seq_len` tokens; nothing if none does."""
+    room = host.max_seq_len - seq_len
     token_ids = host.tokenize_question(_PROBE.read_text(encoding="utf-8"), after_memory=True)
     rest = token_ids[int(len(token_ids) * _REMEMBERED_SHARE) :]
-    return (Continuation(tuple(rest[: max(1, host.max_seq_len - seq_len)])),)
+    return (Continuation(tuple(rest[:room])),) if room > 0 else ()
 
 
 def read_tokens(host: ModelHost, token_ids: Sequence[int]) -> RawMemory:

@@ -108,7 +108,7 @@ class RememberEvent(_message.Message):
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., memory: _Optional[_Union[MemoryInfo, _Mapping]] = ...) -> None: ...
 
 class MemoryInfo(_message.Message):
-    __slots__ = ("id", "name", "tokens", "layers", "nbytes", "model", "origin", "created_at", "header", "problem", "codec", "stored_nbytes")
+    __slots__ = ("id", "name", "tokens", "layers", "nbytes", "model", "origin", "created_at", "header", "problem", "codec", "stored_nbytes", "signed_by", "tier", "needs_basis")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +121,9 @@ class MemoryInfo(_message.Message):
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     STORED_NBYTES_FIELD_NUMBER: _ClassVar[int]
+    SIGNED_BY_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_BASIS_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     tokens: int
@@ -133,7 +136,10 @@ class MemoryInfo(_message.Message):
     problem: str
     codec: str
     stored_nbytes: int
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., tokens: _Optional[int] = ..., layers: _Optional[int] = ..., nbytes: _Optional[int] = ..., model: _Optional[str] = ..., origin: _Optional[str] = ..., created_at: _Optional[str] = ..., header: _Optional[_Union[_types_pb2.MemoryHeader, _Mapping]] = ..., problem: _Optional[str] = ..., codec: _Optional[str] = ..., stored_nbytes: _Optional[int] = ...) -> None: ...
+    signed_by: str
+    tier: str
+    needs_basis: str
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., tokens: _Optional[int] = ..., layers: _Optional[int] = ..., nbytes: _Optional[int] = ..., model: _Optional[str] = ..., origin: _Optional[str] = ..., created_at: _Optional[str] = ..., header: _Optional[_Union[_types_pb2.MemoryHeader, _Mapping]] = ..., problem: _Optional[str] = ..., codec: _Optional[str] = ..., stored_nbytes: _Optional[int] = ..., signed_by: _Optional[str] = ..., tier: _Optional[str] = ..., needs_basis: _Optional[str] = ...) -> None: ...
 
 class ListMemoriesRequest(_message.Message):
     __slots__ = ("all",)
@@ -160,12 +166,14 @@ class ForgetRequest(_message.Message):
     def __init__(self, memory: _Optional[str] = ...) -> None: ...
 
 class ExportRequest(_message.Message):
-    __slots__ = ("memory", "basis")
+    __slots__ = ("memory", "basis", "codec")
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     BASIS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     memory: str
     basis: bool
-    def __init__(self, memory: _Optional[str] = ..., basis: _Optional[bool] = ...) -> None: ...
+    codec: str
+    def __init__(self, memory: _Optional[str] = ..., basis: _Optional[bool] = ..., codec: _Optional[str] = ...) -> None: ...
 
 class Piece(_message.Message):
     __slots__ = ("data",)

@@ -8,6 +8,7 @@ import math
 import random
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,6 +140,7 @@ def test_inspecting_tells_geometry_signer_and_cost(kvnet: Kvnet, attentive: Path
     assert found["raw_nbytes"] == 6 * CHUNK_NBYTES
     assert found["file_nbytes"] == attentive.stat().st_size
     assert found["package"] is None
+    assert found["verified"] is False
     layers = found["layers"]
     assert [layer["layer_idx"] for layer in layers] == [0, 1, 2]
     assert 0 < layers[0]["key_nbytes"] < CHUNK_NBYTES
@@ -162,7 +164,8 @@ def test_inspecting_draws_each_layer(kvnet: Kvnet, attentive: Path) -> None:
         "zstd",
     ):
         assert fact in said.out
-    header, *layers = said.out.splitlines()[-4:]
+    header, *layers, blank, last = said.out.splitlines()[-6:]
+    assert (blank, last) == ("", f"contents not checked; `kvnet verify {attentive}` reads every byte")
     assert header.split()[:3] == ["layer", "keys", "values"]
     assert [line.split()[0] for line in layers] == ["0", "1", "2"]
     full, little = layers[1].count("█"), layers[0].count("█")
@@ -281,3 +284,17 @@ def test_files_are_looked_at_without_model_code(packed: Packed, tmp_path: Path) 
     )
     assert said.stderr.strip() == "[]"
     assert read_folder(tmp_path / "out") == packed.files
+
+
+@pytest.mark.parametrize("command", ["demo", "verify"])
+def test_a_machine_without_a_temporary_folder_is_told_what_to_set(
+    kvnet: Kvnet, packed: Packed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    arguments, code, status = {
+        "demo": ((), "operator", 3),
+        "verify": ((packed.zip,), "request_invalid", 4),
+    }[command]
+    said = kvnet(command, *arguments)
+    refused(said, code, status)
+    assert "TMPDIR" in said.err

@@ -32,7 +32,7 @@ PR_SET_CHILD_SUBREAPER = 36
 STATUS_FIELDS = {"node_id", "name", "grpc", "model", "pid", "version", "home", "mdns"}
 MEMORY_FIELDS = {
     *("id", "name", "tokens", "layers", "nbytes", "model", "origin", "created_at", "header"),
-    *("codec", "stored_nbytes"),
+    *("codec", "stored_nbytes", "signed_by", "tier", "needs_basis"),
 }
 SEND_FIELDS = {
     *("transfer_id", "memory", "peer", "chunks", "raw_bytes", "wire_bytes", "seconds", "tier"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import stat
 import tempfile
@@ -17,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvnet.errors import BadSignature, MalformedPackage, RequestError, StoreFull
-from kvnet.files.package import About, Package, is_package, reader, write_package
+from kvnet.files.package import About, Package, check_listing, is_package, reader, write_package
+from kvnet.identity.signing import SignedMessage
+from kvnet.types import canonical_json
 from tests.builders import SENDER, make_memory
 from tests.files.packages import (
     MEASURED,
@@ -99,11 +102,10 @@ def test_files_of_a_package_are_private(packed: Packed, form: str) -> None:
 
 
 def test_the_same_package_makes_the_same_zip(packed: Packed, tmp_path: Path) -> None:
-    with Package.open(packed.folder) as package:
-        package.to_zip(tmp_path / "again.zip")
-    with Package.open(packed.zip) as package:
-        package.to_zip(tmp_path / "and again.zip")
-    assert (tmp_path / "again.zip").read_bytes() == (tmp_path / "and again.zip").read_bytes()
+    alignments = {"to-other": tmp_path / "w.bin"}
+    parts = make_parts(tmp_path / "m.awkg", alignments=alignments)
+    write_package(tmp_path / "again.zip", parts, sign)
+    assert (tmp_path / "again.zip").read_bytes() == packed.zip.read_bytes()
 
 
 names = st.from_regex(r"[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,8}", fullmatch=True)
@@ -115,7 +117,9 @@ names = st.from_regex(r"[a-zA-Z0-9_-][a-zA-Z0-9._-]{0,8}", fullmatch=True)
     name=st.text(min_size=1, max_size=20),
     seq_len=st.integers(1, 40),
 )
-def test_folder_zip_folder_is_the_same_folder(alignments: dict[str, bytes], name: str, seq_len: int) -> None:
+def test_a_folder_and_an_unpacked_zip_hold_the_same_files(
+    alignments: dict[str, bytes], name: str, seq_len: int
+) -> None:
     folded = {key.casefold() for key in alignments}
     with tempfile.TemporaryDirectory() as made:
         place = Path(made)
@@ -130,12 +134,13 @@ def test_folder_zip_folder_is_the_same_folder(alignments: dict[str, bytes], name
                 write_package(place / "one", parts, sign)
             return
         write_package(place / "one", parts, sign)
-        with Package.open(place / "one") as package:
-            package.to_zip(place / "two.zip")
+        write_package(place / "two.zip", parts, sign)
         with Package.open(place / "two.zip") as package:
             package.verify()
             package.unpack(place / "three")
-        assert read_folder(place / "three") == read_folder(place / "one")
+        with Package.open(place / "three") as package:
+            package.unpack(place / "four")
+        assert read_folder(place / "four") == read_folder(place / "three") == read_folder(place / "one")
 
 
 @BOTH
@@ -179,19 +184,9 @@ def test_an_altered_package_is_not_unpacked(packed: Packed, tmp_path: Path, form
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 
-def test_an_altered_package_is_not_zipped(packed: Packed, tmp_path: Path) -> None:
-    (packed.folder / "kv-cache.awkg").write_bytes(packed.files["kv-cache.awkg"][::-1])
-    with Package.open(packed.folder) as package, pytest.raises(BadSignature):
-        package.to_zip(tmp_path / "out.zip")
-    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
-
-
-@pytest.mark.parametrize(("method", "target"), [("unpack", "x.zip"), ("to_zip", "x")])
-def test_a_folder_is_not_named_like_a_zip_nor_a_zip_like_a_folder(
-    packed: Packed, tmp_path: Path, method: str, target: str
-) -> None:
-    with Package.open(packed.zip) as package, pytest.raises(RequestError, match="zip"):
-        getattr(package, method)(tmp_path / target)
+def test_a_folder_is_not_named_like_a_zip(packed: Packed, tmp_path: Path) -> None:
+    with Package.open(packed.zip) as package, pytest.raises(RequestError, match=r"ends in \.zip"):
+        package.unpack(tmp_path / "x.zip")
 
 
 def test_the_copy_of_a_zipped_memory_is_private_and_gone_afterwards(packed: Packed, temporary: Path) -> None:
@@ -215,6 +210,32 @@ def test_a_zipped_memory_that_was_altered_is_never_opened(
             with pytest.raises(BadSignature, match=r"kv-cache\.awkg"):
                 package.open_memory()
     assert list(temporary.iterdir()) == []
+
+
+def test_without_any_folder_for_a_copy_the_caller_is_told_what_to_set(
+    packed: Packed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(packed.folder / "missing"))
+    with Package.open(packed.zip) as package, pytest.raises(RequestError, match="TMPDIR"):
+        package.open_memory()
+
+
+def test_only_the_body_of_a_list_is_one(packed: Packed) -> None:
+    bodies: list[bytes] = []
+
+    def keep(body: bytes) -> SignedMessage:
+        bodies.append(body)
+        return sign(body)
+
+    write_package(packed.folder.with_name("again"), make_parts(packed.folder / "kv-cache.awkg"), keep)
+    (body,) = bodies
+    check_listing(body)
+    listed = json.loads(body)
+    unsorted, short, strange = listed[::-1], listed[1:], [*listed, {**listed[0], "path": "../x"}]
+    others = [b"", b"[]", b"hello", b"{}", b"null", b" " + body, body + b" ", body + b',"more":1', body[:-1]]
+    for other in (*others, *map(canonical_json, (unsorted, short, strange, [*listed, listed[0]]))):
+        with pytest.raises(MalformedPackage):
+            check_listing(other)
 
 
 def test_without_room_for_a_copy_the_disk_is_named(packed: Packed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given
 
 from kvnet.errors import BadSignature, RequestError, StoreFull
 from kvnet.files.reader import MemoryFile
-from kvnet.files.writer import MemoryFileWriter, write_memory_file
+from kvnet.files.writer import MemoryFileWriter, replacing, write_memory_file
 from kvnet.format.awkg import AwkgHeader, Metadata
 from kvnet.identity.seal import VerifiedHead, seal_head
 from kvnet.plan import plan_memory, raw_nbytes_range
@@ -116,6 +116,37 @@ def test_folder_that_cannot_be_written_is_the_callers_to_mend(small: SmallFile, 
         with pytest.raises(RequestError, match="cannot be written"):
             write_memory_file(path, small.sealed, small.wires)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.awkg"]
+
+
+def test_only_a_regular_file_is_ever_replaced(small: SmallFile, tmp_path: Path) -> None:
+    other = tmp_path / "other.awkg"
+    other.write_bytes(b"before")
+    (tmp_path / "link").symlink_to(other)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("link", "dangling", "pipe", "folder"):
+        before = (tmp_path / name).lstat()
+        with pytest.raises(RequestError, match=f"{name}: cannot be written, it is no regular file"):
+            write_memory_file(tmp_path / name, small.sealed, small.wires)
+        assert (tmp_path / name).lstat() == before
+    assert other.read_bytes() == b"before"
+    assert not list(tmp_path.glob(".kvnet-*"))
+
+
+def test_file_that_is_to_be_new_is_not_written_over_one_that_is_there_or_came_meanwhile(
+    small: SmallFile, tmp_path: Path
+) -> None:
+    with pytest.raises(RequestError, match="exists already"), replacing(small.path, only_new=True):
+        raise AssertionError("begun")
+    with (  # noqa: PT012
+        pytest.raises(RequestError, match="exists already"),
+        replacing(tmp_path / "new", only_new=True) as write,
+    ):
+        write(b"mine")
+        (tmp_path / "new").write_bytes(b"theirs")
+    assert (small.path.read_bytes(), (tmp_path / "new").read_bytes()) == (small.data, b"theirs")
+    assert not list(tmp_path.glob(".kvnet-*"))
 
 
 def test_disk_without_room_is_a_matter_of_capacity_and_leaves_nothing(

@@ -48,10 +48,11 @@ from tests.builders import (
 )
 
 MEMORY = make_memory()
+WIDE = make_geometry(num_kv_heads=64)
 AT = "2026-01-01T00:00:00Z"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Host:
     """What transfers and codings ask of a model host."""
 
@@ -133,6 +134,13 @@ async def listening(services: Services) -> AsyncIterator[Node]:
     port = await server.start(host="127.0.0.1", port=0)
     yield Node(services, transfers, f"127.0.0.1:{port}")
     await server.stop(0)
+
+
+def widen(*nodes: Node) -> None:
+    """Host a model of 256 channels, whose calibrations are of several pieces."""
+    for node in nodes:
+        host: Any = node.services.host
+        host.geometry = WIDE
 
 
 def add(node: Node, other: Node) -> None:

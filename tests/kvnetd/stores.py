@@ -7,7 +7,9 @@ from pathlib import Path
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.records import MemoryRecord
 from kvnetd.store.spool import IncomingTransfer, Spool, folder_name
+from kvnetd.store.upload import Upload
 
+from kvnet.types import NodeId
 from tests.builders import RECEIVER, SENDER, make_memory
 from tests.kvnetd.conftest import Arrival
 from tests.kvnetd.nodes import AT, making
@@ -21,6 +23,18 @@ def put(memories: MemoryStore, seed: int = 0, *, at: str = AT) -> MemoryRecord:
 def reopened(memories: MemoryStore) -> MemoryStore:
     """The same folder after a restart."""
     return MemoryStore(memories.root)
+
+
+def import_file(memories: MemoryStore, path: Path, *, own: str = RECEIVER.node_id) -> MemoryRecord:
+    """Take in an `.awkg` file as a caller of the node `own` would, in pieces that end anywhere."""
+    upload = Upload(memories.root)
+    try:
+        data = path.read_bytes()
+        for start in range(0, len(data), 777):
+            upload.write(data[start : start + 777])
+        return upload.finish(memories, upload.verify(), own=NodeId(own), stored_at=AT)
+    finally:
+        upload.discard()
 
 
 def begin(spool: Spool, arrival: Arrival) -> IncomingTransfer:

@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 from kvnetd.actions.ask import Question
-from kvnetd.actions.packages import MAX_LISTING_NBYTES, sign
+from kvnetd.actions.packages import sign
 from kvnetd.actions.remember import MAX_LEVEL, MAX_NAME_CHARS, MAX_WORDS_CHARS, Reading, remember
 from kvnetd.services import Services
 
 from kvnet import wire
-from kvnet.errors import MalformedMessage, RequestError
+from kvnet.errors import MalformedPackage, RequestError
 from kvnet.files.package import PACKAGE_TYPE
+from kvnet.files.package.names import REQUIRED_PATHS
 from kvnet.identity.signing import verify_message
+from kvnet.types import canonical_json
 from kvnet.v1 import control_pb2 as pb
 
 REQUESTS: list[tuple[type[Message], type[Any]]] = [(pb.RememberRequest, Reading), (pb.AskRequest, Question)]
@@ -56,8 +58,11 @@ async def test_bad_option_is_refused_before_the_model_reads(
             pass
 
 
-def test_list_of_files_is_signed_as_such_and_as_nothing_else(services: Services) -> None:
-    signed = sign(services, b"[]")
-    assert verify_message(signed, type_=PACKAGE_TYPE, signer=services.key.public).body == b"[]"
-    with pytest.raises(MalformedMessage, match="at most 1048576"):
-        sign(services, b" " * (MAX_LISTING_NBYTES + 1))
+def test_list_of_files_is_signed_as_such_and_nothing_else_is(services: Services) -> None:
+    files = [{"path": path, "sha256": "0" * 64, "size": 1} for path in sorted(REQUIRED_PATHS)]
+    body = canonical_json(files)
+    signed = sign(services, body)
+    assert verify_message(signed, type_=PACKAGE_TYPE, signer=services.key.public).body == body
+    for other in (b"", b"[]", b"{}", b"hello", body + b" ", b" " * ((1 << 20) + 1)):
+        with pytest.raises(MalformedPackage):
+            sign(services, other)

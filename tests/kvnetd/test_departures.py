@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+import threading
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from kvnetd.outgoing import OutboundTransfer
+from kvnetd.outgoing import OutboundTransfer, StoredParts, open_parts
 from kvnetd.services import Services
-from kvnetd.store.records import HEAD_FILE, SECTIONS_FILE, MemoryRecord
+from kvnetd.store.records import HEAD_FILE, SECTIONS_FILE, MemoryRecord, read_head
 from kvnetd.transfers import Transfers
 
 from kvnet.errors import (
@@ -30,7 +32,7 @@ from kvnet.types import Compression, MemoryId
 from tests.builders import SENDER, STRANGER, make_basis, make_memory
 from tests.kvnetd.nodes import MEMORY, events, making, offer, pull
 
-Prepare = Callable[..., OutboundTransfer]
+Prepare = Callable[..., Awaitable[OutboundTransfer]]
 
 
 @pytest.fixture
@@ -43,15 +45,15 @@ def prepare(services: Services, transfers: Transfers, record: MemoryRecord) -> P
     """The message to Alice that every test here sends, or the like."""
     peer = services.peers.find("alice")
 
-    def act(found: MemoryRecord = record, note: str = "", agent: str = "") -> OutboundTransfer:
-        return transfers.prepare(found, peer, note=note, agents=("", agent))
+    async def act(found: MemoryRecord = record, note: str = "", agent: str = "") -> OutboundTransfer:
+        return await transfers.prepare(found, peer, note=note, agents=("", agent))
 
     return act
 
 
 async def attempt(prepare: Prepare, failure: BaseException | None) -> str:
     """Send, end so; returns the transfer id."""
-    outbound = prepare()
+    outbound = await prepare()
     await outbound.close(failure)
     return outbound.session.offer.transfer_id
 
@@ -94,14 +96,14 @@ async def test_compact_memory_goes_out_with_the_pieces_of_its_basis(
 ) -> None:
     coding, basis = make_basis((1 << 20) + 5)
     services.bases.put(basis)
-    record = services.memories.put(make_memory(coding=coding), making(), services.key)
-    outbound = prepare(record)
+    record = services.memories.put(make_memory(coding=coding, num_kv_heads=64), making(), services.key)
+    outbound = await prepare(record)
     chunks = outbound.session.chunks
     assert outbound.session.offer.chunk_count == len(chunks) == 6 + 2
     pieces = [await outbound.payload(chunk) for chunk in chunks]
     assert b"".join(pieces[6:]) == basis
     assert [hashlib.sha256(piece).digest() for piece in pieces] == [chunk.wire_digest for chunk in chunks]
-    assert outbound.sealed_head == services.memories.seal_of(record)
+    assert outbound.sealed_head == read_head(services.memories.root / record.id).sealed
     await outbound.close(None)
 
 
@@ -110,12 +112,80 @@ async def test_compact_memory_whose_basis_is_gone_is_not_offered(
 ) -> None:
     record = services.memories.put(make_memory(coding=make_basis()[0]), making(), services.key)
     with pytest.raises(UnknownBasis, match="not here"):
-        prepare(record)
+        await prepare(record)
     with pytest.raises(UnknownBasis):
         await transfers.open_outbound(pull(record.id))
     assert events(services)[-1]["error"] == "unknown_basis"
     services.bases.put(make_basis()[1])
-    await prepare(record).close(None)
+    await (await prepare(record)).close(None)
+
+
+async def test_memory_that_is_written_anew_meanwhile_is_too_busy_and_not_damaged(
+    services: Services, transfers: Transfers, prepare: Prepare, record: MemoryRecord
+) -> None:
+    services.memories.put(MEMORY, making(Compression.NONE), services.key)
+    with pytest.raises(TooBusy, match="written anew meanwhile; try again"):
+        await prepare(record)
+    assert services.memories.damaged == {}
+    await (await prepare(services.memories.get(record.id))).close(None)
+    await (await transfers.open_outbound(pull(record.id))).close(None)
+
+
+@pytest.mark.parametrize("is_pull", [False, True])
+async def test_transfer_that_cannot_begin_gives_back_its_slot_and_its_file(
+    services: Services,
+    transfers: Transfers,
+    prepare: Prepare,
+    record: MemoryRecord,
+    monkeypatch: pytest.MonkeyPatch,
+    is_pull: bool,
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise TransferIncomplete("no session")
+
+    opened: list[StoredParts] = []
+
+    def keep(*args: Any) -> StoredParts:
+        opened.append(open_parts(*args))  # kept here, so that nothing closes it by chance
+        return opened[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kvnetd.outgoing.SenderSession", fail)
+        patched.setattr("kvnetd.departures.open_parts", keep)
+        with pytest.raises(TransferIncomplete):
+            await (transfers.open_outbound(pull(record.id)) if is_pull else prepare())
+    assert [parts.sections.closed for parts in opened] == [True]
+    assert [line["event"] for line in events(services)] == ["transfer.started", "transfer.failed"]
+    await (await prepare()).close(None)
+
+
+async def test_caller_that_leaves_while_a_memory_is_opened_leaves_no_file_open(
+    services: Services, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    opened: list[StoredParts] = []
+
+    def slow(*args: Any) -> StoredParts:
+        begun.set()
+        assert go_on.wait(30)
+        opened.append(open_parts(*args))
+        return opened[-1]
+
+    with monkeypatch.context() as patched:
+        patched.setattr("kvnetd.departures.open_parts", slow)
+        preparing = asyncio.ensure_future(prepare())
+        assert await asyncio.to_thread(begun.wait, 30)  # the event loop goes on while the disk is read
+        with pytest.raises(TooBusy, match="already on its way"):
+            await prepare()
+        preparing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await preparing
+        go_on.set()
+        await services.in_pool(lambda: None)
+    async with asyncio.timeout(10):
+        while not opened[0].sections.closed:  # noqa: ASYNC110  # by the loop, once it hears of it
+            await asyncio.sleep(0.01)
+    await (await prepare()).close(None)
 
 
 async def test_memory_whose_head_is_damaged_is_not_offered(
@@ -123,7 +193,7 @@ async def test_memory_whose_head_is_damaged_is_not_offered(
 ) -> None:
     (services.memories.root / record.id / HEAD_FILE).write_bytes(b"AWKG")
     with pytest.raises(StateCorrupt, match=HEAD_FILE):
-        prepare()
+        await prepare()
 
 
 @pytest.mark.parametrize("ended", [None, PeerUnreachable("gone"), BadSignature("no")])
@@ -140,14 +210,14 @@ async def test_served_pull_never_uses_up_the_offer_of_a_message(
 
 
 async def test_same_message_twice_at_once_is_too_busy(prepare: Prepare) -> None:
-    first = prepare()
+    first = await prepare()
     with pytest.raises(TooBusy, match="already on its way to alice"):
-        prepare()
-    for other in (prepare(note="other"), prepare(agent="reader")):
+        await prepare()
+    for other in (await prepare(note="other"), await prepare(agent="reader")):
         assert other.session.offer.transfer_id != first.session.offer.transfer_id
         await other.close(None)
     await first.close(None)
-    await prepare().close(None)
+    await (await prepare()).close(None)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +269,7 @@ async def test_memory_made_again_with_other_sections_is_a_new_offer(
     services.memories.forget(record.id)
     again = services.memories.put(MEMORY, making(Compression.NONE), services.key)
     assert again.id == record.id
-    outbound = prepare(again)
+    outbound = await prepare(again)
     await outbound.close(PeerUnreachable("gone"))
     assert outbound.session.offer.transfer_id != first
     assert outbound.session.offer.receiver == SENDER.node_id

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from kvnetd import encoding
 from kvnetd.actions import packages
 from kvnetd.services import Services
+from kvnetd.store.memories import MemoryStore
 from kvnetd.store.records import SECTIONS_FILE, MemoryRecord
 
 from kvnet.codec.basis import Basis, LayerBasis
 from kvnet.codec.presets import PRESETS, preset_name
-from kvnet.errors import NotFinite, RequestError, UnknownBasis
+from kvnet.errors import NotFinite, RequestError, StateCorrupt, UnknownBasis, UnknownMemory
 from kvnet.model.cache import LayerKV
 from kvnet.model.memory import encode_memory, pack_memory, unpack_memory
-from kvnet.types import Compression, Kind, RawMemory, Scheme
+from kvnet.model.quality import Choice
+from kvnet.types import Compression, DType, Kind, RawMemory, Scheme
 from tests.builders import SENDER, make_fingerprint, make_geometry, make_memory
 from tests.kvnetd.nodes import events, making
 
@@ -182,6 +185,98 @@ async def test_numbers_that_are_none_are_not_coded(services: Services) -> None:
     with pytest.raises(NotFinite):
         await encoding.record_to_send(services, record, "int8")
     assert services.memories.all() == (record,)
+
+
+GOOD_CHOICE = {"preset": "int4", "bound": 0.1, "candidates": []}
+
+
+@pytest.mark.parametrize(
+    "noted",
+    [
+        5,
+        [],
+        {},
+        {"basis": ""},
+        {"basis": "", "choice": None},
+        {"basis": "", "choice": {"preset": "int4"}},
+        {"basis": "", "choice": {**GOOD_CHOICE, "surprise": 1}},
+        {"basis": "", "choice": {**GOOD_CHOICE, "preset": "int2"}},
+        {"basis": "sha256:" + "0" * 64, "choice": GOOD_CHOICE},
+    ],
+    ids=str,
+)
+async def test_odd_note_on_the_choice_of_auto_is_measured_again(
+    services: Services, monkeypatch: pytest.MonkeyPatch, noted: Any
+) -> None:
+    found = Choice("int8", 0.1, ())
+    monkeypatch.setattr(encoding, "choose_preset", lambda host, basis: found)
+    services.models.note(services.host.fingerprint.digest, auto=noted)
+    assert await encoding.chosen(services) == found
+    monkeypatch.setattr(encoding, "choose_preset", None)
+    assert await encoding.chosen(services) == found  # noted for good this time
+
+
+async def test_good_note_on_the_choice_of_auto_is_taken(services: Services) -> None:
+    noted = {"basis": "", "choice": GOOD_CHOICE}
+    services.models.note(services.host.fingerprint.digest, auto=noted)
+    assert await encoding.resolve(services, "auto") == "int4"
+
+
+@pytest.mark.parametrize("noted", [5, None, {}, "sha256:", "../x"], ids=str)
+async def test_odd_note_on_the_calibration_is_corrupt_state(
+    services: Services, record: MemoryRecord, noted: Any
+) -> None:
+    services.models.note(services.host.fingerprint.digest, basis=noted)
+    with pytest.raises(StateCorrupt, match="calibrate again"):
+        await encoding.record_to_send(services, record, "compact")
+
+
+async def test_calibration_is_read_and_parsed_once_for_many_questions(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bases = [make_full_basis(seed) for seed in (1, 2)]
+    codings = [replace(PRESETS["compact"].coding, basis=services.bases.put(basis.raw)) for basis in bases]
+    first = await encoding.basis_of(services, codings[0])
+    with monkeypatch.context() as patched:
+        patched.setattr(services.bases, "get", None)
+        assert await encoding.basis_of(services, codings[0]) is first
+    for coding, basis in zip(codings[::-1], bases[::-1], strict=True):
+        found = await encoding.basis_of(services, coding)
+        assert found is not None
+        assert found.digest == basis.digest
+
+
+async def test_encoding_of_a_memory_that_is_forgotten_meanwhile_is_not_kept(
+    services: Services, record: MemoryRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = encoding.encode_memory
+
+    def overtaken(*args: Any, **kwargs: Any) -> RawMemory:
+        services.memories.forget(record.id)
+        return encode(*args, **kwargs)
+
+    monkeypatch.setattr(encoding, "encode_memory", overtaken)
+    with pytest.raises(UnknownMemory, match="removed meanwhile"):
+        await encoding.record_to_send(services, record, "int8")
+    assert services.memories.all() == ()
+    assert list(services.memories.root.iterdir()) == []
+
+
+async def test_step_of_an_encoding_tells_another_dtype_and_the_heads_that_were_pruned(
+    services: Services, record: MemoryRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "prunable_heads", lambda attention, num_kv_heads: ((0, 1), (2, 0)))
+    encoded, notes = await encoding.encode(
+        services, MEMORY, record.notes, codec="int8", dtype=DType.FLOAT16, prune=True
+    )
+    assert notes.steps[-1].details == {
+        "codec": "int8",
+        "from": MEMORY.header.id,
+        "dtype": "float16",
+        "pruned_heads": [[0, 1], [2, 0]],
+    }
+    kept = services.memories.put(encoded, replace(making(), notes=notes), services.key)
+    assert MemoryStore(services.memories.root).get(kept.id) == kept
 
 
 async def test_lineage_tells_what_happened_and_measures_nothing_unasked(

@@ -20,7 +20,7 @@ from kvnet.transfer.sender import WireChunk
 from kvnet.types import Compression, Kind, RawMemory
 from tests.builders import INT8, make_basis, make_memory
 from tests.kvnetd.exchange import failure_at, pull_memory, send_memory
-from tests.kvnetd.nodes import MEMORY, Node, events
+from tests.kvnetd.nodes import MEMORY, Node, events, widen
 
 
 def exported(node: Node, memory: RawMemory) -> bytes:
@@ -50,7 +50,8 @@ async def test_memory_of_another_node_is_passed_on_under_its_makers_seal(alice: 
 
 async def test_basis_goes_with_the_first_compact_memory_and_not_with_the_next(alice: Node, bob: Node) -> None:
     coding, basis = make_basis((1 << 20) + 5)
-    first, second = make_memory(1, coding=coding), make_memory(2, coding=coding)
+    widen(alice, bob)
+    first, second = (make_memory(seed, coding=coding, num_kv_heads=64) for seed in (1, 2))
     alice.services.bases.put(basis)
     for memory in (first, second):
         alice.remember(memory)
@@ -68,7 +69,8 @@ async def test_compact_message_that_broke_off_in_its_basis_is_resumed(
     alice: Node, bob: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     coding, basis = make_basis((1 << 20) + 5)
-    memory = make_memory(coding=coding)
+    widen(alice, bob)
+    memory = make_memory(coding=coding, num_kv_heads=64)
     alice.services.bases.put(basis)
     alice.remember(memory)
     payload = OutboundTransfer.payload
@@ -94,7 +96,7 @@ async def test_compact_message_that_broke_off_in_its_basis_is_resumed(
 
 @pytest.mark.parametrize(
     ("limits", "missing"),
-    [({"schemes": ("raw",)}, "grouped"), ({"compressions": ("none", "zstd")}, "lz4")],
+    [({"schemes": ("raw",)}, "int8"), ({"compressions": ("none", "zstd")}, "lz4")],
 )
 async def test_memory_that_the_peer_does_not_decode_is_not_sent(
     alice: Node, bob: Node, monkeypatch: pytest.MonkeyPatch, limits: dict[str, Any], missing: str

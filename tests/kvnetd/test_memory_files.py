@@ -16,6 +16,7 @@ from kvnet.identity.seal import seal_head
 from kvnet.types import Compression, RawMemory
 from tests.builders import INT8, RECEIVER, SENDER, make_basis, make_head, make_memory, wire_chunks
 from tests.kvnetd.nodes import AT, making
+from tests.kvnetd.stores import import_file
 
 MEMORY = make_memory()
 MEMORIES = {
@@ -65,11 +66,11 @@ def test_file_goes_through_a_store_and_comes_out_byte_for_byte(
     memories: MemoryStore, elsewhere: MemoryStore, tmp_path: Path, memory: RawMemory
 ) -> None:
     path = written(tmp_path / "file", memory)
-    record = memories.import_file(path, own=RECEIVER.node_id, stored_at=AT)
+    record = import_file(memories, path)
     assert (record.id, record.origin, record.stored_at) == (memory.header.id, SENDER.node_id, AT)
     assert memories.load(record) == memory
     again = exported(memories, MemoryStore(memories.root).find(record.id), tmp_path / "again")
-    third = elsewhere.import_file(again, own=RECEIVER.node_id, stored_at=AT)
+    third = import_file(elsewhere, again)
     assert exported(elsewhere, third, tmp_path / "third").read_bytes() == path.read_bytes()
 
 
@@ -80,7 +81,7 @@ def test_altered_file_is_refused_and_leaves_nothing(memories: MemoryStore, tmp_p
     data[at] ^= 1
     path.write_bytes(data)
     with pytest.raises(KvnetError) as refused:
-        memories.import_file(path, own=RECEIVER.node_id, stored_at=AT)
+        import_file(memories, path)
     assert refused.value.code in ("malformed_file", "unsupported_format", "bad_signature")
     assert (list(memories.root.iterdir()), memories.all(), memories.damaged) == ([], (), {})
 
@@ -94,7 +95,7 @@ def test_file_whose_sections_were_altered_is_refused_and_leaves_nothing(
         data[at] ^= 0x80
         path.write_bytes(data)
         with pytest.raises(BadSignature):
-            memories.import_file(path, own=RECEIVER.node_id, stored_at=AT)
+            import_file(memories, path)
         data[at] ^= 0x80
     assert list(memories.root.iterdir()) == []
 
@@ -106,7 +107,7 @@ def test_file_of_other_contents_than_its_id_says_is_refused(memories: MemoryStor
     path = tmp_path / "file"
     write_memory_file(path, seal_head(SENDER, head), wire_chunks(MEMORY)[1])
     with pytest.raises(BadSignature, match="contentDigest"):
-        memories.import_file(path, own=RECEIVER.node_id, stored_at=AT)
+        import_file(memories, path)
     assert list(memories.root.iterdir()) == []
 
 
@@ -114,7 +115,7 @@ def test_file_cut_short_is_refused_and_leaves_nothing(memories: MemoryStore, tmp
     path = written(tmp_path / "file")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises((MalformedFile, BadSignature)):
-        memories.import_file(path, own=RECEIVER.node_id, stored_at=AT)
+        import_file(memories, path)
     assert list(memories.root.iterdir()) == []
 
 
@@ -124,7 +125,7 @@ def test_import_without_room_is_refused_and_leaves_nothing(
     path = written(tmp_path / "file")
     monkeypatch.setattr("kvnetd.store.disk.free_nbytes", lambda folder: 1)
     with pytest.raises(StoreFull, match="forget some"):
-        memories.import_file(path, own=RECEIVER.node_id, stored_at=AT)
+        import_file(memories, path)
     assert list(memories.root.iterdir()) == []
 
 
@@ -133,10 +134,10 @@ def test_imported_copy_gives_way_to_no_whole_one_and_replaces_a_damaged_one(
 ) -> None:
     path = written(tmp_path / "file")
     mine = memories.put(MEMORY, making(), RECEIVER)
-    assert memories.import_file(path, own=RECEIVER.node_id, stored_at=AT) is mine
+    assert import_file(memories, path) is mine
     sections = memories.root / mine.id / SECTIONS_FILE
     sections.write_bytes(bytes(sections.stat().st_size))
-    found = memories.import_file(path, own=RECEIVER.node_id, stored_at=AT)
+    found = import_file(memories, path)
     assert (found.id, found.origin, memories.damaged) == (mine.id, SENDER.node_id, {})
     assert memories.load(found) == MEMORY
 
@@ -188,7 +189,7 @@ def test_memory_of_another_node_keeps_its_makers_seal_whatever_is_made_here(
     memories: MemoryStore, tmp_path: Path
 ) -> None:
     path = written(tmp_path / "file")
-    record = memories.import_file(path, own=RECEIVER.node_id, stored_at=AT)
+    record = import_file(memories, path)
     assert memories.put(MEMORY, making(Compression.ZSTD, level=19), RECEIVER) is record
     assert exported(memories, record, tmp_path / "again").read_bytes() == path.read_bytes()
 
@@ -216,18 +217,16 @@ def test_file_that_this_node_signed_itself_comes_home(memories: MemoryStore, tmp
     made = memories.put(MEMORY, making(), RECEIVER)
     path = exported(memories, made, tmp_path / "file")
     memories.forget(made.id)
-    assert memories.import_file(path, own=RECEIVER.node_id, stored_at=AT).origin == ""
+    assert import_file(memories, path).origin == ""
     memories.forget(made.id)
-    assert memories.import_file(path, own=SENDER.node_id, stored_at=AT).origin == RECEIVER.node_id
+    assert import_file(memories, path, own=SENDER.node_id).origin == RECEIVER.node_id
 
 
 def test_encoding_that_came_from_elsewhere_is_a_memory_of_its_own(
     memories: MemoryStore, tmp_path: Path
 ) -> None:
     source = memories.put(MEMORY, making(), RECEIVER)
-    received = memories.import_file(
-        written(tmp_path / "file", MEMORIES["int8"]), own=RECEIVER.node_id, stored_at=AT
-    )
+    received = import_file(memories, written(tmp_path / "file", MEMORIES["int8"]))
     assert received.header.derived_from == source.id
     assert memories.encodings_of(source.id) == ()
     assert not memories.is_encoding(received)

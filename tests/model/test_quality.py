@@ -27,8 +27,10 @@ from kvnet.model.quality import (
     digest_probe,
     measure_quality,
     probe_of,
+    read_tokens,
 )
 from kvnet.model.reference.catalog import reference_basis
+from kvnet.types import RawMemory
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +47,13 @@ def basis(ref_a: ModelHost) -> Basis:
 
 def candidate(name: str, wire_nbytes: int, kl: float) -> Candidate:
     return Candidate(name, wire_nbytes, Quality(kl, 1.0, 9, "sha256:"))
+
+
+def measured(host: ModelHost, coded: RawMemory, plain: RawMemory) -> Quality:
+    """`measure_quality` where there is room to measure."""
+    found = measure_quality(host, coded, plain)
+    assert found is not None
+    return found
 
 
 MEASURED = (
@@ -81,10 +90,10 @@ def test_kl_is_that_of_the_distributions(positions: int, vocab_size: int, seed: 
 
 def test_memory_against_itself_loses_nothing_and_coarser_codings_lose_more(ref_a: ModelHost) -> None:
     plain = ref_a.capture("Anna's harbour is called Zor. The key of Ben is 71. Ben's color is blue.")
-    same = measure_quality(ref_a, plain, plain)
+    same = measured(ref_a, plain, plain)
     assert (same.kl, same.top1) == (0.0, 1.0)
     assert same.tokens_checked > 100
-    int8, int4 = (measure_quality(ref_a, encode_memory(plain, name), plain) for name in ("int8", "int4"))
+    int8, int4 = (measured(ref_a, encode_memory(plain, name), plain) for name in ("int8", "int4"))
     assert 0 < int8.kl < int4.kl
     assert int8.probe_digest == int4.probe_digest == same.probe_digest
 
@@ -95,7 +104,14 @@ def test_quality_of_a_memory_that_nearly_fills_the_context_checks_what_still_fit
     memory = host.capture(host.tokenizer.decode(token_ids[1:]))
     room = host.max_seq_len - memory.header.seq_len
     assert 0 < room < 40
-    assert measure_quality(host, encode_memory(memory, "int8"), memory).tokens_checked == room
+    assert measured(host, encode_memory(memory, "int8"), memory).tokens_checked == room
+
+
+def test_nothing_is_measured_of_a_memory_that_fills_the_context(host: ModelHost) -> None:
+    token_ids = host.tokenize_context("A memory of the sea: salt, rope, and the colour of rust. " * 40)
+    memory = read_tokens(host, token_ids[: host.max_seq_len])
+    assert memory.header.seq_len == host.max_seq_len
+    assert measure_quality(host, encode_memory(memory, "int8"), memory) is None
 
 
 def test_auto_on_ref_a_keeps_its_bound_and_says_what_it_measured(ref_a: ModelHost, basis: Basis) -> None:

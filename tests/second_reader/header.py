@@ -177,8 +177,10 @@ def check_coding(header: dict[str, Any]) -> None:
     channels = header["numKvHeads"] * header["headDim"]
     if channels > {"raw": channels, "grouped": 131072, "transform": 16384}[scheme]:
         raise Refused("malformed_file", f"{channels} channels are too many for a {scheme} coding")
-    if scheme == "transform" and not (digest(coding["basis"]) and coding["basisNbytes"] > 0):
-        raise Refused("malformed_file", "a transform without a basis")
+    layers, width = header["numLayers"], header["numKvHeads"] * header["headDim"]
+    most = min(1 << 30, 2 * layers * (width + 2 * width**2) * 4 + 65536 + 512 * 6 * layers)
+    if scheme == "transform" and not (digest(coding["basis"]) and 0 < coding["basisNbytes"] <= most):
+        raise Refused("malformed_file", "a transform without a basis, or with one that is too large")
     pruned = coding["prunedHeads"]
     if any(len(p) != 2 or p[0] >= header["numLayers"] or p[1] >= header["numKvHeads"] for p in pruned):
         raise Refused("malformed_file", "a pruned head that is not one")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from kvnet.api import MemoryInfo
 from kvnet.codec.presets import preset_name
+from kvnet.compat import decide_tier
+from kvnet.model.reference.catalog import reference_basis
+from kvnet.types import sha256_hex
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
 
@@ -16,7 +21,8 @@ async def list_memories(services: Services, *, encodings: bool = False) -> tuple
     names = await services.in_store(services.ledger.names)
     records = services.memories.all()
     shown = [r for r in records if encodings or r.id in names or not services.memories.is_encoding(r)]
-    whole = [_info(record, names.get(record.id, "")) for record in shown]
+    lacking = await _lacking_bases(services, shown)
+    whole = [_info(services, record, names.get(record.id, ""), lacking) for record in shown]
     damaged = dict(services.memories.damaged)
     listed = [info for info in whole if info.id not in damaged]
     return (*listed, *(_damaged(memory, names.get(memory, ""), why) for memory, why in damaged.items()))
@@ -31,7 +37,9 @@ async def find(services: Services, wanted: str) -> MemoryRecord:
 async def describe(services: Services, record: MemoryRecord) -> MemoryInfo:
     """A stored memory as callers see it."""
     names = await services.in_store(services.ledger.names)
-    return _info(record, names.get(record.id, ""), problem=services.memories.damaged.get(record.id, ""))
+    problem = services.memories.damaged.get(record.id, "")
+    lacking = await _lacking_bases(services, [record])
+    return _info(services, record, names.get(record.id, ""), lacking, problem=problem)
 
 
 async def forget(services: Services, wanted: str) -> MemoryInfo:
@@ -57,6 +65,20 @@ async def forget(services: Services, wanted: str) -> MemoryInfo:
     return info
 
 
+async def _lacking_bases(services: Services, records: Iterable[MemoryRecord]) -> frozenset[str]:
+    """Digests of calibrations that these memories were coded with and that this node does not have."""
+    wanted = {record.header.coding.basis for record in records} - {""}
+    if not wanted:
+        return frozenset()
+
+    def look() -> frozenset[str]:
+        packaged = reference_basis(services.host.name)
+        here = sha256_hex(packaged.read_bytes()) if packaged else ""
+        return frozenset(d for d in wanted if d != here and services.bases.get(d) is None)
+
+    return await services.in_pool(look)
+
+
 def _damaged(memory: str, name: str, why: str) -> MemoryInfo:
     return MemoryInfo(
         id=memory,
@@ -71,11 +93,17 @@ def _damaged(memory: str, name: str, why: str) -> MemoryInfo:
         header=None,
         codec="",
         stored_nbytes=0,
+        signed_by="",
+        tier="",
+        needs_basis="",
     )
 
 
-def _info(record: MemoryRecord, name: str, *, problem: str = "") -> MemoryInfo:
-    header = record.header
+def _info(
+    services: Services, record: MemoryRecord, name: str, lacking: frozenset[str], *, problem: str = ""
+) -> MemoryInfo:
+    header, host = record.header, services.host
+    tier = decide_tier((header.fingerprint, header.geometry), (host.fingerprint, host.geometry))
     return MemoryInfo(
         id=record.id,
         name=name,
@@ -89,4 +117,7 @@ def _info(record: MemoryRecord, name: str, *, problem: str = "") -> MemoryInfo:
         header=header,
         codec=preset_name(header.coding),
         stored_nbytes=record.head.sections_nbytes,
+        signed_by=record.head.signed_by,
+        tier=tier.value,
+        needs_basis=header.coding.basis if header.coding.basis in lacking else "",
     )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from kvnet.errors import MalformedMessage
 from kvnet.files.documents import Measurement, ProcessingStep, SourceInput
 from kvnet.files.lineage import Lineage
-from kvnet.files.package import PACKAGE_TYPE
+from kvnet.files.package import PACKAGE_TYPE, check_listing
 from kvnet.identity.signing import SignedMessage, sign_message
 from kvnet.model.quality import measure_quality
 from kvnet.types import MemoryId
@@ -16,7 +15,11 @@ from kvnetd.actions.memories import find
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord, Step
 
-MAX_LISTING_NBYTES = 1 << 20
+
+async def coded(services: Services, wanted: str, codec: str) -> MemoryRecord:
+    """A memory as it lies here, or encoded as it would be to be sent with a codec that is named."""
+    record = await find(services, wanted)
+    return await encoding.record_to_send(services, record, codec) if codec else record
 
 
 async def lineage(services: Services, wanted: str, *, measured: bool) -> Lineage:
@@ -29,20 +32,23 @@ async def lineage(services: Services, wanted: str, *, measured: bool) -> Lineage
         hash=notes.text_digest,
         token_count=record.header.seq_len,
     )
+    measurements = await _measurements(services, record) if measured else ()
     return Lineage(
         creation_method="received" if record.origin else "direct-extraction",
         created_by=record.head.created_by,
         created_at=_now(),
         source_inputs=(text,) if notes.text_digest else (),
-        processing_steps=tuple(_told(step) for step in notes.steps),
-        measurements=await _measurements(services, record) if measured else (),
+        processing_steps=(*map(_told, notes.steps), *(_assessed(services, found) for found in measurements)),
+        measurements=measurements,
     )
 
 
 def sign(services: Services, body: bytes) -> SignedMessage:
-    """This node's signature under a package's list of files, and under nothing else."""
-    if len(body) > MAX_LISTING_NBYTES:
-        raise MalformedMessage(f"package: a list of {len(body)} bytes, at most {MAX_LISTING_NBYTES}")
+    """This node's signature under a package's list of files, and under nothing else.
+
+    Raises MalformedPackage for other bytes.
+    """
+    check_listing(body)
     return sign_message(services.key, PACKAGE_TYPE, body)
 
 
@@ -56,6 +62,8 @@ async def _measurements(services: Services, record: MemoryRecord) -> tuple[Measu
     found = await services.runner.run(
         measure_quality, services.host, coded, plain, basis=bases[0], plain_basis=bases[1]
     )
+    if found is None:
+        return ()
     return (
         Measurement(
             kl=found.kl,
@@ -66,6 +74,16 @@ async def _measurements(services: Services, record: MemoryRecord) -> tuple[Measu
             measured_at=_now(),
             measured_by=services.config.name,
         ),
+    )
+
+
+def _assessed(services: Services, found: Measurement) -> ProcessingStep:
+    return ProcessingStep(
+        step="quality-assessment",
+        timestamp=found.measured_at,
+        model=services.host.name,
+        model_hash=services.host.fingerprint.digest,
+        details={"kl": found.kl, "top1": found.top1, "against": found.against},
     )
 
 

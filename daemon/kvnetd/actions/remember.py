@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from kvnet.api import MemoryInfo, Progress
+from kvnet.codec.presets import AUTO, CODECS, PRESETS
 from kvnet.errors import RequestError
+from kvnet.format.compress import DEFAULT_LEVELS
 from kvnet.model.cache import LayerKV
 from kvnet.types import Compression, DType, RawMemory
 from kvnetd import encoding
 from kvnetd.actions.memories import describe
 from kvnetd.services import Services, utc_now
-from kvnetd.store.records import LocalNotes, MemoryRecord, Step
+from kvnetd.store.records import LocalNotes, Making, MemoryRecord, Step
 
 MAX_NAME_CHARS = 64
 MAX_WORDS_CHARS = 200
@@ -44,6 +46,9 @@ class Reading:
 async def remember(services: Services, reading: Reading) -> AsyncGenerator[Progress | MemoryInfo, None]:
     """Read a text into a memory; yields a Progress per layer and the MemoryInfo last."""
     _check(reading)
+    if reading.codec == AUTO:
+        reading = replace(reading, codec=await encoding.resolve(services, AUTO))
+    compression, level = _compression(services, reading)
     dtype = DType(reading.dtype) if reading.dtype else None
     with services.log.span("prefill", model=services.host.name) as span:
         memory: RawMemory | None = None
@@ -59,7 +64,8 @@ async def remember(services: Services, reading: Reading) -> AsyncGenerator[Progr
         memory, notes = await encoding.encode(
             services, memory, notes, codec=reading.codec, dtype=dtype, prune=reading.prune
         )
-        record = await _keep(services, memory, notes, reading)
+        making = encoding.new_making(services, notes, compression, level)
+        record = await _keep(services, memory, making, reading)
         span.add(memory=record.id, tokens=record.header.seq_len, raw_bytes=record.header.raw_nbytes)
     yield await describe(services, record)
 
@@ -97,22 +103,30 @@ async def _read(services: Services, reading: Reading) -> AsyncGenerator[Progress
             step.cancel()
 
 
-async def _keep(services: Services, memory: RawMemory, notes: LocalNotes, reading: Reading) -> MemoryRecord:
-    compression, level = encoding.compression_for(memory.header.coding, reading.codec)
-    if reading.compression:
-        compression, level = Compression[reading.compression.upper()], 0
-    elif not reading.codec:
-        compression, level = Compression[services.config.compression.upper()], 0
-    making = replace(
-        encoding.new_making(services, notes, compression, reading.level or level),
-        domain=reading.domain,
-        topic=reading.topic,
-        language_hint=reading.language,
-    )
+async def _keep(services: Services, memory: RawMemory, making: Making, reading: Reading) -> MemoryRecord:
+    making = replace(making, domain=reading.domain, topic=reading.topic, language_hint=reading.language)
     record = await services.in_store(services.memories.put, memory, making, services.key)
     if reading.name:
         await services.in_store(services.ledger.name, reading.name, record.id)
     return record
+
+
+def _compression(services: Services, reading: Reading) -> tuple[Compression, int]:
+    """How the chunks are compressed: as asked for, as suits the codec, or as the daemon is set.
+
+    Raises RequestError for a level where there is none to choose.
+    """
+    if reading.codec and not reading.compression:
+        preset = PRESETS[reading.codec]
+        compression, level = preset.compression, preset.level
+    else:
+        compression, level = Compression[(reading.compression or services.config.compression).upper()], 0
+    if reading.level and compression not in DEFAULT_LEVELS:
+        raise RequestError(
+            f"level {reading.level}: compression {compression.name.lower()} has none; "
+            f"ask for one of {', '.join(choice.name.lower() for choice in DEFAULT_LEVELS)}, or leave it out"
+        )
+    return compression, reading.level or level
 
 
 def _notes(services: Services, text: str, began_at: str, duration_s: float) -> LocalNotes:
@@ -139,7 +153,7 @@ def _check(reading: Reading) -> None:
             f"name {name!r:.80}: at most {MAX_NAME_CHARS} printable characters, not starting with mem_"
         )
     choices = {
-        "codec": ("", *encoding.CODECS),
+        "codec": ("", *CODECS),
         "dtype": ("", *(dtype.value for dtype in DType)),
         "compression": ("", *(choice.name.lower() for choice in Compression)),
     }

@@ -8,14 +8,14 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 
 from kvnet.api import LayerProgress, SendReport
-from kvnet.codec.presets import preset_name
+from kvnet.codec.presets import PRESETS, preset_name
 from kvnet.compat import require_tier
 from kvnet.errors import IncompatibleModel, KvnetError, PeerUnreachable, RequestError
 from kvnet.identity.peers import AddedPeer
 from kvnet.transfer.messages import MAX_NOTE_CHARS, Hello
 from kvnet.transport.client import HELLO_DEADLINE_S, PeerClient
 from kvnet.transport.sending import AckProgress, Sent
-from kvnet.types import MemoryId
+from kvnet.types import Coding, Compression, MemoryId, Scheme
 from kvnetd import encoding
 from kvnetd.actions.memories import find
 from kvnetd.outgoing import OutboundTransfer
@@ -39,15 +39,17 @@ async def send(
     hello, address, _ = await say_hello(services, peer)
     source = record.header
     require_tier((source.fingerprint, source.geometry), (hello.fingerprint, hello.geometry))
+    await _require_preset(services, record, codec, hello)
     record = await encoding.record_to_send(services, record, codec)
-    _require_decoder(record, hello)
+    used = {section.compression for section in record.head.sections}
+    _require_decoder(hello, record.header.coding, used)
     # One item a layer and one for the end: never more.
     progress: asyncio.Queue[LayerProgress | None] = asyncio.Queue(record.header.geometry.num_layers + 1)
 
     def on_progress(ack: AckProgress) -> None:
         progress.put_nowait(LayerProgress(ack.layer_idx, ack.chunks_done, ack.chunks_total, ack.wire_nbytes))
 
-    outbound = transfers.prepare(record, peer, note=note, agents=(agent, to_agent))
+    outbound = await transfers.prepare(record, peer, note=note, agents=(agent, to_agent))
     pushing = asyncio.create_task(_push(peer, address, outbound, on_progress))
     pushing.add_done_callback(lambda _: progress.put_nowait(None))
     failure: BaseException | None = None
@@ -98,18 +100,29 @@ async def say_hello(
     raise failure or PeerUnreachable(f"peer {peer.name}: no address to dial")
 
 
-def _require_decoder(record: MemoryRecord, hello: Hello) -> None:
-    """That the peer says it can decode what would be sent. Raises IncompatibleModel."""
-    scheme = record.header.coding.scheme
-    used = {section.compression.name.lower() for section in record.head.sections}
-    missing = (
-        [scheme] if scheme not in hello.limits.schemes else sorted(used - set(hello.limits.compressions))
-    )
-    if missing:
-        raise IncompatibleModel(
-            f"{hello.name}: does not decode {missing[0]}, "
-            f"only {', '.join((*hello.limits.schemes, *hello.limits.compressions))}; send with another codec"
-        )
+async def _require_preset(services: Services, record: MemoryRecord, codec: str, hello: Hello) -> None:
+    """`_require_decoder` of a coding that would have to be made first: before it is."""
+    is_coded = record.header.coding.scheme is not Scheme.RAW
+    if is_coded and codec in ("", preset_name(record.header.coding)):
+        return  # it travels as it lies here
+    preset = PRESETS[await encoding.resolve(services, codec or services.config.codec)]
+    if preset.name != "exact":
+        _require_decoder(hello, preset.coding, {preset.compression})
+
+
+def _require_decoder(hello: Hello, coding: Coding, used: set[Compression]) -> None:
+    """That the peer says it can decode what would be sent. Raises IncompatibleModel, in names of codecs."""
+    limits = hello.limits
+    names = {choice.name.lower() for choice in used}
+    if coding.scheme not in limits.schemes:
+        missing = preset_name(coding)
+        taken = [name for name, preset in PRESETS.items() if preset.coding.scheme in limits.schemes]
+    elif names - set(limits.compressions):
+        missing, taken = min(names - set(limits.compressions)), list(limits.compressions)
+    else:
+        return
+    only = ", ".join(taken) or "nothing"
+    raise IncompatibleModel(f"{hello.name}: does not decode {missing}, only {only}; send with another codec")
 
 
 async def _push(

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 from kvnet.errors import UnknownBasis
+from kvnet.types import sha256_hex
 from kvnetd.store.disk import full_disk_refused, require_room, write_durably
 
+RECENT_S = 600.0
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -20,17 +24,19 @@ class BasisStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._used_at: dict[str, float] = {}
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def get(self, digest: str) -> bytes | None:
         """The calibration with this digest, checked against it; None if it is not here."""
         path = self._path(digest)
+        self._used_at[digest] = time.monotonic()
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             return None
         if hashlib.sha256(data).hexdigest() != path.stem:
-            path.unlink()  # damaged: as good as not here, and it can be sent again
+            path.unlink(missing_ok=True)  # damaged: as good as not here, and it can be sent again
             return None
         return data
 
@@ -46,12 +52,25 @@ class BasisStore:
 
     def put(self, data: bytes) -> str:
         """Keep a calibration durably; returns its digest."""
-        digest = "sha256:" + hashlib.sha256(data).hexdigest()
+        digest = sha256_hex(data)
         if self.get(digest) is None:
             require_room(self.root, len(data), what="calibration")
             with full_disk_refused("calibration"):
                 write_durably(self._path(digest), data)
         return digest
+
+    def keep_only(self, digests: AbstractSet[str]) -> int:
+        """Remove every calibration but these, and what a crash left of one; returns how many files went."""
+        kept = {self._path(digest).name for digest in digests}
+        gone = [path for path in self.root.iterdir() if path.name not in kept]
+        for path in gone:
+            path.unlink(missing_ok=True)
+        return len(gone)
+
+    def recent(self) -> frozenset[str]:
+        """Calibrations used lately: a memory that will name one may be in the making."""
+        since = time.monotonic() - RECENT_S
+        return frozenset(digest for digest, at in list(self._used_at.items()) if at >= since)
 
     def _path(self, digest: str) -> Path:
         found = _DIGEST.fullmatch(digest)

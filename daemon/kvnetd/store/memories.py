@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from kvnet.errors import KvnetError, MalformedChunk, RequestError, StateCorrupt, UnknownMemory
-from kvnet.files.reader import MemoryFile
+from kvnet.errors import KvnetError, MalformedChunk, RequestError, StateCorrupt, TooBusy, UnknownMemory
 from kvnet.format.awkg import AwkgHeader, Metadata
 from kvnet.format.compress import effective_level
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.seal import VerifiedHead, seal_head, verify_head
 from kvnet.identity.signing import SignedMessage
-from kvnet.types import MemoryId, NodeId, RawMemory, canonical_json
-from kvnetd.store.disk import full_disk_refused, require_room, sync_folder, write_durably
+from kvnet.types import MemoryId, RawMemory, canonical_json
+from kvnetd.store.disk import full_disk_refused, require_room, write_durably
+from kvnetd.store.places import identity, put_in_place, restore, take_away
 from kvnetd.store.records import (
     HEAD_FILE,
     LOCAL_FILE,
@@ -44,6 +45,7 @@ class MemoryStore:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.damaged: dict[str, str] = {}
         self._records: dict[MemoryId, MemoryRecord] = {}
+        restore(root)
         for folder in sorted(root.iterdir()):
             self._scan(folder)
 
@@ -95,11 +97,17 @@ class MemoryStore:
         """Store a memory made here, under this node's seal.
 
         The same contents again are a success; they are written again only if they lie here damaged, or
-        made here with another compression.
+        made here with another compression. What is made in passing never takes the place of what was asked
+        for. Raises UnknownMemory where the memory that this was encoded from in passing is gone.
         """
+        in_passing = making.notes.in_passing
+        if in_passing and memory.header.derived_from not in self._records:
+            raise UnknownMemory(f"memory {memory.header.derived_from:.60}: was removed meanwhile")
         known = self._records.get(memory.header.id)
         if known is not None and self._is_as_wanted(known, making) and self._is_intact(known):
-            return known if making.notes.in_passing else self._asked_for(known)
+            return known if in_passing else self._asked_for(known)
+        if in_passing and self._was_asked_for(memory.header.id):
+            making = replace(making, notes=replace(making.notes, in_passing=False))
         require_room(self.root, sum(len(chunk) for chunk in memory.chunks), what="remember")
         folder = self.new_folder(memory.header.id)
         try:
@@ -142,7 +150,7 @@ class MemoryStore:
         known = self._records.get(head.header.memory.id)
         if known is not None and self._is_intact(known):
             shutil.rmtree(folder)
-            return known
+            return self._asked_for(known)
         return self._move_in(folder, head, notes)
 
     def new_folder(self, memory: MemoryId) -> Path:
@@ -152,58 +160,51 @@ class MemoryStore:
         folder.mkdir(mode=0o700)
         return folder
 
-    def import_file(self, path: Path, *, own: NodeId, stored_at: str) -> MemoryRecord:
-        """Take in an `.awkg` file, after everything in it was verified. Raises what MemoryFile does.
-
-        `own` is this node: a file that it signed itself comes home.
-        """
-        with MemoryFile.open(path) as file:
-            file.verify()
-            nbytes = file.header.sections_nbytes
-            require_room(self.root, nbytes, what="import")
-            folder = self.new_folder(file.memory_id)
-            try:
-                with full_disk_refused("import"), (folder / SECTIONS_FILE).open("wb") as out:
-                    for index in range(len(file.header.sections)):
-                        out.write(file.read(index))
-                signer = file.header.signed_by
-                notes = LocalNotes(origin="" if signer == own else signer, stored_at=stored_at)
-                return self.adopt(folder, file.head, notes)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-
     def export(self, record: MemoryRecord) -> Iterator[bytes]:
-        """The memory's `.awkg` file, a MiB at a time, every section checked. Raises StateCorrupt."""
-        sealed = self.seal_of(record)
-        yield sealed.body
-        with self.open_sections(record) as sections:
+        """The memory's `.awkg` file, a MiB at a time, every section checked.
+
+        Raises as `open_stored`, and StateCorrupt for a section that is damaged.
+        """
+        sealed, sections = self.open_stored(record)
+        with sections:
+            yield sealed.body
             for section in record.head.sections:
                 yield read_section(sections, section)
         yield sealed.signature
 
-    def seal_of(self, record: MemoryRecord) -> SignedMessage:
-        """The signed head of a memory, as its maker sealed it. Raises StateCorrupt."""
-        return read_head(self.root / record.id).sealed
+    def open_stored(self, record: MemoryRecord) -> tuple[SignedMessage, BinaryIO]:
+        """The sealed head of a memory and the file of the sections it tells of, never of two writings.
+
+        Reads of the file may come from any thread by `os.pread`. Raises UnknownMemory, StateCorrupt, and
+        TooBusy where the memory was replaced since `record` was looked up: that is no damage.
+        """
+        place = self.root / record.id
+        before = identity(place)
+        with ExitStack() as stack:
+            try:
+                sections = stack.enter_context(self._open_sections(record))
+                head = read_head(place)
+            except StateCorrupt:
+                if identity(place) == before:
+                    raise
+                raise self._replaced(record) from None
+            if identity(place) != before or head.header != record.head:
+                raise self._replaced(record)
+            stack.pop_all()
+        return head.sealed, sections
 
     def forget(self, memory: MemoryId) -> None:
         """Remove a memory from disk, damaged or not. Raises UnknownMemory."""
-        if not self._remove(memory):
+        was_there = take_away(self.root / memory)
+        self._records.pop(memory, None)  # after it is gone: a failure leaves the memory where it was
+        self.damaged.pop(memory, None)
+        if not was_there:
             raise UnknownMemory(f"memory {memory:.60}: was removed meanwhile")
-
-    def open_sections(self, record: MemoryRecord) -> BinaryIO:
-        """The file behind a memory's sections; reads may come from any thread by `os.pread`."""
-        try:
-            return (self.root / record.id / SECTIONS_FILE).open("rb")
-        except OSError as exc:
-            if not (self.root / record.id).exists():
-                raise UnknownMemory(f"memory {record.id}: was removed meanwhile") from exc
-            raise StateCorrupt(f"memory {record.id}: its sections cannot be read ({exc.strerror})") from exc
 
     def load(self, record: MemoryRecord) -> RawMemory:
         """Read a whole memory back, every digest checked. Raises StateCorrupt, and remembers that."""
         try:
-            with self.open_sections(record) as sections:
+            with self.open_stored(record)[1] as sections:
                 chunks = [
                     raw_section(record.header, section, read_section(sections, section))
                     for section in record.head.sections
@@ -225,10 +226,9 @@ class MemoryStore:
         write_durably(folder / HEAD_FILE, head.sealed.body)
         write_durably(folder / SIGNATURE_FILE, head.sealed.signature)
         write_durably(folder / LOCAL_FILE, canonical_json(notes.to_plain()))
-        self._remove(record.id)
-        folder.rename(self.root / record.id)
-        sync_folder(self.root)
+        put_in_place(folder, self.root / record.id)
         self._records[record.id] = record
+        self.damaged.pop(record.id, None)
         return record
 
     def _asked_for(self, record: MemoryRecord) -> MemoryRecord:
@@ -240,32 +240,33 @@ class MemoryStore:
         self._records[record.id] = wanted
         return wanted
 
-    def _remove(self, memory: MemoryId) -> bool:
-        gone = self.root / f".{memory}.gone"
-        there = True
+    def _open_sections(self, record: MemoryRecord) -> BinaryIO:
         try:
-            (self.root / memory).rename(gone)
-            sync_folder(self.root)  # what was forgotten must not come back after a power cut
-        except FileNotFoundError:
-            there = False
-        self._records.pop(memory, None)  # after the rename: a failed one leaves the memory where it was
-        self.damaged.pop(memory, None)
-        if not there:
-            return False
-        if gone.is_dir():
-            shutil.rmtree(gone)
-        else:
-            gone.unlink()  # a stray file, listed as damaged
-        return True
+            return (self.root / record.id / SECTIONS_FILE).open("rb")
+        except OSError as exc:
+            if not (self.root / record.id).exists():
+                raise UnknownMemory(f"memory {record.id}: was removed meanwhile") from exc
+            raise StateCorrupt(f"memory {record.id}: its sections cannot be read ({exc.strerror})") from exc
+
+    def _replaced(self, record: MemoryRecord) -> KvnetError:
+        if not (self.root / record.id).exists():
+            return UnknownMemory(f"memory {record.id}: was removed meanwhile")
+        return TooBusy(f"memory {record.id}: was written anew meanwhile; try again")
+
+    def _was_asked_for(self, memory: MemoryId) -> bool:
+        known = self._records.get(memory)
+        return memory in self.damaged if known is None else not known.notes.in_passing
 
     def _is_as_wanted(self, record: MemoryRecord, making: Making) -> bool:
+        if record.origin or making.notes.in_passing:
+            return True
         wanted = (making.compression, effective_level(making.compression, making.level))
-        return bool(record.origin) or (record.head.compression, record.head.compression_level) == wanted
+        return (record.head.compression, record.head.compression_level) == wanted
 
     def _is_intact(self, record: MemoryRecord) -> bool:
         """Whether every section is what was stored; keeps none of them in memory."""
         try:
-            with self.open_sections(record) as sections:
+            with self.open_stored(record)[1] as sections:
                 for section in record.head.sections:
                     read_section(sections, section)
         except KvnetError as exc:

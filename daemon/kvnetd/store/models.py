@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from kvnet.errors import KvnetError, StateCorrupt
 from kvnet.format import strict_json
 from kvnet.types import canonical_json
 from kvnetd.store.disk import write_durably
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class ModelNotes:
@@ -23,6 +26,17 @@ class ModelNotes:
         """The notes on a model; empty for one that is not known. Raises StateCorrupt."""
         notes = self._read().get(fingerprint_digest, {})
         return notes if isinstance(notes, dict) else {}
+
+    def basis(self, fingerprint_digest: str) -> str:
+        """The digest of the calibration that a model encodes with, or "". Raises StateCorrupt."""
+        found = self.get(fingerprint_digest).get("basis", "")
+        if not isinstance(found, str) or (found and not _DIGEST.fullmatch(found)):
+            raise StateCorrupt(f"{self._path}: the basis {found!r:.80} is no sha256 digest; calibrate again")
+        return found
+
+    def bases(self) -> frozenset[str]:
+        """The digest of every model's calibration. Raises StateCorrupt."""
+        return frozenset(filter(None, map(self.basis, self._read())))
 
     def note(self, fingerprint_digest: str, **notes: Any) -> None:
         """Add to the notes on a model; what was noted under a name before is replaced."""

@@ -37,16 +37,31 @@ def raw_section(memory: MemoryHeader, section: Section, wire: bytes | memoryview
     return decompress(wire, section.compression, section.raw_nbytes, itemsize=itemsize)
 
 
-def content_digest_of(memory: MemoryHeader, table: Iterable[Section], sections: BinaryIO) -> str:
-    """The content digest of what lies on disk, to be compared with the header's."""
-    digests = []
-    for section in table:
+class Contents:
+    """What all sections of a memory say together, as they go by in plan order, none of them kept."""
+
+    def __init__(self, memory: MemoryHeader) -> None:
+        self._memory = memory
+        self._checksum = hashlib.sha256()
+        self._raw_digests: list[bytes] = []
+
+    def add(self, section: Section, wire: bytes) -> None:
+        """The next section, its digest already checked. Raises MalformedChunk."""
+        self._checksum.update(wire)
         if section.compression is Compression.NONE:
-            digests.append(section.wire_digest)  # raw and wire bytes are the same
+            self._raw_digests.append(section.wire_digest)  # raw and wire bytes are the same
         else:
-            raw = raw_section(memory, section, read_section(sections, section))
-            digests.append(hashlib.sha256(raw).digest())
-    return content_digest(digests)
+            self._raw_digests.append(hashlib.sha256(raw_section(self._memory, section, wire)).digest())
+
+    @property
+    def checksum(self) -> str:
+        """Of the wire bytes, to be compared with the head's."""
+        return f"sha256:{self._checksum.hexdigest()}"
+
+    @property
+    def content_digest(self) -> str:
+        """Of the raw bytes, to be compared with the memory's."""
+        return content_digest(self._raw_digests)
 
 
 def write_sections(

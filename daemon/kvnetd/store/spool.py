@@ -26,8 +26,8 @@ from kvnet.types import Kind
 from kvnetd.store.bases import BasisStore
 from kvnetd.store.disk import full_disk_refused, require_room, sync_folder, write_durably
 from kvnetd.store.memories import MemoryStore
-from kvnetd.store.records import SECTIONS_FILE, LocalNotes, MemoryRecord
-from kvnetd.store.sections import content_digest_of, copy_bytes
+from kvnetd.store.records import SECTIONS_FILE, LocalNotes, MemoryRecord, Step
+from kvnetd.store.sections import Contents, copy_bytes, read_section
 
 SIGNATURE_NBYTES = 64
 _OFFSET = struct.Struct("<Q")
@@ -105,7 +105,8 @@ class IncomingTransfer:
             folder = memories.new_folder(head.header.memory.id)
             try:
                 self._lay_out(folder, head.header.sections)
-                notes = LocalNotes(origin=self._offer.sender, stored_at=stored_at)
+                received = Step("received", model="", model_hash="", at=stored_at, duration_s=0.0)
+                notes = LocalNotes(origin=self._offer.sender, stored_at=stored_at, steps=(received,))
                 record = memories.adopt(folder, head, notes)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -114,23 +115,23 @@ class IncomingTransfer:
         return record
 
     def _check_contents(self, head: VerifiedHead) -> None:
-        arrived = []
-        for section in head.header.sections:
-            held = self._held[section.key.index]
-            claimed = (section.compression, section.raw_nbytes, section.wire_nbytes, section.wire_digest)
-            envelope = held.envelope
-            came = (envelope.compression, envelope.raw_nbytes, envelope.wire_nbytes, envelope.wire_digest)
-            if claimed != came:
-                raise BadSignature(
-                    f"transfer {self._offer.transfer_id}: chunk {section.key.index} is not as its seal says"
-                )
-            arrived.append(replace(section, offset=held.offset))
-        memory = self._offer.memory
+        header, transfer_id = head.header, self._offer.transfer_id
+        contents = Contents(self._offer.memory)
         with (self._folder / SECTIONS_FILE).open("rb") as written:
-            if content_digest_of(memory, arrived, written) != memory.content_digest:
-                raise BadSignature(
-                    f"transfer {self._offer.transfer_id}: the contents are not the memory offered"
-                )
+            for section in header.sections:
+                held = self._held[section.key.index]
+                claimed = (section.compression, section.raw_nbytes, section.wire_nbytes, section.wire_digest)
+                envelope = held.envelope
+                came = (envelope.compression, envelope.raw_nbytes, envelope.wire_nbytes, envelope.wire_digest)
+                if claimed != came:
+                    index = section.key.index
+                    raise BadSignature(f"transfer {transfer_id}: chunk {index} is not as its seal says")
+                arrived = replace(section, offset=held.offset)
+                contents.add(arrived, read_section(written, arrived))
+        if contents.content_digest != self._offer.memory.content_digest:
+            raise BadSignature(f"transfer {transfer_id}: the contents are not the memory offered")
+        if contents.checksum != header.checksum:
+            raise BadSignature(f"transfer {transfer_id}: the checksum in its seal is not that of its chunks")
 
     def _take_basis(self) -> None:
         digest = self._offer.memory.coding.basis
@@ -241,12 +242,23 @@ class Spool:
                 gone += 1
         return gone
 
+    def bases(self) -> frozenset[str]:
+        """Digests of the calibrations that unfinished transfers need."""
+        offers = (_offer_in(folder) for folder in self.root.iterdir())
+        return frozenset(offer.memory.coding.basis for offer in offers if offer is not None)
+
 
 def _expires_at(folder: Path) -> int:
+    offer = _offer_in(folder)
+    # Half made, or damaged: nothing was acknowledged under it that could be resumed.
+    return 0 if offer is None else offer.expires_at
+
+
+def _offer_in(folder: Path) -> Offer | None:
     try:
-        return strict_json.decode(Offer, (folder / OFFER_FILE).read_bytes(), what="offer").expires_at
+        return strict_json.decode(Offer, (folder / OFFER_FILE).read_bytes(), what="offer")
     except (KvnetError, OSError):
-        return 0  # half made, or damaged: nothing was acknowledged under it that could be resumed
+        return None
 
 
 def _known_basis(offer: Offer, bases: BasisStore) -> dict[int, bytes]:

@@ -13,7 +13,7 @@ from kvnet import wire
 from kvnet.api import Calibration, ExportReport, MemoryInfo, PackReport
 from kvnet.client._async.connection import AsyncConnection
 from kvnet.client.connect import id_of, sign_package
-from kvnet.errors import RequestError
+from kvnet.errors import PeerError, RequestError
 from kvnet.files.lineage import Lineage, compose
 from kvnet.files.package import About, Package, PackageParts, is_package, write_package
 from kvnet.files.package.names import BASIS_PATH
@@ -29,11 +29,17 @@ _BLOCK_NBYTES = 1 << 20
 class AsyncFileCalls(AsyncConnection):
     """The part of AsyncNode that reads and writes files."""
 
-    async def export_memory(self, memory: str | MemoryInfo, path: str | Path) -> ExportReport:
-        """Write a memory's `.awkg` file: the bytes its maker signed, which anyone can verify."""
-        target = Path(path)
-        with replacing(target) as write:
-            async for event in self._stream(self._stub.Export, pb.ExportRequest(memory=id_of(memory))):
+    async def export_memory(
+        self, memory: str | MemoryInfo, path: str | Path, *, codec: str = ""
+    ) -> ExportReport:
+        """Write a memory's `.awkg` file, a new one: the bytes its maker signed, which anyone can verify.
+
+        With `codec`, one of `kvnet.codec.presets.CODECS`, it is encoded first, as it would be for sending:
+        another memory, with an id of its own.
+        """
+        target, request = Path(path), pb.ExportRequest(memory=id_of(memory), codec=codec)
+        with replacing(target, only_new=True) as write:
+            async for event in self._stream(self._stub.Export, request):
                 write(event.data)
         with MemoryFile.open(target) as file:
             return ExportReport(
@@ -41,18 +47,21 @@ class AsyncFileCalls(AsyncConnection):
                 path=str(target),
                 nbytes=file.head.file_nbytes,
                 signed_by=file.header.signed_by,
+                needs_basis=file.header.memory.coding.basis,
             )
 
     async def import_memory(self, path: str | Path) -> MemoryInfo:
         """Take in an `.awkg` file or a package; everything in it is verified first."""
         source = Path(path)
-        if not is_package(source):
-            return await self._import(source, iter(()))
-        with Package.open(source) as package:
-            package.verify()
-            has_basis = any(file.path == BASIS_PATH for file in package.files)
-            with package.open_memory() as file:
-                return await self._import(file.path, package.read(BASIS_PATH) if has_basis else iter(()))
+        with _told_of(source):
+            if not is_package(source):
+                with MemoryFile.open(source) as file:  # what is no memory is not even sent to the daemon
+                    return await self._import(file.path, iter(()))
+            with Package.open(source) as package:
+                package.verify()
+                has_basis = any(file.path == BASIS_PATH for file in package.files)
+                with package.open_memory() as file:
+                    return await self._import(file.path, package.read(BASIS_PATH) if has_basis else iter(()))
 
     async def pack(
         self,
@@ -66,13 +75,13 @@ class AsyncFileCalls(AsyncConnection):
         license: str = "",
         pricing: Mapping[str, Any] | None = None,
         quality: bool = True,
+        codec: str = "",
     ) -> PackReport:
         """Write a signed package: a folder, or a zip if `target` ends in `.zip`.
 
-        With `quality`, a lossy memory whose original is here is measured against it; nothing is invented.
+        With `codec` the memory is encoded first, as by `export_memory`. With `quality`, a lossy memory whose
+        original is here is measured against it; nothing is invented.
         """
-        wanted = pb.LineageRequest(memory=id_of(memory), quality=quality)
-        lineage = wire.from_wire(await self._call(self._stub.Lineage, wanted, deadline_s=None), Lineage)
         info = await self.show(memory)
         about = About(
             name=require_text(name, what="name") or info.name or info.id[:16],
@@ -84,8 +93,10 @@ class AsyncFileCalls(AsyncConnection):
         )
         with _workspace(Path(target)) as folder:
             memory_file, basis = folder / "memory.awkg", None
-            exported = await self.export_memory(memory, memory_file)
-            if info.header is not None and info.header.coding.basis:
+            exported = await self.export_memory(memory, memory_file, codec=codec)
+            wanted = pb.LineageRequest(memory=exported.memory, quality=quality)
+            lineage = wire.from_wire(await self._call(self._stub.Lineage, wanted, deadline_s=None), Lineage)
+            if exported.needs_basis:
                 basis = folder / "basis.safetensors"
                 await self._export_basis(exported.memory, basis)
             parts = PackageParts(memory_file, compose(memory_file, about, lineage), basis=basis)
@@ -132,10 +143,24 @@ class AsyncFileCalls(AsyncConnection):
 
 
 @contextmanager
+def _told_of(source: Path) -> Iterator[None]:
+    """What is wrong with a file is told with the name by which the caller knows it."""
+    try:
+        yield
+    except PeerError as error:
+        if f"{source}: " in error.message:
+            raise
+        said = error.message.removeprefix("memory file: ")
+        raise type(error)(f"{source}: {said}", details=error.details) from error
+
+
+@contextmanager
 def _workspace(target: Path) -> Iterator[Path]:
     """A private folder beside `target`, gone afterwards: on the same disk, which has to have room anyway."""
     try:
-        folder = tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=".kvnet-")
+        folder = tempfile.TemporaryDirectory(
+            dir=target.absolute().parent, prefix=".kvnet-", ignore_cleanup_errors=True
+        )
     except OSError as exc:
         raise RequestError(f"{target}: cannot be written ({exc.strerror}); choose another place") from exc
     with folder as name:

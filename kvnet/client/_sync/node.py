@@ -80,10 +80,10 @@ class Node(FileCalls):
     ) -> Generator[Progress | MemoryInfo, None, None]:
         """`remember`, yielding a Progress per layer and the memory last.
 
-        `codec` is kept losslessly if not given; `dtype` casts first. `compression`
-        and its `level` replace the codec's own. `attention` computes attention metadata; `prune` sets the
-        heads to zero that it shows as focused, which does damage (DESIGN: what is wrong in the seeds).
-        `domain`, `topic` and `language` are words for people.
+        `codec` is one of `kvnet.codec.presets.CODECS`, `exact` if not given; `dtype` casts first.
+        `compression` and its `level`, for zstd and split, replace the codec's own. `attention` computes
+        attention metadata; `prune` sets the heads to zero that it shows as focused, which does damage
+        (DESIGN: what is wrong in the seeds). `domain`, `topic` and `language` are words for people.
         """
         request = pb.RememberRequest(
             text=require_text(_text_of(text, file), what="text"),
@@ -117,8 +117,8 @@ class Node(FileCalls):
     def send(self, memory: str | MemoryInfo, to: str, *, note: str = "", codec: str = "") -> SendReport:
         """Send a memory to a peer, or to one agent there (`to="bob/reviewer"`).
 
-        `codec` is `exact`, `int8`, `k8v4`, `int4`, `int4-hadamard`, `compact` or `auto`; the daemon's setting
-        (`int8`) if not given. The report's `memory` is the id at the peer.
+        `codec` is one of `kvnet.codec.presets.CODECS`; the daemon's setting if not given. The report's
+        `memory` is the id at the peer.
         """
         with closing(self.send_stream(memory, to, note=note, codec=codec)) as steps:
             for step in steps:

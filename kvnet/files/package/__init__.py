@@ -1,7 +1,7 @@
 """Memory packages: a folder or a zip of a memory file and what is known of it (FORMAT.md §9)."""
 
 from kvnet.files.package.compose import About, compose_documents
-from kvnet.files.package.listing import PACKAGE_TYPE, PackageFile
+from kvnet.files.package.listing import PACKAGE_TYPE, PackageFile, check_listing
 from kvnet.files.package.reader import Package, is_package
 from kvnet.files.package.writer import PackageParts, write_package
 
@@ -11,6 +11,7 @@ __all__ = [
     "Package",
     "PackageFile",
     "PackageParts",
+    "check_listing",
     "compose_documents",
     "is_package",
     "write_package",

@@ -64,7 +64,29 @@ def decode_listing(encoded: bytes) -> Listing:
     Raises MalformedPackage and BadSignature. Source: FORMAT.md §9.
     """
     listing = decode_document(Listing, encoded, what=SIGNATURE_PATH)
-    paths = [file.path for file in listing.files]
+    _check_files(listing.files)
+    public, signature = _public_key(listing.signed_by), _signature(listing.signature)
+    signed = SignedMessage(PACKAGE_TYPE, _body(listing.files), public, signature)
+    verify_message(signed, type_=PACKAGE_TYPE, max_nbytes=MAX_DOCUMENT_NBYTES)
+    return listing
+
+
+def check_listing(body: bytes) -> None:
+    """Refuse what is not the body of a list that `decode_listing` would take: MalformedPackage."""
+    wrapped = b'{"files":' + body + b"}"
+    files = decode_document(_Body, wrapped, what=SIGNATURE_PATH).files
+    _check_files(files)
+    if _body(files) != body:
+        raise MalformedPackage(f"{SIGNATURE_PATH}: the list is not in canonical form (FORMAT.md §1)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Body:
+    files: tuple[PackageFile, ...]
+
+
+def _check_files(files: tuple[PackageFile, ...]) -> None:
+    paths = [file.path for file in files]
     check_paths(paths, what=SIGNATURE_PATH)
     if paths != sorted(paths):
         raise MalformedPackage(f"{SIGNATURE_PATH}: the paths are not in code-point order")
@@ -73,10 +95,6 @@ def decode_listing(encoded: bytes) -> Listing:
             raise MalformedPackage(
                 f"{SIGNATURE_PATH}: {path} is {'' if path in paths else 'not '}in the list"
             )
-    public, signature = _public_key(listing.signed_by), _signature(listing.signature)
-    signed = SignedMessage(PACKAGE_TYPE, _body(listing.files), public, signature)
-    verify_message(signed, type_=PACKAGE_TYPE, max_nbytes=MAX_DOCUMENT_NBYTES)
-    return listing
 
 
 def _body(files: tuple[PackageFile, ...]) -> bytes:

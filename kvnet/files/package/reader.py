@@ -178,28 +178,16 @@ class Package:
         if is_zip_target(target):
             raise RequestError(f"{target}: ends in .zip, wanted the name of a folder")
         with stage(target) as (staging, staged):
-            self._copy(staging.add)
+            for file in self.files:
+                staging.add(file.path, file.size, _verified(self._container, file))
+            signature = _read_small(self._container, SIGNATURE_PATH)
+            staging.add(SIGNATURE_PATH, len(signature), [signature])
             with Package.open(staged) as copy:
                 copy.verify(on_progress)
 
-    def to_zip(self, target: Path | str, on_progress: OnProgress | None = None) -> None:
-        """Write the package, verified first, to a new file whose name ends in .zip. Raises as `unpack`."""
-        target = Path(target)
-        if not is_zip_target(target):
-            raise RequestError(f"{target}: wanted a name that ends in .zip")
-        self.verify(on_progress)
-        with stage(target) as (staging, _):
-            self._copy(staging.add)
-
-    def _copy(self, add: Callable[[str, int, Iterator[bytes]], None]) -> None:
-        for file in self.files:
-            add(file.path, file.size, _verified(self._container, file))
-        signature = _read_small(self._container, SIGNATURE_PATH)
-        add(SIGNATURE_PATH, len(signature), iter([signature]))
-
     def _extract_memory(self) -> Path:
         file = self._by_path[MEMORY_PATH]
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="kvnet-")))
+        folder = Path(self._stack.enter_context(_temporary_folder()))
         free_nbytes = shutil.disk_usage(folder).free
         if free_nbytes < file.size + _SPARE_DISK_NBYTES:
             raise StoreFull(
@@ -216,6 +204,15 @@ class Package:
             ) from exc
         self._memory_path = path  # only now: what broke off or differs is never opened
         return path
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="kvnet-", ignore_cleanup_errors=True)
+    except OSError as exc:
+        raise RequestError(
+            f"no folder takes temporary files ({exc.strerror}); set TMPDIR to one, or unpack the package"
+        ) from exc
 
 
 def is_package(path: Path) -> bool:
