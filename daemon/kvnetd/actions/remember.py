@@ -7,6 +7,7 @@ import hashlib
 import threading
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -53,11 +54,13 @@ async def remember(services: Services, reading: Reading) -> AsyncGenerator[Progr
     with services.log.span("prefill", model=services.host.name) as span:
         memory: RawMemory | None = None
         began, began_at = time.perf_counter(), utc_now()
-        async for step in _read(services, reading):
-            if isinstance(step, RawMemory):
-                memory = step
-            else:
-                yield step
+        # Closed at once, not when it is collected: a caller that leaves ends the reading.
+        async with aclosing(_read(services, reading)) as steps:
+            async for step in steps:
+                if isinstance(step, RawMemory):
+                    memory = step
+                else:
+                    yield step
         if memory is None:
             raise AssertionError("the reading ended without a memory")
         notes = _notes(services, reading.text, began_at, time.perf_counter() - began)
