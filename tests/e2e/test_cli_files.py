@@ -158,6 +158,10 @@ def test_importing_tells_who_signed_it(pair: Pair, honest: Path, run: Kvnet, ram
     shown = prints(run(pair.bob.home.root, "mem", "import", str(honest)))
     assert f"signed by {signer}, the peer alice" in shown
     assert "cannot use it" not in shown
+    with rambler.node() as node:
+        for peer in node.peers():  # other tests introduce them
+            if peer.added and peer.node_id == pair.alice.node_id:
+                node.remove_peer(peer.node_id)
     assert f"signed by {signer}, no peer of this node" in prints(
         run(rambler.home.root, "mem", "import", str(honest))
     )

@@ -180,7 +180,7 @@ def test_a_package_of_a_lossy_memory_tells_what_was_measured_and_how_it_was_made
         assert 0 <= measured.kl < 0.1
         assert 0.9 <= measured.top1 <= 1
         steps = [step.step for step in package.provenance.processing_steps]
-        assert steps == ["inference", "cache-extraction", "encoding"]
+        assert steps == ["inference", "cache-extraction", "encoding", "quality-assessment"]
         assert package.provenance.creation_method == "direct-extraction"
         (text,) = package.provenance.source_inputs
         assert text.token_count == source.tokens
