@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -35,7 +34,7 @@ from kvnet.types import (
     Scheme,
     sha256_hex,
 )
-from kvnetd.services import Services, utc_now
+from kvnetd.services import Services, utc_now, utc_seconds
 from kvnetd.store.bases import BasisStore
 from kvnetd.store.records import LocalNotes, Making, MemoryRecord, Step
 
@@ -98,17 +97,24 @@ def _details(preset: str, source: MemoryHeader, encoded: MemoryHeader) -> dict[s
     return details
 
 
-async def record_to_send(services: Services, record: MemoryRecord, codec: str) -> MemoryRecord:
-    """The memory in the coding that shall travel: `record` itself, or another one of the same memory.
+async def preset_to_send(services: Services, record: MemoryRecord, codec: str) -> str | None:
+    """The preset that a memory has to be encoded with to be sent; None where it travels as it lies here.
 
-    What is coded already stays as it is unless another coding is asked for by name.
+    What is coded already stays as it is unless another coding is asked for by name, and `exact` is what
+    lies here: nothing is lost, and nothing is written twice.
     """
     is_coded = record.header.coding.scheme is not Scheme.RAW
     if is_coded and codec in ("", preset_name(record.header.coding)):
-        return record
+        return None
     preset = await resolve(services, codec or services.config.codec)
-    if preset == "exact":
-        return record  # as it lies here: nothing is lost, and nothing is written twice
+    return None if preset == "exact" else preset
+
+
+async def record_to_send(services: Services, record: MemoryRecord, codec: str) -> MemoryRecord:
+    """The memory in the coding that shall travel: `record` itself, or another one of the same memory."""
+    preset = await preset_to_send(services, record, codec)
+    if preset is None:
+        return record
     known = await _encoding_of(services, record, preset)
     if known is not None:
         return known
@@ -270,5 +276,4 @@ def compression_for(coding: Coding, preset: str) -> tuple[Compression, int]:
 
 def new_making(services: Services, notes: LocalNotes, compression: Compression, level: int) -> Making:
     """How something made here now is written down."""
-    created_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return Making(compression, level, services.config.name, created_at, notes)
+    return Making(compression, level, services.config.name, utc_seconds(), notes)

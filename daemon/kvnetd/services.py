@@ -90,6 +90,11 @@ def _translated(act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         raise StateCorrupt(f"the store cannot be used ({exc.strerror}: {exc.filename}); mend it") from exc
 
 
+def utc_seconds() -> str:
+    """The time as files state it: whole seconds (FORMAT.md §7.1)."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def utc_now() -> str:
     """The time as it is stored and shown, to the millisecond."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

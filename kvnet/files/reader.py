@@ -14,7 +14,7 @@ from typing import Self
 
 from kvnet.errors import BadSignature, MalformedChunk, MalformedFile, RequestError
 from kvnet.format.awkg import PRELUDE_NBYTES, SIGNATURE_NBYTES, AwkgHeader, read_prelude
-from kvnet.format.compress import decompress
+from kvnet.format.awkg.sections import unpack_section
 from kvnet.identity.seal import VerifiedHead, verify_head_bytes
 from kvnet.types import Compression, MemoryId, content_digest
 
@@ -110,9 +110,8 @@ class MemoryFile:
             raise BadSignature(f"{self.path}: its contentDigest is not that of its contents")
 
     def _decompress(self, index: int, wire: bytes) -> bytes | memoryview:
-        section, geometry = self.header.sections[index], self.header.memory.geometry
         try:
-            return decompress(wire, section.compression, section.raw_nbytes, itemsize=geometry.dtype.itemsize)
+            return unpack_section(self.header.memory, self.header.sections[index], wire)
         except MalformedChunk as exc:
             raise MalformedChunk(f"{self.path}: section {index}: {exc.message}") from exc
 

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
 
 from kvnet.errors import RequestError, StoreFull
+from kvnet.files.durable import sync_folder
 from kvnet.format.awkg import AwkgHeader, Metadata, SectionFacts, make_sections
-from kvnet.format.compress import compress, effective_level, suited_compression
+from kvnet.format.awkg.sections import pack_section
+from kvnet.format.compress import effective_level
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.seal import VerifiedHead, seal_head, verify_head
 from kvnet.identity.signing import SignedMessage
@@ -85,15 +87,13 @@ class MemoryFileWriter:
         allowed = raw_nbytes_range(self._memory, key)
         if len(raw) not in allowed:
             raise ValueError(f"chunk {key.index} has {len(raw)} bytes, allowed are {allowed}")
-        coding, itemsize = self._memory.coding, self._memory.geometry.dtype.itemsize
-        wanted = suited_compression(self._compression, coding, key.kind)
-        used, wire = compress(raw, wanted, level=self._level, itemsize=itemsize)
-        digest = hashlib.sha256(wire).digest()
+        facts, wire = pack_section(self._memory, key, raw, wanted=self._compression, level=self._level)
         with _disk_errors(self._path):
             self._spool.write(wire)
         self._checksum.update(wire)
-        self._raw_digests.append(digest if used is Compression.NONE else hashlib.sha256(raw).digest())
-        self._facts.append(SectionFacts(used, len(wire), len(raw), digest))
+        stored = facts.compression is Compression.NONE  # then raw and wire bytes are the same
+        self._raw_digests.append(facts.wire_digest if stored else hashlib.sha256(raw).digest())
+        self._facts.append(facts)
 
     def finish(
         self,
@@ -159,7 +159,7 @@ def replacing(path: Path, *, only_new: bool = False) -> Iterator[Callable[[bytes
             os.fsync(out.fileno())
             _require_free(path, only_new=only_new)  # it may have come meanwhile
             fresh.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
 
 
 def _require_free(path: Path, *, only_new: bool) -> None:
@@ -173,14 +173,6 @@ def _require_free(path: Path, *, only_new: bool) -> None:
         raise RequestError(f"{path}: cannot be written, it is no regular file; choose another name")
     if only_new:
         raise RequestError(f"{path}: exists already, wanted a name that is free")
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from kvnet.files.documents import Measurement, ProcessingStep, SourceInput
 from kvnet.files.lineage import Lineage
 from kvnet.files.package import PACKAGE_TYPE, check_listing
@@ -12,7 +10,7 @@ from kvnet.model.quality import measure_quality
 from kvnet.types import MemoryId
 from kvnetd import encoding
 from kvnetd.actions.memories import find
-from kvnetd.services import Services
+from kvnetd.services import Services, utc_seconds
 from kvnetd.store.records import MemoryRecord, Step
 
 
@@ -36,7 +34,7 @@ async def lineage(services: Services, wanted: str, *, measured: bool) -> Lineage
     return Lineage(
         creation_method="received" if record.origin else "direct-extraction",
         created_by=record.head.created_by,
-        created_at=_now(),
+        created_at=utc_seconds(),
         source_inputs=(text,) if notes.text_digest else (),
         processing_steps=(*map(_told, notes.steps), *(_assessed(services, found) for found in measurements)),
         measurements=measurements,
@@ -71,7 +69,7 @@ async def _measurements(services: Services, record: MemoryRecord) -> tuple[Measu
             tokens_checked=found.tokens_checked,
             against=known.id,
             probe=found.probe_digest,
-            measured_at=_now(),
+            measured_at=utc_seconds(),
             measured_by=services.config.name,
         ),
     )
@@ -96,7 +94,3 @@ def _told(step: Step) -> ProcessingStep:
         duration_s=step.duration_s,
         details=step.details,
     )
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -15,7 +15,7 @@ from kvnet.identity.peers import AddedPeer
 from kvnet.transfer.messages import MAX_NOTE_CHARS, Hello
 from kvnet.transport.client import HELLO_DEADLINE_S, PeerClient
 from kvnet.transport.sending import AckProgress, Sent
-from kvnet.types import Coding, Compression, MemoryId, Scheme
+from kvnet.types import Coding, Compression, MemoryId
 from kvnetd import encoding
 from kvnetd.actions.memories import find
 from kvnetd.outgoing import OutboundTransfer
@@ -102,12 +102,9 @@ async def say_hello(
 
 async def _require_preset(services: Services, record: MemoryRecord, codec: str, hello: Hello) -> None:
     """`_require_decoder` of a coding that would have to be made first: before it is."""
-    is_coded = record.header.coding.scheme is not Scheme.RAW
-    if is_coded and codec in ("", preset_name(record.header.coding)):
-        return  # it travels as it lies here
-    preset = PRESETS[await encoding.resolve(services, codec or services.config.codec)]
-    if preset.name != "exact":
-        _require_decoder(hello, preset.coding, {preset.compression})
+    name = await encoding.preset_to_send(services, record, codec)
+    if name is not None:
+        _require_decoder(hello, PRESETS[name].coding, {PRESETS[name].compression})
 
 
 def _require_decoder(hello: Hello, coding: Coding, used: set[Compression]) -> None:

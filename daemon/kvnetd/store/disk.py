@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kvnet.errors import StoreFull
+from kvnet.files.durable import sync_folder
 
 RESERVE_NBYTES = 1 << 30
 RESERVE_SHARE = 0.10
@@ -52,12 +53,3 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(out.fileno())
     fresh.replace(path)
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from kvnet.errors import KvnetError, MalformedChunk, RequestError, StateCorrupt, TooBusy, UnknownMemory
 from kvnet.format.awkg import AwkgHeader, Metadata
+from kvnet.format.awkg.sections import unpack_section
 from kvnet.format.compress import effective_level
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.seal import VerifiedHead, seal_head, verify_head
@@ -34,7 +35,7 @@ from kvnetd.store.records import (
     read_head,
     read_record,
 )
-from kvnetd.store.sections import raw_section, read_section, write_sections
+from kvnetd.store.sections import read_section, write_sections
 
 
 class MemoryStore:
@@ -206,7 +207,7 @@ class MemoryStore:
         try:
             with self.open_stored(record)[1] as sections:
                 chunks = [
-                    raw_section(record.header, section, read_section(sections, section))
+                    unpack_section(record.header, section, read_section(sections, section))
                     for section in record.head.sections
                 ]
         except (StateCorrupt, MalformedChunk) as exc:

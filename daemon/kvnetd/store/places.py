@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from kvnetd.store.disk import sync_folder
+from kvnet.files.durable import sync_folder
 
 _OLD, _GONE = ".old", ".gone"
 

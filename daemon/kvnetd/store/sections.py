@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from kvnet.errors import StateCorrupt
 from kvnet.format.awkg import Section, SectionFacts, make_sections
-from kvnet.format.compress import compress, decompress, suited_compression
+from kvnet.format.awkg.sections import pack_section, unpack_section
 from kvnet.plan import plan_memory
 from kvnet.types import Compression, MemoryHeader, content_digest
 
@@ -31,12 +31,6 @@ def read_section(sections: BinaryIO, section: Section) -> bytes:
     return data
 
 
-def raw_section(memory: MemoryHeader, section: Section, wire: bytes | memoryview) -> bytes | memoryview:
-    """A section's raw bytes. Raises MalformedChunk."""
-    itemsize = memory.geometry.dtype.itemsize
-    return decompress(wire, section.compression, section.raw_nbytes, itemsize=itemsize)
-
-
 class Contents:
     """What all sections of a memory say together, as they go by in plan order, none of them kept."""
 
@@ -51,7 +45,7 @@ class Contents:
         if section.compression is Compression.NONE:
             self._raw_digests.append(section.wire_digest)  # raw and wire bytes are the same
         else:
-            self._raw_digests.append(hashlib.sha256(raw_section(self._memory, section, wire)).digest())
+            self._raw_digests.append(hashlib.sha256(unpack_section(self._memory, section, wire)).digest())
 
     @property
     def checksum(self) -> str:
@@ -77,11 +71,10 @@ def write_sections(
     checksum = hashlib.sha256()
     with path.open("wb") as out:
         for key, raw in zip(plan_memory(memory), chunks, strict=True):
-            suited = suited_compression(wanted, memory.coding, key.kind)
-            used, wire = compress(raw, suited, level=level, itemsize=memory.geometry.dtype.itemsize)
+            told, wire = pack_section(memory, key, raw, wanted=wanted, level=level)
             out.write(wire)
             checksum.update(wire)
-            facts.append(SectionFacts(used, len(wire), len(raw), hashlib.sha256(wire).digest()))
+            facts.append(told)
         out.flush()
         os.fsync(out.fileno())
     return make_sections(memory, facts), f"sha256:{checksum.hexdigest()}"

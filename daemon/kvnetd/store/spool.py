@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kvnet.errors import BadSignature, KvnetError
+from kvnet.files.durable import sync_folder
 from kvnet.format import strict_json
 from kvnet.format.awkg import Section
 from kvnet.format.envelope import ENVELOPE_NBYTES, Envelope
@@ -24,7 +25,7 @@ from kvnet.plan import count_chunks, plan_transfer
 from kvnet.transfer.messages import Offer
 from kvnet.types import Kind
 from kvnetd.store.bases import BasisStore
-from kvnetd.store.disk import full_disk_refused, require_room, sync_folder, write_durably
+from kvnetd.store.disk import full_disk_refused, require_room, write_durably
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.records import SECTIONS_FILE, LocalNotes, MemoryRecord, Step
 from kvnetd.store.sections import Contents, copy_bytes, read_section

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from kvnet.errors import RequestError, StoreFull
+from kvnet.files.durable import sync_folder
 
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -59,7 +60,7 @@ def stage(target: Path) -> Iterator[tuple[Staging, Path]]:
             staged.mkdir(mode=0o700)
             yield _FolderStaging(staged), staged
             for folder in (*(path for path in staged.iterdir() if path.is_dir()), staged):
-                _sync_folder(folder)
+                sync_folder(folder)
         _settle(staged, target, is_folder_there=is_folder_there)
     except OSError as exc:
         kind = StoreFull if exc.errno in _NO_ROOM else RequestError
@@ -116,22 +117,14 @@ def _settle(staged: Path, target: Path, *, is_folder_there: bool) -> None:
         # Folders first, so that the last file to appear is one without which there is no package.
         for path in sorted(staged.iterdir(), key=lambda path: (path.is_file(), path.name)):
             path.rename(target / path.name)
-        _sync_folder(target)
+        sync_folder(target)
     else:
         staged.rename(target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _unique() -> str:
     return secrets.token_hex(4)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _remove(staged: Path) -> None:
