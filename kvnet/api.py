@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kvnet.alignment import GateResult
 from kvnet.types import Fingerprint, Geometry, MemoryHeader
 
 
@@ -43,7 +44,7 @@ class MemoryInfo:
     """A memory in this node's store.
 
     `nbytes` is what its keys and values take once decoded, `stored_nbytes` what they take as they lie there.
-    `tier` says how it reaches the model that is hosted now; `refused`: not at all.
+    `tier` says how it reaches the model that is hosted now, by a map or a text if need be, or `refused`.
     """
 
     id: str
@@ -136,6 +137,56 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
+class AlignmentInfo:
+    """A map or a port on this node. Fields that only one of the two has are empty for the other."""
+
+    id: str
+    kind: str  # map or port
+    source: str  # a name for people, as is `receiver`
+    source_digest: str
+    receiver: str
+    receiver_digest: str
+    port: str  # id of the port that a map ends in, "" if it ends in the receiver's rows
+    rank: int  # coordinates of a port, or of that which a map ends in
+    method: str
+    pairing: str
+    layer_strategy: str
+    source_layers: tuple[int, ...]
+    num_sinks: int
+    window: tuple[int, ...]
+    closing: str
+    relative_lambda: float
+    corpus_digest: str
+    num_contexts: int
+    num_rows: int
+    created_at: str
+    nbytes: int
+    signed_by: str
+    packaged: bool  # came with kvnet
+    problem: str  # why it cannot be used, or ""
+    gate: GateResult | None  # None for a port
+
+
+@dataclass(frozen=True, slots=True)
+class AlignmentExport:
+    """A map or port written to a file."""
+
+    id: str
+    path: str
+    nbytes: int
+    signed_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedAlignment:
+    """What became of an alignment in a package: `id`, or "" and `problem` where it was not taken in."""
+
+    path: str
+    id: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class KvReport:
     """What was reused: `reused_tokens` positions came from the memory, the rest was computed here."""
 
@@ -145,6 +196,7 @@ class KvReport:
     fallback: str
     ttft_s: float
     codec: str  # how the memory was coded; "" without one
+    map: str  # id of the map it came through, or ""; several are joined by commas, as are codecs
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +208,38 @@ class Answer:
     tokens: int
     finish_reason: str
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A field in which a memory's model is not the other one."""
+
+    field: str
+    memory: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class MapSummary:
+    """A map that would be used, and what its gate measured."""
+
+    id: str
+    method: str
+    gate: GateResult
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """How a memory would reach a model, why so, and what would change that."""
+
+    memory: str
+    model: str
+    tier: str
+    policy: str
+    differences: tuple[Difference, ...]
+    map: MapSummary | None
+    has_text: bool
+    advice: str
 
 
 @dataclass(frozen=True, slots=True)

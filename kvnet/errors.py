@@ -109,6 +109,36 @@ class UnknownBasis(RequestError):
     code = "unknown_basis"
 
 
+class UnknownAlignment(RequestError):
+    """No map or port has this id, or none leads from one model to another."""
+
+    code = "unknown_alignment"
+
+
+class AlignmentRefused(RequestError):
+    """A map did not pass its gate, or the policy of the call forbids what is left."""
+
+    code = "alignment_refused"
+
+
+class TooFewSamples(RequestError):
+    """The calibration text is too short for what shall be fitted to it."""
+
+    code = "too_few_samples"
+
+
+class SingularStatistics(RequestError):
+    """The sums of a fit have no solution that can be trusted."""
+
+    code = "singular_statistics"
+
+
+class UnalignableTokens(RequestError):
+    """Two tokenizers cut the calibration text so that no slots can be paired."""
+
+    code = "unalignable_tokens"
+
+
 class TextTooLong(RequestError):
     """More tokens than the model's context holds."""
 

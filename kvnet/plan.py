@@ -9,7 +9,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final
 
-from kvnet.types import Coding, Geometry, KeySpace, Kind, MemoryHeader, Rope, Scheme
+from kvnet.rotary import check_rope
+from kvnet.types import Coding, Geometry, KeySpace, Kind, MemoryHeader, Scheme
 
 MAX_CHUNK_RAW_NBYTES: Final = 1 << 20
 MAX_IMPORTANT_TOKENS: Final = 16
@@ -21,13 +22,10 @@ _BASIS_HEADER_NBYTES: Final = 1 << 16  # room in a basis beside its numbers,
 _TENSOR_HEADER_NBYTES: Final = 512  # and more for the name and shape of each tensor
 MAX_SINK_TOKENS: Final = 64
 MAX_RECENT_TOKENS: Final = 1024
+PORT_TOKENS_PER_CHUNK: Final = 1000
+MAX_PORT_RANK: Final = 1024  # 1,000 tokens of so many codes, and their bitmap, are within a chunk
 SPARE_EXACT_SHARE: Final = 8  # of a transform-coded chunk, one token in eight may be kept exact
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
-# What FORMAT.md §8 reads of a rope's `extra`, by its type.
-_SCALING: Final = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
 _SCALE_NBYTES: Final = 2  # bfloat16
 _EXACT_ITEMSIZE: Final = 2
 
@@ -62,6 +60,12 @@ def plan_chunks(geometry: Geometry, seq_len: int, *, attention: bool = False) ->
 
 def plan_memory(header: MemoryHeader) -> tuple[ChunkKey, ...]:
     """The chunks of this memory: what its file holds, and its content digest covers."""
+    if header.coding.scheme is Scheme.PORT:
+        starts = range(0, header.seq_len, PORT_TOKENS_PER_CHUNK)
+        return tuple(
+            ChunkKey(i, 0, Kind.COORDINATES, start, min(header.seq_len, start + PORT_TOKENS_PER_CHUNK))
+            for i, start in enumerate(starts)
+        )
     return plan_chunks(header.geometry, header.seq_len, attention=header.attention_heads > 0)
 
 
@@ -79,6 +83,8 @@ def plan_transfer(header: MemoryHeader) -> tuple[ChunkKey, ...]:
 
 def count_chunks(header: MemoryHeader) -> int:
     """`len(plan_memory(header))` without building it: safe on a claim from a stranger."""
+    if header.coding.scheme is Scheme.PORT:
+        return -(-header.seq_len // PORT_TOKENS_PER_CHUNK)
     geometry = header.geometry
     parts = 2 * -(-header.seq_len // _tokens_per_chunk(geometry))
     return geometry.num_layers * (parts + (header.attention_heads > 0))
@@ -89,25 +95,39 @@ def count_transfer_chunks(header: MemoryHeader) -> int:
     return count_chunks(header) + -(-header.coding.basis_nbytes // MAX_CHUNK_RAW_NBYTES)
 
 
+def transfer_room_nbytes(header: MemoryHeader) -> int:
+    """The room a transfer needs: keys and values as they decode, or the most coordinates; and the basis."""
+    if header.coding.scheme is Scheme.PORT:
+        return _coordinates_bounds(header.seq_len)[1] + header.coding.basis_nbytes
+    return header.raw_nbytes + header.coding.basis_nbytes
+
+
 def decoded_nbytes(geometry: Geometry, key: ChunkKey) -> int:
     """Bytes of [num_kv_heads, stop - start, head_dim] in the geometry's dtype."""
     return (key.stop - key.start) * geometry.layer_token_nbytes
 
 
 def raw_nbytes_range(header: MemoryHeader, key: ChunkKey) -> range:
-    """How many raw bytes a chunk may have: one number, but for transform-coded chunks."""
+    """How many raw bytes a chunk may have: one number, but for transform- and port-coded chunks."""
     least, most = _bounds(header, key)
     return range(least, min(most, MAX_CHUNK_RAW_NBYTES) + 1)
 
 
 def check_coding(header: MemoryHeader) -> str:
     """What is wrong with a header's coding by FORMAT.md §8, or ""."""
-    check = {Scheme.RAW: _check_raw, Scheme.GROUPED: _check_grouped, Scheme.TRANSFORM: _check_transform}
+    check = {
+        Scheme.RAW: _check_raw,
+        Scheme.GROUPED: _check_grouped,
+        Scheme.TRANSFORM: _check_transform,
+        Scheme.PORT: _check_port,
+    }
     coding, geometry = header.coding, header.geometry
+    if coding.scheme is Scheme.PORT and (header.key_space is KeySpace.ROTATED or header.attention_heads):
+        return "coordinates of a port with rotated keys or attention metadata, which they cannot hold"
     return (
         check[coding.scheme](coding, geometry)
         or _check_pruned(coding, geometry)
-        or _check_rotation(header.key_space, coding, geometry.rope)
+        or _check_rotation(header.key_space, coding, geometry)
     )
 
 
@@ -143,6 +163,16 @@ def _check_transform(coding: Coding, geometry: Geometry) -> str:
     return ""
 
 
+def _check_port(coding: Coding, _: Geometry) -> str:
+    bits = coding.key_bits
+    plain = Coding(Scheme.PORT, bits, bits, basis=coding.basis, basis_nbytes=coding.basis_nbytes)
+    if coding != plain or bits not in (4, 8):
+        return "a port coding has 4 or 8 bits, for keys and values alike, its port, and no other parameters"
+    if not _DIGEST.fullmatch(coding.basis) or not 1 <= coding.basis_nbytes <= MAX_BASIS_NBYTES:
+        return f"a port of {coding.basis_nbytes} bytes, allowed are 1 to {MAX_BASIS_NBYTES}"
+    return ""
+
+
 def _full_basis_nbytes(geometry: Geometry) -> int:
     """No calibration of this geometry is larger: every component kept, and room for names and shapes."""
     channels = geometry.num_kv_heads * geometry.head_dim
@@ -151,24 +181,15 @@ def _full_basis_nbytes(geometry: Geometry) -> int:
     return 4 * numbers + _BASIS_HEADER_NBYTES + _TENSOR_HEADER_NBYTES * tensors
 
 
-def _check_rotation(key_space: KeySpace, coding: Coding, rope: Rope) -> str:
+def _check_rotation(key_space: KeySpace, coding: Coding, geometry: Geometry) -> str:
+    rope = geometry.rope
     if not 0 < rope.partial_rotary_factor <= 1:
         return f"a partial_rotary_factor of {rope.partial_rotary_factor}, allowed is more than 0 up to 1"
-    if key_space is KeySpace.ROTATED:
+    if key_space is KeySpace.ROTATED or coding.scheme is Scheme.PORT:  # a port turns by its own model's rope
         return ""
-    if coding.scheme is Scheme.RAW or not _is_turn(rope.rope_theta, least=1.0):
-        return "keys of content space, but nothing says how to turn them"
-    wrong = [name for name in _SCALING.get(rope.rope_type, ()) if not _is_turn(rope.extra.get(name))]
-    if wrong:
-        return f"rope {rope.rope_type} without a {wrong[0]} to turn keys by"
-    if rope.rope_type == "llama3" and rope.extra["low_freq_factor"] == rope.extra["high_freq_factor"]:
-        return "rope llama3 with one frequency factor for low and high"
-    return ""
-
-
-def _is_turn(value: object, *, least: float = 1e-6) -> bool:
-    """A number that angles may be computed with: no bool, and no quotient near it overflows."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= 1e12
+    if coding.scheme is Scheme.RAW:
+        return "keys of content space, which a raw coding does not hold"
+    return check_rope(rope, geometry.head_dim)
 
 
 def _check_pruned(coding: Coding, geometry: Geometry) -> str:
@@ -189,6 +210,8 @@ def _bounds(header: MemoryHeader, key: ChunkKey) -> tuple[int, int]:
     if key.kind is Kind.ATTENTION:
         nbytes = 16 + 4 * header.attention_heads + 4 * min(MAX_IMPORTANT_TOKENS, header.seq_len)
         return nbytes, nbytes
+    if key.kind is Kind.COORDINATES:
+        return _coordinates_bounds(num_tokens)
     if coding.scheme is Scheme.RAW:
         nbytes = decoded_nbytes(geometry, key)
         return nbytes, nbytes
@@ -199,6 +222,11 @@ def _bounds(header: MemoryHeader, key: ChunkKey) -> tuple[int, int]:
     num_exact = min(num_tokens, coding.sink_tokens + coding.recent_tokens + num_tokens // SPARE_EXACT_SHARE)
     exact = num_exact * (4 + _EXACT_ITEMSIZE * channels)
     return 4, 4 + exact + (num_tokens - num_exact) * channels
+
+
+def _coordinates_bounds(num_tokens: int) -> tuple[int, int]:
+    bitmap_nbytes = -(-num_tokens // 8)
+    return bitmap_nbytes, bitmap_nbytes + num_tokens * MAX_PORT_RANK
 
 
 def _grouped_nbytes(coding: Coding, kind: Kind, num_tokens: int, channels: int) -> int:

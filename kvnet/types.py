@@ -37,7 +37,8 @@ class Kind(IntEnum):
     KEY = 0
     VALUE = 1
     ATTENTION = 2
-    BASIS = 3  # a piece of the calibration that the receiver of a transform-coded memory lacks
+    BASIS = 3  # a piece of the calibration, or of the port, that a memory's receiver lacks
+    COORDINATES = 4  # which slots of a port-coded memory are sent, and their codes
 
 
 class Compression(IntEnum):
@@ -55,13 +56,15 @@ class Scheme(StrEnum):
     RAW = "raw"
     GROUPED = "grouped"
     TRANSFORM = "transform"
+    PORT = "port"  # coordinates in a receiver's port instead of keys and values
 
 
 @dataclass(frozen=True, slots=True)
 class Coding:
     """How keys and values became a chunk's raw bytes, before byte compression. Source: FORMAT.md §8.
 
-    RAW uses none of the fields but `pruned_heads`; GROUPED the first four; TRANSFORM the last four.
+    RAW uses none of the fields but `pruned_heads`; GROUPED the first four; TRANSFORM the last four;
+    PORT two equal numbers of bits, and as its basis the port.
     """
 
     scheme: Scheme = Scheme.RAW
@@ -71,7 +74,7 @@ class Coding:
     hadamard: bool = False
     sink_tokens: int = 0
     recent_tokens: int = 0
-    basis: str = ""  # sha256:<hex> of the calibration's bytes
+    basis: str = ""  # sha256:<hex> of the bytes of the calibration, or of the port
     basis_nbytes: int = 0
     pruned_heads: tuple[tuple[int, ...], ...] = ()  # [layer, KV head] pairs that were set to zero
 

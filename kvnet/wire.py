@@ -24,6 +24,7 @@ from kvnet.errors import (
     PeerUnreachable,
     RequestError,
     TextTooLong,
+    UnknownAlignment,
     UnknownMemory,
     UnknownPeer,
     error_from_code,
@@ -46,6 +47,7 @@ _MAX_MESSAGE_NBYTES = 2000
 _STATUS: tuple[tuple[type[KvnetError], grpc.StatusCode], ...] = (
     (UnknownMemory, grpc.StatusCode.NOT_FOUND),
     (UnknownPeer, grpc.StatusCode.NOT_FOUND),
+    (UnknownAlignment, grpc.StatusCode.NOT_FOUND),
     (PeerNotAdded, grpc.StatusCode.PERMISSION_DENIED),
     (AlreadyRunning, grpc.StatusCode.ALREADY_EXISTS),
     (CapacityError, grpc.StatusCode.RESOURCE_EXHAUSTED),

@@ -49,6 +49,7 @@ RECEIVER = NodeKey(b"\x02" * 32)
 STRANGER = NodeKey(b"\x03" * 32)
 RAW = Coding()
 INT8 = Coding(Scheme.GROUPED, key_bits=8, value_bits=8, group_size=8)
+MAP_ID = "map_" + "m" * 52  # what made the coordinates of the port-coded memories here
 
 
 def make_fingerprint(**changes: Any) -> Fingerprint:
@@ -109,6 +110,12 @@ def make_basis(nbytes: int = 300) -> tuple[Coding, bytes]:
     return coding, basis
 
 
+def make_port(nbytes: int = 300, *, bits: int = 8) -> tuple[Coding, bytes]:
+    """A port coding and the bytes of its port, which mean nothing."""
+    port = random.Random(-nbytes).randbytes(nbytes)
+    return Coding(Scheme.PORT, bits, bits, basis=sha256_hex(port), basis_nbytes=nbytes), port
+
+
 def wire_chunks(
     memory: RawMemory, wanted: Compression = Compression.LZ4
 ) -> tuple[tuple[WireChunk, ...], tuple[bytes, ...]]:
@@ -147,6 +154,7 @@ def make_head(
         created_by="alice",
         signed_by=key.node_id,
         metadata=Metadata("", "", "", None, memory.header.seq_len),
+        w_matrix_reference=MAP_ID if memory.header.coding.scheme is Scheme.PORT else "",
     )
     return verify_head(seal_head(key, header))
 

@@ -6,8 +6,19 @@ from typing import Any
 
 import pytest
 
-from kvnet.compat import decide_tier, differences, require_tier
-from kvnet.errors import IncompatibleModel
+from kvnet.compat import (
+    Policy,
+    Route,
+    advise,
+    decide_route,
+    decide_tier,
+    differences,
+    reach,
+    require_route,
+    require_tier,
+    weakest,
+)
+from kvnet.errors import AlignmentRefused, IncompatibleModel
 from kvnet.types import DType, Fingerprint, Geometry, Rope, Tier
 from tests.builders import make_fingerprint, make_geometry
 
@@ -66,3 +77,94 @@ def test_every_field_is_either_of_the_family_or_of_the_model() -> None:
 def test_digests_are_shortened_for_people() -> None:
     found = differences(changed(config_digest="sha256:" + "a" * 64), OURS)
     assert found["config_digest"][0] == "sha256:" + "a" * 12 + "…"
+
+
+USABLE = (Tier.EXACT, Tier.IDENTITY, Tier.MAPPED, Tier.MAPPED_TOKENS)
+OTHER = changed(architecture="OtherForCausalLM", num_layers=4)
+
+
+def test_map_to_another_model_makes_its_memory_mapped() -> None:
+    assert decide_tier(OTHER, OURS) is Tier.REFUSED
+    assert decide_tier(OTHER, OURS, has_map=True) is Tier.MAPPED
+
+
+def test_map_between_two_tokenizers_is_told_apart() -> None:
+    assert decide_tier(changed(tokenizer_digest="other"), OURS, has_map=True) is Tier.MAPPED_TOKENS
+
+
+def test_map_is_not_used_for_the_same_weights() -> None:
+    assert decide_tier(OURS, OURS, has_map=True) is Tier.EXACT
+    same_weights = changed(quantization="nf4", dtype=DType.BFLOAT16)
+    assert decide_tier(same_weights, OURS, has_map=True) is Tier.IDENTITY
+
+
+def test_map_between_two_trainings_of_one_architecture_is_used() -> None:
+    assert decide_tier(changed(weights_digest="other"), OURS, has_map=True) is Tier.MAPPED
+
+
+@pytest.mark.parametrize("has_text", [False, True])
+@pytest.mark.parametrize("policy", Policy)
+def test_own_memory_is_injected_whatever_the_policy(policy: Policy, has_text: bool) -> None:
+    assert decide_route(Tier.EXACT, policy=policy, has_text=has_text) is Route.INJECT
+
+
+ROUTES = {
+    (Policy.ALIGN, False): (Route.INJECT, Route.INJECT, Route.REFUSE),
+    (Policy.ALIGN, True): (Route.INJECT, Route.INJECT, Route.TEXT),
+    (Policy.TEXT, False): (Route.INJECT, Route.INJECT, Route.REFUSE),
+    (Policy.TEXT, True): (Route.TEXT, Route.TEXT, Route.TEXT),
+    (Policy.ERROR, False): (Route.INJECT, Route.REFUSE, Route.REFUSE),
+    (Policy.ERROR, True): (Route.INJECT, Route.REFUSE, Route.REFUSE),
+}
+
+
+@pytest.mark.parametrize(("policy", "has_text"), ROUTES)
+def test_policy_decides_among_map_and_text(policy: Policy, has_text: bool) -> None:
+    identity, mapped, refused = ROUTES[policy, has_text]
+    assert decide_route(Tier.IDENTITY, policy=policy, has_text=has_text) is identity
+    for tier in (Tier.MAPPED, Tier.MAPPED_TOKENS):
+        assert decide_route(tier, policy=policy, has_text=has_text) is mapped
+    assert decide_route(Tier.REFUSED, policy=policy, has_text=has_text) is refused
+
+
+def test_reach_is_the_tier_that_the_route_leads_to() -> None:
+    assert [reach(tier) for tier in USABLE] == list(USABLE)
+    assert reach(Tier.MAPPED, policy=Policy.TEXT, has_text=True) is Tier.TEXT
+    assert reach(Tier.MAPPED, policy=Policy.ERROR) is Tier.REFUSED
+    assert reach(Tier.REFUSED, has_text=True) is Tier.TEXT
+
+
+def test_memory_that_only_has_a_text_is_of_the_tier_text() -> None:
+    assert require_tier(OTHER, OURS, has_text=True) is Tier.TEXT
+    assert require_tier(OTHER, OURS, has_text=True, has_map=True) is Tier.MAPPED
+    assert require_tier(OURS, OURS, has_text=True) is Tier.EXACT
+
+
+def test_refusal_names_the_fields_and_what_would_change_it() -> None:
+    with pytest.raises(IncompatibleModel) as refused:
+        require_route(OTHER, OURS, Tier.REFUSED)
+    assert refused.value.details == differences(OTHER, OURS)
+    assert "num_layers 4 (needs 3)" in refused.value.message
+    assert "kvnet align fit --peer" in refused.value.message
+    assert "--with-text" in refused.value.message
+
+
+@pytest.mark.parametrize("tier", [Tier.MAPPED, Tier.REFUSED])
+def test_refusal_by_policy_is_told_as_one(tier: Tier) -> None:
+    with pytest.raises(AlignmentRefused, match="the policy `error` takes neither maps nor texts") as refused:
+        require_route(OTHER, OURS, tier, policy=Policy.ERROR, has_text=True)
+    assert refused.value.details == differences(OTHER, OURS)
+
+
+def test_advice_names_the_peer_to_fit_a_map_with() -> None:
+    for tier in (Tier.IDENTITY, Tier.TEXT, Tier.REFUSED):
+        assert "`kvnet align fit --peer alice`" in advise(tier, peer="alice")
+    assert "align fit" not in advise(Tier.EXACT, peer="alice")
+    assert len({advise(tier) for tier in (*USABLE, Tier.TEXT, Tier.REFUSED)}) == 5
+
+
+def test_answer_is_of_the_weakest_tier_that_went_into_it() -> None:
+    assert weakest([]) is Tier.NONE
+    assert weakest([Tier.EXACT]) is Tier.EXACT
+    assert weakest([Tier.MAPPED_TOKENS, Tier.EXACT, Tier.MAPPED]) is Tier.MAPPED_TOKENS
+    assert weakest([Tier.IDENTITY, Tier.EXACT]) is Tier.IDENTITY

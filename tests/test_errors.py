@@ -46,6 +46,8 @@ REACHED_BY = {
     "unknown_model": "model/test_loader.py",
     "unsupported_model": "model/test_cache.py",
     "unknown_basis": "kvnetd/test_bases_store.py::test_basis_that_is_not_here_is_unknown",
+    "unknown_alignment": "kvnetd/test_alignments_store.py::test_an_id_that_is_not_here_is_unknown",
+    "alignment_refused": "test_compat.py::test_refusal_by_policy_is_told_as_one",
     "text_too_long": "transfer/test_admission.py::test_memory_longer_than_the_models_context_is_refused",
     "cancelled": "model/test_generate.py",
     "peer": "transfer/test_admission.py::test_offer_in_the_name_of_another_is_refused",

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from kvnet.plan import (
     MAX_CHUNK_RAW_NBYTES,
+    MAX_PORT_RANK,
+    PORT_TOKENS_PER_CHUNK,
     check_coding,
     count_chunks,
     count_transfer_chunks,
@@ -19,9 +21,10 @@ from kvnet.plan import (
     plan_memory,
     plan_transfer,
     raw_nbytes_range,
+    transfer_room_nbytes,
 )
 from kvnet.types import Coding, DType, Geometry, Kind, MemoryHeader, Rope, Scheme
-from tests.builders import INT8, RAW, make_basis, make_geometry, make_memory
+from tests.builders import INT8, RAW, make_basis, make_geometry, make_memory, make_port
 
 ROPE = Rope("default", 10000.0)
 MIB = 1 << 20
@@ -35,6 +38,7 @@ geometries = st.builds(
 )
 basis_sizes = st.sampled_from([0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB + 5])
 TRANSFORM, _ = make_basis()
+PORT, _ = make_port()
 INT4 = replace(INT8, key_bits=4, value_bits=4)
 
 
@@ -88,6 +92,42 @@ def test_counts_are_the_lengths_of_the_plans(
     assert count_transfer_chunks(header) == len(plan_transfer(header))
 
 
+@given(geometries, st.integers(1, 5000), basis_sizes)
+def test_coordinates_cover_every_token_once_whatever_the_geometry(
+    geometry: Geometry, seq_len: int, port_nbytes: int
+) -> None:
+    header = header_of(replace(PORT, basis_nbytes=port_nbytes), seq_len=seq_len)
+    header = replace(header, geometry=geometry)
+    plan = plan_memory(header)
+    assert [(key.index, key.layer_idx, key.kind) for key in plan] == [
+        (i, 0, Kind.COORDINATES) for i in range(len(plan))
+    ]
+    assert [token for key in plan for token in range(key.start, key.stop)] == list(range(seq_len))
+    assert max(key.stop - key.start for key in plan) <= PORT_TOKENS_PER_CHUNK
+    assert count_chunks(header) == len(plan)
+    assert count_transfer_chunks(header) == len(plan_transfer(header))
+    most = sum(raw_nbytes_range(header, key)[-1] for key in plan)
+    assert transfer_room_nbytes(header) == most + port_nbytes
+
+
+def test_port_follows_the_coordinates_as_a_basis_does() -> None:
+    header = header_of(replace(PORT, basis_nbytes=MIB + 5), seq_len=PORT_TOKENS_PER_CHUNK + 1)
+    assert [(k.index, k.kind, k.start, k.stop) for k in plan_transfer(header)] == [
+        (0, Kind.COORDINATES, 0, PORT_TOKENS_PER_CHUNK),
+        (1, Kind.COORDINATES, PORT_TOKENS_PER_CHUNK, PORT_TOKENS_PER_CHUNK + 1),
+        (2, Kind.BASIS, 0, MIB),
+        (3, Kind.BASIS, MIB, MIB + 5),
+    ]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_coordinates_have_a_bitmap_at_least_and_a_mebibyte_at_most(bits: int) -> None:
+    for seq_len, bitmap in ((1, 1), (8, 1), (9, 2), (PORT_TOKENS_PER_CHUNK, 125)):
+        header = header_of(make_port(bits=bits)[0], seq_len=seq_len)
+        assert sizes_of(header)[0] == (bitmap, bitmap + seq_len * MAX_PORT_RANK)
+        assert bitmap + seq_len * MAX_PORT_RANK <= MAX_CHUNK_RAW_NBYTES
+
+
 def test_counts_take_absurd_claims() -> None:
     absurd = replace(
         header_of(replace(TRANSFORM, basis_nbytes=2**62), seq_len=2**62, heads=2**62),
@@ -95,6 +135,7 @@ def test_counts_take_absurd_claims() -> None:
     )
     assert count_chunks(absurd) == 2**62 * (2 * 2**62 + 1)
     assert count_transfer_chunks(absurd) == count_chunks(absurd) + 2**42
+    assert count_chunks(replace(absurd, coding=PORT)) == -(-(2**62) // PORT_TOKENS_PER_CHUNK)
 
 
 def test_attention_comes_last_in_its_layer_as_one_chunk() -> None:

@@ -15,9 +15,10 @@ from kvnet.plan import (
     check_coding,
 )
 from kvnet.types import Coding, KeySpace, MemoryHeader, Rope
-from tests.builders import INT8, RAW, make_basis, make_geometry, make_memory
+from tests.builders import INT8, RAW, make_basis, make_geometry, make_memory, make_port
 
 TRANSFORM, _ = make_basis()
+PORT, _ = make_port()
 # Three layers of eight channels: means and two matrices each for keys and values, and room for their names.
 FULL_BASIS_NBYTES = 2 * 3 * (8 + 2 * 8 * 8) * 4 + (64 << 10) + 512 * 18
 
@@ -127,6 +128,47 @@ BAD: dict[str, tuple[Coding, str]] = {
 }
 
 
+PORTED = replace(header_of(PORT), key_space=KeySpace.CONTENT)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("basis_nbytes", [1, MAX_BASIS_NBYTES])
+@pytest.mark.parametrize("rope", [Rope("default", 0.0), Rope("linear", 1e4), Rope("of tomorrow", 1e99)])
+def test_coordinates_of_a_port_are_taken_whatever_turned_the_keys_of_their_source(
+    bits: int, basis_nbytes: int, rope: Rope
+) -> None:
+    coding = replace(PORT, key_bits=bits, value_bits=bits, basis_nbytes=basis_nbytes)
+    assert check_coding(replace(PORTED, coding=coding, geometry=make_geometry(rope=rope))) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"key_bits": 4}, "4 or 8 bits, for keys and values alike"),
+        ({"value_bits": 0}, "4 or 8 bits, for keys and values alike"),
+        ({"key_bits": 2, "value_bits": 2}, "4 or 8 bits, for keys and values alike"),
+        ({"group_size": 8}, "no other parameters"),
+        ({"hadamard": True}, "no other parameters"),
+        ({"sink_tokens": 1}, "no other parameters"),
+        ({"recent_tokens": 1}, "no other parameters"),
+        ({"pruned_heads": ((0, 0),)}, "no other parameters"),
+        ({"basis": ""}, "a port of 300 bytes, allowed are"),
+        ({"basis": PORT.basis.upper()}, "a port of 300 bytes, allowed are"),
+        ({"basis_nbytes": 0}, "a port of 0 bytes, allowed are 1 to"),
+        ({"basis_nbytes": MAX_BASIS_NBYTES + 1}, f"allowed are 1 to {MAX_BASIS_NBYTES}"),
+    ],
+)
+def test_any_other_port_coding_is_told_what_is_wrong_with_it(changes: dict[str, Any], wanted: str) -> None:
+    assert wanted in check_coding(replace(PORTED, coding=replace(PORT, **changes)))
+
+
+def test_coordinates_with_what_they_cannot_hold_are_refused() -> None:
+    for other in ({"key_space": KeySpace.ROTATED}, {"attention_heads": 4}):
+        assert "which they cannot hold" in check_coding(replace(PORTED, **other))
+    rope = Rope("default", 1e4, partial_rotary_factor=2.0)
+    assert "partial_rotary_factor of 2.0" in check_coding(replace(PORTED, geometry=make_geometry(rope=rope)))
+
+
 @pytest.mark.parametrize(("coding", "wanted"), BAD.values(), ids=BAD)
 def test_any_other_coding_is_told_what_is_wrong_with_it(coding: Coding, wanted: str) -> None:
     assert re.search(wanted, check_coding(header_of(coding)))
@@ -144,7 +186,7 @@ GOOD_ROPES = {
     "half": Rope("default", 10000.0, 0.5),
     "linear": Rope("linear", 10000.0, extra={"factor": 2}),
     "llama3": Rope("llama3", 500000.0, extra=LLAMA3),
-    "a type that turns plainly": Rope("yarn", 10000.0, extra={"factor": "any"}),
+    "a type that turns plainly": Rope("of tomorrow", 10000.0, extra={"factor": "any"}),
 }
 
 

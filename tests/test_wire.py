@@ -38,8 +38,9 @@ from kvnet.v1 import control_pb2, peer_pb2, types_pb2
 from tests.builders import SENDER, make_geometry, make_memory
 
 # Made by the client, of what it wrote itself: they never cross.
-_LOCAL = {"ExportReport", "PackReport"}
+_LOCAL = {"AlignmentExport", "ExportReport", "PackReport", "PackagedAlignment"}
 _INTEGERS = {
+    FieldDescriptor.TYPE_SINT32: st.integers(-(2**31), 2**31 - 1),
     FieldDescriptor.TYPE_UINT32: st.integers(0, 2**32 - 1),
     FieldDescriptor.TYPE_UINT64: st.integers(0, 2**64 - 1),
 }

@@ -22,6 +22,7 @@ from kvnet.identity.keys import NodeKey, short_id
 from kvnet.identity.peers import PeerList
 from kvnet.model.host import ModelHost
 from kvnet.model.loader import Device, DTypeChoice, ModelSpec, Quantization
+from kvnet.model.reference.catalog import packaged_alignments
 from kvnet.model.runner import ModelRunner
 from kvnet.paths import Home
 from kvnet.transfer.messages import PROTOCOL_VERSION
@@ -33,6 +34,7 @@ from kvnetd.control import ControlServer, ControlService
 from kvnetd.directory import Directory
 from kvnetd.log import EventLog
 from kvnetd.services import Listening, Services
+from kvnetd.store.alignments import AlignmentStore
 from kvnetd.store.bases import BasisStore
 from kvnetd.store.ledger import Ledger
 from kvnetd.store.memories import MemoryStore
@@ -99,6 +101,9 @@ async def _build(stack: AsyncExitStack, config: Config, key: NodeKey, log: Event
     stack.push_async_callback(loop.run_in_executor, store_thread, ledger.close)
     memories = await loop.run_in_executor(store_thread, MemoryStore, home.store / "memories")
     bases = await loop.run_in_executor(store_thread, BasisStore, home.store / "bases")
+    alignments = await loop.run_in_executor(
+        store_thread, AlignmentStore, home.root / "alignments", packaged_alignments()
+    )
     spool = await loop.run_in_executor(store_thread, Spool, home.store / "incoming", bases)
     runner = ModelRunner()
     stack.push_async_callback(runner.close)
@@ -119,6 +124,7 @@ async def _build(stack: AsyncExitStack, config: Config, key: NodeKey, log: Event
         directory=Directory(),
         memories=memories,
         bases=bases,
+        alignments=alignments,
         models=ModelNotes(home.store / "models.json"),
         spool=spool,
         ledger=ledger,

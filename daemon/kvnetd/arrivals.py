@@ -8,10 +8,12 @@ from functools import partial
 
 from kvnet.errors import MalformedMessage, ReplayedMessage, TooBusy
 from kvnet.identity.signing import SignedMessage, VerifiedMessage
+from kvnet.plan import transfer_room_nbytes
 from kvnet.transfer.admission import admit_offer, check_parties
 from kvnet.transfer.messages import Offer, Receipt, open_sealed
 from kvnet.transfer.receiver import ReceiverSession
 from kvnet.types import MemoryId, Tier
+from kvnetd.alignments import leads_here, map_used
 from kvnetd.incoming import InboundTransfer
 from kvnetd.parties import begin_transfer_span, is_hex, require_added, this_receiver
 from kvnetd.services import Services
@@ -42,7 +44,11 @@ class Arrivals:
         except BaseException as failure:
             span.end(failure)
             raise
-        span.add(tier=session.tier.value, raw_bytes=offer.memory.raw_nbytes)
+        span.add(
+            tier=session.tier.value,
+            map=map_used(self._services, offer.memory, session.tier),
+            raw_bytes=offer.memory.raw_nbytes,
+        )
         return InboundTransfer(
             self._services,
             session=session,
@@ -69,7 +75,7 @@ class Arrivals:
         try:
             done = await services.in_store(services.ledger.received, offer.sender, offer.transfer_id)
             if done is not None:
-                return self._completed_before(offer, verified, *done), None, done[1]
+                return self._completed_before(offer, verified, done[1]), None, done[1]
             held_nbytes = await services.in_store(services.spool.held_nbytes, offer)
             tier = admit_offer(
                 offer,
@@ -77,8 +83,9 @@ class Arrivals:
                 receiver=this_receiver(services, promised_nbytes=sum(self._inbound.values())),
                 now=int(time.time()),
                 held_nbytes=held_nbytes,
+                has_map=leads_here(services, offer.memory),
             )
-            self._inbound[slot] = offer.memory.raw_nbytes + offer.memory.coding.basis_nbytes - held_nbytes
+            self._inbound[slot] = transfer_room_nbytes(offer.memory) - held_nbytes
             incoming = await services.take_from_store(
                 services.spool.open, IncomingTransfer.close, offer, sealed
             )
@@ -88,12 +95,12 @@ class Arrivals:
         return self._session(offer, verified, tier, held=incoming.held), incoming, None
 
     def _completed_before(
-        self, offer: Offer, verified: VerifiedMessage, body: bytes, receipt: SignedMessage
+        self, offer: Offer, verified: VerifiedMessage, receipt: SignedMessage
     ) -> ReceiverSession:
         # The sender lost our receipt: it gets the same one, so exactly once stays exactly once.
-        if body != verified.body:
-            raise ReplayedMessage(f"transfer {offer.transfer_id}: was completed before; send under a new id")
         before, _ = open_sealed(Receipt, receipt, signer=self._services.key.public)
+        if before.offer_digest != verified.digest.hex():
+            raise ReplayedMessage(f"transfer {offer.transfer_id}: was completed before; send under a new id")
         return self._session(offer, verified, Tier(before.tier), completed=before.chunks_digest)
 
     def _session(

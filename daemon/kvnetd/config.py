@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from kvnet.codec.presets import CODECS, DEFAULT_PRESET
+from kvnet.compat import Policy
 from kvnet.errors import ConfigError
 from kvnet.paths import Home
 from kvnet.types import Compression, DType
@@ -22,6 +23,7 @@ _CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "compression": tuple(choice.name.lower() for choice in Compression),
     "codec": CODECS,
+    "align": tuple(policy.value for policy in Policy),
 }
 
 
@@ -41,6 +43,8 @@ class Config:
     interfaces: tuple[str, ...] = ()
     codec: str = DEFAULT_PRESET  # of memories that are sent
     compression: str = "split"  # of memories that are kept
+    keep_text: bool = False  # beside memories that are made here
+    align: str = Policy.ALIGN.value  # what may be done with memories of other models
     max_transfer_nbytes: int = 4 << 30
     max_inbound_transfers: int = 8
     log_max_nbytes: int = 16 << 20

@@ -22,7 +22,7 @@ from kvnet.transport.tasks import Running
 from kvnet.v1 import control_pb2 as pb
 from kvnet.v1 import control_pb2_grpc
 from kvnetd import encoding
-from kvnetd.actions import ask, files, memories, packages, peers, remember, send, status
+from kvnetd.actions import align, ask, explain, files, memories, packages, peers, remember, send, status
 from kvnetd.services import Services, utc_now
 from kvnetd.transfers import Transfers
 
@@ -98,6 +98,33 @@ class ControlService(control_pb2_grpc.ControlServicer):
         found = await encoding.calibrate(self._services, tuple(request.texts))
         return wire.to_wire(found, pb.Calibration)
 
+    async def ListAlignments(self, request: pb.ListAlignmentsRequest, context: Context) -> pb.AlignmentList:
+        found = align.list_alignments(self._services)
+        return pb.AlignmentList(alignments=[wire.to_wire(info, pb.AlignmentInfo) for info in found])
+
+    async def ShowAlignment(self, request: pb.ShowAlignmentRequest, context: Context) -> pb.AlignmentInfo:
+        return wire.to_wire(align.show(self._services, request.alignment), pb.AlignmentInfo)
+
+    async def ExportAlignment(
+        self, request: pb.ExportAlignmentRequest, context: Context
+    ) -> AsyncGenerator[pb.Piece, None]:
+        pieces = align.export(self._services, request.alignment)
+        async with aclosing(pieces):
+            async for data in pieces:
+                yield pb.Piece(data=data)
+
+    async def ImportAlignment(
+        self, request_iterator: AsyncIterator[pb.AlignmentPiece], context: Context
+    ) -> pb.AlignmentInfo:
+        async def pieces() -> AsyncGenerator[bytes | bool, None]:
+            async for piece in request_iterator:
+                yield getattr(piece, piece.WhichOneof("piece") or "data")
+
+        return wire.to_wire(await align.import_(self._services, pieces()), pb.AlignmentInfo)
+
+    async def RemoveAlignment(self, request: pb.RemoveAlignmentRequest, context: Context) -> pb.AlignmentInfo:
+        return wire.to_wire(await align.remove(self._services, request.alignment), pb.AlignmentInfo)
+
     async def Send(self, request: pb.SendRequest, context: Context) -> AsyncGenerator[pb.SendEvent, None]:
         steps = send.send(
             self._services,
@@ -107,6 +134,7 @@ class ControlService(control_pb2_grpc.ControlServicer):
             note=request.note,
             agent=request.agent,
             codec=request.codec,
+            with_text=request.with_text,
         )
         async with aclosing(steps):
             async for step in steps:
@@ -129,6 +157,10 @@ class ControlService(control_pb2_grpc.ControlServicer):
                     yield pb.AskEvent(delta=step)
                 else:
                     yield pb.AskEvent(answer=wire.to_wire(step, pb.Answer))
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.Explanation:
+        found = await explain.explain(self._services, request.memory, model=request.model)
+        return wire.to_wire(found, pb.Explanation)
 
     async def ListPeers(self, request: pb.ListPeersRequest, context: Context) -> pb.PeerList:
         found = await peers.list_peers(self._services, probe=request.probe)

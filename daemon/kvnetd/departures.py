@@ -18,7 +18,7 @@ from kvnet.errors import (
 from kvnet.identity.peers import AddedPeer
 from kvnet.identity.signing import SignedMessage, VerifiedMessage
 from kvnet.transfer.messages import Offer, PullRequest, chunks_digest, open_sealed, seal
-from kvnet.types import MemoryId
+from kvnet.types import MemoryId, sha256_hex
 from kvnetd.log import Span
 from kvnetd.outgoing import OutboundTransfer, StoredParts, new_offer, open_parts
 from kvnetd.parties import begin_transfer_span, is_hex, require_added, this_receiver
@@ -42,20 +42,22 @@ class Departures:
         self._seen_pulls: dict[str, int] = {}
 
     async def prepare(
-        self, record: MemoryRecord, peer: AddedPeer, *, note: str, agents: tuple[str, str]
+        self, record: MemoryRecord, peer: AddedPeer, *, note: str, agents: tuple[str, str], text: str = ""
     ) -> OutboundTransfer:
         """An offer for one of our memories; the unfinished one from before, if there is, so it resumes.
+
+        `text` goes with it, for a model that cannot use the memory.
 
         Raises TooBusy while the same message is already on its way, or the memory is just written anew.
         """
         sections = chunks_digest([chunk.wire_digest for chunk in record.wire_chunks()])
-        slot = ("send", record.id, sections, peer.node_id, note, *agents)
+        slot = ("send", record.id, sections, peer.node_id, note, *agents, sha256_hex(text.encode()))
         now = int(time.time())
         if slot in self._outbound:
             raise TooBusy(f"memory {record.id[:16]}: is already on its way to {peer.name}; wait for it")
         offer, sealed = self._unfinished.get(slot, (None, None))
         if offer is None or sealed is None or not offer.created_at <= now < offer.expires_at:
-            offer = self._offer(record, peer, now=now, note=note, agents=agents)
+            offer = self._offer(record, peer, now=now, note=note, agents=agents, text=text)
             sealed = seal(self._services.key, offer)
         span = begin_transfer_span(self._services, peer.public, direction="out")
         try:
@@ -94,7 +96,14 @@ class Departures:
         return seal(self._services.key, request)
 
     def _offer(
-        self, record: MemoryRecord, peer: AddedPeer, *, now: int, note: str, agents: tuple[str, str]
+        self,
+        record: MemoryRecord,
+        peer: AddedPeer,
+        *,
+        now: int,
+        note: str,
+        agents: tuple[str, str],
+        text: str = "",
     ) -> Offer:
         return new_offer(
             record,
@@ -104,6 +113,7 @@ class Departures:
             life_s=this_receiver(self._services).limits.offer_life_s,
             agents=agents,
             note=note,
+            text=text,
         )
 
     async def _outgoing(

@@ -228,7 +228,7 @@ async def basis_for(services: Services, preset: str, *, required: bool = True) -
 
 async def basis_of(services: Services, coding: Coding) -> Basis | None:
     """The calibration that a memory was coded with; None where it needs none. Raises UnknownBasis."""
-    if not coding.basis:
+    if coding.scheme is not Scheme.TRANSFORM:
         return None
     last = _last_parsed.get(services.bases)
     if last is not None and last.digest == coding.basis:

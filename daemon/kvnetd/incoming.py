@@ -27,6 +27,7 @@ from kvnetd.log import Span
 from kvnetd.services import Services, utc_now
 from kvnetd.store.ledger import CompletedTransfer
 from kvnetd.store.spool import IncomingTransfer
+from kvnetd.store.texts import attach_text, kept_body
 
 # What came is not what its sender, or the memory's maker, could have signed.
 _UNVERIFIED = (
@@ -116,6 +117,8 @@ class InboundTransfer:
         services, offer = self._services, self.session.offer
         now = utc_now()
         record = incoming.finish(services.memories, head, stored_at=now)
+        if offer.text:
+            attach_text(services.memories, record.header, offer.text)
         receipt = seal(self.key, self.session.receipt(received_at=int(time.time())))
         message = InboxMessage(
             id=_message_id(offer),
@@ -133,7 +136,7 @@ class InboundTransfer:
             peer=offer.sender,
             transfer_id=offer.transfer_id,
             memory=record.id,
-            offer_body=self._sealed_offer.body,
+            offer_body=kept_body(offer, self._sealed_offer),
             receipt=receipt,
             completed_at=now,
         )

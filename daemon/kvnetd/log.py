@@ -23,7 +23,7 @@ KEPT_FILES = 5
 # What a line may carry besides `v ts event node`; a name not listed is a bug, not a field.
 FIELDS = frozenset(
     {
-        *("transfer_id", "direction", "peer", "agent", "memory", "tier", "fallback"),
+        *("transfer_id", "direction", "peer", "agent", "memory", "tier", "map", "fallback"),
         *("codec", "kl"),
         *("model", "quantization", "device", "version", "pid", "address", "port"),
         *("layers", "tokens", "chunks", "resumed_chunks", "raw_bytes", "wire_bytes", "count"),

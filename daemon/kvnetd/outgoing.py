@@ -13,7 +13,7 @@ from kvnet.identity.signing import SignedMessage
 from kvnet.plan import count_chunks, count_transfer_chunks, plan_transfer
 from kvnet.transfer.messages import Offer
 from kvnet.transfer.sender import SenderSession, WireChunk
-from kvnet.types import Compression, Kind, MemoryHeader, NodeId, TransferId
+from kvnet.types import Compression, Kind, MemoryHeader, NodeId, Scheme, TransferId
 from kvnetd.log import Span
 from kvnetd.services import Services, utc_now
 from kvnetd.store.bases import BasisStore
@@ -21,6 +21,7 @@ from kvnetd.store.ledger import CompletedTransfer
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.records import MemoryRecord
 from kvnetd.store.sections import read_section
+from kvnetd.store.texts import kept_body
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class OutboundTransfer:
             peer=offer.receiver,
             transfer_id=offer.transfer_id,
             memory=offer.memory.id,
-            offer_body=self.sealed_offer.body,
+            offer_body=kept_body(offer, self.sealed_offer),
             receipt=receipt,
             completed_at=utc_now(),
         )
@@ -109,9 +110,15 @@ class OutboundTransfer:
             resumed_chunks=self.session.resumed_count,
             wire_bytes=self._wire_nbytes,
             tier=receipt.tier if receipt else "",
+            map=_map_of(self._record),
         )
         self._span.end(failure)
         self._on_close(failure)
+
+
+def _map_of(record: MemoryRecord) -> str:
+    """The map that made a memory's coordinates; in other codings the reference is anybody's words."""
+    return record.head.w_matrix_reference if record.header.coding.scheme is Scheme.PORT else ""
 
 
 def basis_chunks(memory: MemoryHeader, basis: bytes) -> tuple[WireChunk, ...]:
@@ -138,8 +145,12 @@ def new_offer(
     life_s: int,
     agents: tuple[str, str],
     note: str,
+    text: str = "",
 ) -> Offer:
-    """A fresh offer with its own transfer id; `agents` are the sending and the receiving one."""
+    """A fresh offer with its own transfer id; `agents` are the sending and the receiving one.
+
+    `text` is what the memory is of, for a peer whose model cannot use the memory.
+    """
     return Offer(
         transfer_id=TransferId(os.urandom(16).hex()),
         memory=record.header,
@@ -151,4 +162,5 @@ def new_offer(
         note=note,
         sender_agent=agents[0],
         agent=agents[1],
+        text=text,
     )

@@ -20,6 +20,7 @@ from kvnet.model.runner import ModelRunner
 from kvnetd.config import Config
 from kvnetd.directory import Directory
 from kvnetd.log import EventLog
+from kvnetd.store.alignments import AlignmentStore
 from kvnetd.store.bases import BasisStore
 from kvnetd.store.ledger import Ledger
 from kvnetd.store.memories import MemoryStore
@@ -49,6 +50,7 @@ class Services:
     directory: Directory
     memories: MemoryStore
     bases: BasisStore
+    alignments: AlignmentStore
     models: ModelNotes
     spool: Spool
     ledger: Ledger

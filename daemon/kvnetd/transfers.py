@@ -7,8 +7,9 @@ from concurrent.futures import Executor
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.peers import AddedPeer
 from kvnet.identity.signing import SignedMessage
-from kvnet.transfer.messages import PROTOCOL_VERSION, Hello
+from kvnet.transfer.messages import MAX_HELLO_MAPS, PROTOCOL_VERSION, Hello
 from kvnet.types import MemoryId
+from kvnetd.alignments import mapped_sources
 from kvnetd.arrivals import Arrivals
 from kvnetd.departures import Departures
 from kvnetd.incoming import InboundTransfer
@@ -42,6 +43,7 @@ class Transfers:
             geometry=receiver.geometry,
             limits=receiver.limits,
             free_nbytes=receiver.free_nbytes,
+            maps=mapped_sources(self._services)[:MAX_HELLO_MAPS],
         )
 
     async def open_inbound(self, sealed_offer: SignedMessage) -> InboundTransfer:
@@ -57,10 +59,10 @@ class Transfers:
         return await self._departures.answer_pull(sealed_request)
 
     async def prepare(
-        self, record: MemoryRecord, peer: AddedPeer, *, note: str, agents: tuple[str, str]
+        self, record: MemoryRecord, peer: AddedPeer, *, note: str, agents: tuple[str, str], text: str = ""
     ) -> OutboundTransfer:
-        """One of our memories, about to be sent as a message."""
-        return await self._departures.prepare(record, peer, note=note, agents=agents)
+        """One of our memories, about to be sent as a message, with what it is of if that is given."""
+        return await self._departures.prepare(record, peer, note=note, agents=agents, text=text)
 
     def pull_request(self, memory: MemoryId, peer: AddedPeer) -> SignedMessage:
         """A signed request for a peer's memory."""

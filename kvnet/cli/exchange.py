@@ -27,12 +27,15 @@ def send(
     codec: Annotated[
         str, typer.Option(help=f"One of {', '.join(CODECS)}; the daemon's setting if not given.")
     ] = "",
+    with_text: Annotated[
+        bool, typer.Option("--with-text", help="Send the kept text too, for a model that needs it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Send a memory to a peer as signed chunks; returns when it is durable there."""
     report: SendReport | None = None
     with Node(agent=agent) as node, layer_bar(f"sending to {to}") as show:
-        for step in node.send_stream(memory, to, note=note, codec=codec):
+        for step in node.send_stream(memory, to, note=note, codec=codec, with_text=with_text):
             if isinstance(step, SendReport):
                 report = step
             else:
@@ -53,7 +56,12 @@ def pull(
 
 def ask(
     prompt: str,
-    memory: Annotated[str, typer.Option(help="Answer after this memory.")] = "",
+    memory: Annotated[
+        list[str] | None, typer.Option(help="Answer after this memory; repeatable, in this order.")
+    ] = None,
+    align: Annotated[
+        str, typer.Option(help="For memories of other models: align, text or error; else as configured.")
+    ] = "",
     text: Annotated[
         Path | None, typer.Option(help="Read this file first (- is stdin), instead of a memory.")
     ] = None,
@@ -66,12 +74,13 @@ def ask(
     seed: Annotated[int, typer.Option(min=0, help="For sampling.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Answer a prompt, after a memory, after a text that is read here, or after nothing."""
+    """Answer a prompt, after memories, after a text that is read here, or after nothing."""
     answer: Answer | None = None
     with Node() as node:
         steps = node.ask_stream(
             prompt,
-            memory,
+            memory or "",
+            align=align,
             context=read_text(str(text)) if text else "",
             max_tokens=max_tokens,
             temperature=temperature,
@@ -147,8 +156,9 @@ def peer_rm(peer_name: Annotated[str, typer.Argument(metavar="PEER")], as_json: 
 
 def kv_text(kv: KvReport) -> str:
     """The kv report on one line."""
+    through = f" through {kv.map[:16]}" if kv.map else ""
     return (
-        f"[kv {kv.tier}: {kv.reused_tokens} tokens reused, {kv.recomputed_tokens} computed here, "
+        f"[kv {kv.tier}{through}: {kv.reused_tokens} tokens reused, {kv.recomputed_tokens} computed here, "
         f"first token after {seconds_text(kv.ttft_s)}, fallback {kv.fallback}]"
     )
 

@@ -5,22 +5,24 @@ The first three need neither a daemon nor a model.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
-from kvnet.api import NodeStatus, PeerInfo
+from kvnet.api import NodeStatus, PackagedAlignment, PeerInfo
 from kvnet.cli.inspection import Inspection, inspect_memory, inspection_lines
 from kvnet.cli.output import Json, nbytes_text, print_json, printable
 from kvnet.cli.picture import glyphs
 from kvnet.cli.progress import layer_bar
 from kvnet.client import Node
 from kvnet.codec.presets import CODECS
-from kvnet.errors import MalformedMessage, RequestError
+from kvnet.errors import MalformedMessage, OperatorError, RequestError
+from kvnet.files.documents import is_alignment_path
 from kvnet.files.package import Package, is_package
 from kvnet.files.reader import MemoryFile
 from kvnet.format import strict_json
@@ -60,6 +62,7 @@ class Unpacked:
     memory: str
     signed_by: str
     nbytes: int
+    alignments: tuple[PackagedAlignment, ...]  # and whether the node that runs here took them in
 
 
 def verify(path: MemoryOrPackage, as_json: Json = False) -> None:
@@ -90,18 +93,21 @@ def unpack(
     folder: Annotated[Path, typer.Argument(help="A folder that is new or empty.")],
     as_json: Json = False,
 ) -> None:
-    """Verify a package and write its files to a folder."""
+    """Verify a package and write its files to a folder; a node that runs here takes its maps and ports."""
     with Package.open(package) as opened, _percent("unpacking") as show:
         opened.unpack(folder, show)
         files, manifest, signed_by = opened.files, opened.manifest, opened.signed_by
     with MemoryFile.open(folder / manifest.kv_cache_file) as memory:
         memory_id = memory.memory_id
     nbytes = sum(file.size for file in files)
-    done = Unpacked(manifest.package_id, str(folder), memory_id, signed_by, nbytes)
+    carries = any(is_alignment_path(file.path) for file in files)
+    alignments = _take_alignments(folder) if carries else ()
+    done = Unpacked(manifest.package_id, str(folder), memory_id, signed_by, nbytes, alignments)
     if as_json:
         print_json(done)
-    else:
-        print(f"{done.package_id} in {folder}: {len(files)} files, {nbytes_text(nbytes)}, verified")
+        return
+    print(f"{done.package_id} in {folder}: {len(files)} files, {nbytes_text(nbytes)}, verified")
+    _print_alignments(alignments)
 
 
 def pack(
@@ -117,6 +123,10 @@ def pack(
         bool, typer.Option("--quality/--no-quality", help="Measure how far it is from the uncompressed one.")
     ] = True,
     codec: Codec = "",
+    alignment: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="A map or port to carry along; repeatable. A map brings its port."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a memory, where it came from and how good it is as one signed package."""
@@ -132,6 +142,7 @@ def pack(
             pricing=_json_object(pricing) if pricing else None,
             quality=quality,
             codec=codec,
+            alignments=alignment or (),
         )
     if as_json:
         print_json(report)
@@ -163,11 +174,13 @@ def mem_export(
 
 
 def mem_import(path: MemoryOrPackage, as_json: Json = False) -> None:
-    """Verify a memory file or a package and keep its memory in this node's store."""
+    """Verify a memory file or a package and keep what is in it on this node."""
     with Node() as node:
         found = node.import_memory(path)
+        alignments = node.import_packaged_alignments(path) if is_package(path) else []
         if as_json:
             print_json(found)
+            _print_alignments([told for told in alignments if told.problem], to=sys.stderr)
             return
         own = node.status()
         signer = _who(found.signed_by, own, node.peers())
@@ -180,6 +193,26 @@ def mem_import(path: MemoryOrPackage, as_json: Json = False) -> None:
             f"to decode it takes the calibration {found.needs_basis}, which is not here; "
             "import a package of it, or have it sent by a node"
         )
+    _print_alignments(alignments)
+
+
+def _take_alignments(package: Path) -> tuple[PackagedAlignment, ...]:
+    """Hand what a package carries to the daemon; without one it is as if each was refused."""
+    try:
+        with Node() as node:
+            return tuple(node.import_packaged_alignments(package))
+    except OperatorError as absent:
+        with Package.open(package) as opened:
+            paths = [file.path for file in opened.files if is_alignment_path(file.path)]
+        return tuple(PackagedAlignment(path, "", absent.message) for path in paths)
+
+
+def _print_alignments(alignments: Sequence[PackagedAlignment], *, to: TextIO | None = None) -> None:
+    for told in alignments:
+        line = (
+            f"{told.path} not taken in: {printable(told.problem)}" if told.problem else f"{told.id} taken in"
+        )
+        print(line, file=to)
 
 
 def _who(signer: str, own: NodeStatus, peers: Sequence[PeerInfo]) -> str:

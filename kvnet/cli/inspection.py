@@ -17,7 +17,7 @@ from kvnet.files.package import Package, PackageFile
 from kvnet.files.reader import MemoryFile
 from kvnet.format.attention import unpack_attention
 from kvnet.identity.keys import grouped
-from kvnet.types import Kind
+from kvnet.types import Kind, Scheme
 
 _BAR_WIDTH: Final = 14
 _SPARK_WIDTH: Final = 32
@@ -78,15 +78,18 @@ class Inspection:
     metadata: dict[str, Any]
     attention_heads: int
     derived_from: str
-    layers: tuple[LayerCost, ...]
+    map: str  # id of the map that made the coordinates of a port; "" for keys and values
+    layers: tuple[LayerCost, ...]  # none for coordinates, which are not by layer
     package: PackageFacts | None
 
 
 def inspect_memory(file: MemoryFile, path: Path, package: Package | None = None) -> Inspection:
     """Look at an open file. Of its sections only attention metadata is read, and verified."""
     header, memory, geometry = file.header, file.header.memory, file.header.memory.geometry
-    layers = tuple(_layer_cost(file, layer_idx) for layer_idx in range(geometry.num_layers))
-    wire_nbytes = sum(layer.key_nbytes + layer.value_nbytes for layer in layers)
+    is_mapped = memory.coding.scheme is Scheme.PORT  # its coordinates are those of all layers together
+    layers = () if is_mapped else tuple(_layer_cost(file, i) for i in range(geometry.num_layers))
+    told = (section for section in header.sections if section.key.kind is not Kind.ATTENTION)
+    wire_nbytes = sum(section.wire_nbytes for section in told)
     return Inspection(
         path=str(path),
         verified=False,
@@ -113,6 +116,7 @@ def inspect_memory(file: MemoryFile, path: Path, package: Package | None = None)
         metadata=asdict(header.metadata),
         attention_heads=memory.attention_heads,
         derived_from=memory.derived_from,
+        map=header.w_matrix_reference if is_mapped else "",
         layers=layers,
         package=_package_facts(package) if package else None,
     )
@@ -161,9 +165,12 @@ def inspection_lines(found: Inspection, made_of: Glyphs) -> Iterator[str]:
     for key in ("domain", "topic", "language_hint"):
         if found.metadata[key]:
             yield _fact(key.partition("_")[0], found.metadata[key])
+    if found.map:
+        yield _fact("map", f"{found.map}, into the port {found.coding['basis'][:19]}...")
     yield ""
-    yield from _layer_lines(found, made_of)
-    yield ""
+    if found.layers:
+        yield from _layer_lines(found, made_of)
+        yield ""
     yield f"contents not checked; `kvnet verify {printable(shlex.quote(found.path))}` reads every byte"
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kvnet.cli import demo, doctor, exchange, files, inspect_model, log, memory, node
+from kvnet.cli import align, demo, doctor, exchange, explain, files, inspect_model, log, memory, node
 from kvnet.cli.output import print_error
 from kvnet.errors import KvnetError
 from kvnet.version import VERSION
@@ -48,6 +48,7 @@ app.add_typer(memory.inbox, name="inbox")
 app.command()(exchange.send)
 app.command()(exchange.pull)
 app.command()(exchange.ask)
+app.command()(explain.explain)
 app.command()(exchange.peers)
 app.add_typer(exchange.peer, name="peer")
 app.command()(files.pack)
@@ -55,6 +56,7 @@ app.command()(files.unpack)
 app.command()(files.verify)
 app.command()(files.inspect)
 app.command()(memory.calibrate)
+app.add_typer(align.align, name="align")
 app.command()(log.log)
 app.command()(doctor.doctor)
 app.command()(demo.demo)

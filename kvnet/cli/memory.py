@@ -41,6 +41,10 @@ def remember(
     domain: Annotated[str, typer.Option(help="A word for people.")] = "",
     topic: Annotated[str, typer.Option(help="A word for people.")] = "",
     language: Annotated[str, typer.Option(help="A word for people, such as en.")] = "",
+    keep_text: Annotated[
+        bool | None,
+        typer.Option(help="Keep the text beside the memory, here alone; the daemon's setting if not given."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Let the model read a text and keep what it read as a memory."""
@@ -61,6 +65,7 @@ def remember(
             domain=domain,
             topic=topic,
             language=language,
+            keep_text=keep_text,
         )
         for step in steps:
             if isinstance(step, MemoryInfo):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 from kvnet import wire
-from kvnet.api import MemoryInfo
+from kvnet.api import AlignmentInfo, MemoryInfo
 from kvnet.errors import CapacityError, KvnetError, NotRunning
 from kvnet.files.package import PACKAGE_TYPE
 from kvnet.identity.signing import SignedMessage
@@ -88,6 +89,19 @@ def explain(home: Home, status: str, details: str) -> KvnetError:
     return KvnetError(f"daemon: {status.lower()}: {said:.200}; see {home.daemon_log}")
 
 
+def alignment_id_of(alignment: str | AlignmentInfo) -> str:
+    """The id, or start of an id, that a caller means."""
+    if isinstance(alignment, AlignmentInfo):
+        return alignment.id
+    return require_text(alignment, what="alignment")
+
+
 def id_of(memory: str | MemoryInfo) -> str:
     """The id, start of an id, or name that a caller means."""
     return memory.id if isinstance(memory, MemoryInfo) else require_text(memory, what="memory")
+
+
+def ids_of(memory: str | MemoryInfo | Sequence[str | MemoryInfo]) -> list[str]:
+    """`id_of` each memory that a caller means: one, several, or none for ""."""
+    several = [memory] if isinstance(memory, str | MemoryInfo) else memory
+    return [id_of(one) for one in several if one != ""]

@@ -24,9 +24,10 @@ from kvnet.codec.transform import Transform
 from kvnet.errors import NotFinite, RequestError, UnknownBasis
 from kvnet.types import KeySpace, Kind, MemoryHeader, Scheme
 
-# Coders bound what they make. Stages then enlarge it by at most sqrt(2 * head_dim) < 64, so below this share
-# of a dtype's range nothing can have left it, and only above is every number looked at.
-_SAFE_SHARE: Final = 1 / 64
+# Coders bound what they make. Stages then enlarge it by at most sqrt(2 * head_dim) < 64, and where keys are
+# turned by MAX_ATTENTION_FACTOR, so below this share of a dtype's range nothing can have left it, and only
+# above is every number looked at.
+_SAFE_SHARE: Final = 1 / 256
 
 
 class BlockStage(Protocol):
@@ -147,7 +148,8 @@ def chain_for(header: MemoryHeader, layer_idx: int, kind: Kind, basis: Basis | N
         return PackChain(prune)
     is_key = kind is Kind.KEY
     strips = is_key and header.key_space is KeySpace.CONTENT
-    strip = rope_strip(header.geometry.rope, header.geometry.head_dim) if strips else None
+    num_read = header.start_pos + header.seq_len
+    strip = rope_strip(header.geometry.rope, header.geometry.head_dim, num_read) if strips else None
     if coding.scheme is Scheme.TRANSFORM:
         return QuantizeChain(_present(prune, strip), _transform(header, layer_idx, kind, basis))
     bits = coding.key_bits if is_key else coding.value_bits

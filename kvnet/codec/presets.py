@@ -64,8 +64,10 @@ def find_preset(name: str) -> Preset:
 def preset_name(coding: Coding) -> str:
     """The preset whose coding this is, or a label of its parts.
 
-    Whatever its calibration, its pruned heads, and the groups it was fitted with.
+    Whatever its calibration or port, its pruned heads, and the groups it was fitted with.
     """
+    if coding.scheme is Scheme.PORT:
+        return f"{coding.scheme}{coding.key_bits}"
     plain = replace(coding, basis="", basis_nbytes=0, pruned_heads=())
     for preset in PRESETS.values():
         if preset.coding == replace(plain, group_size=preset.coding.group_size):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 
 from kvnet.codec.piece import Piece
+from kvnet.errors import IncompatibleModel
+from kvnet.rotary import attention_factor_of, check_rope, frequencies_of
 from kvnet.types import Rope
 
 
@@ -18,11 +18,12 @@ from kvnet.types import Rope
 class RopeStrip:
     """Turn keys back by their positions' angles: rotated to content space.
 
-    `frequencies` are radians per position, one for each pair (i, i + len(frequencies)) of dimensions.
-    Source: FORMAT.md §8, Content space.
+    `frequencies` are radians per position, one for each pair (i, i + len(frequencies)) of dimensions; the
+    model multiplied those dimensions by `attention_factor`. Source: FORMAT.md §8, Content space.
     """
 
     frequencies: tuple[float, ...]
+    attention_factor: float = 1.0
 
     def encode(self, block: torch.Tensor, start: int, piece: Piece) -> torch.Tensor:
         """float32 [num_kv_heads, b, head_dim] of the chunk's tokens start.. to content space, in place."""
@@ -35,50 +36,71 @@ class RopeStrip:
     def _turn(self, block: torch.Tensor, start: int, piece: Piece, *, forward: bool) -> torch.Tensor:
         stop = start + block.shape[1]
         first = piece.start_pos + piece.start
-        cos, back, ahead = _table(self.frequencies, first, first + piece.num_tokens, block.device)
-        sin = ahead if forward else back
-        rotated = 2 * len(self.frequencies)
-        pairs = block[..., :rotated]
-        partner = pairs.roll(rotated // 2, -1)  # pair (a, b) meets (b, a)
-        pairs.mul_(cos[start:stop]).addcmul_(partner, sin[start:stop])
-        return block
+        cos, sin = _range_table(self, first, first + piece.num_tokens, block.device, forward=forward)
+        return _turn_pairs(block, cos[start:stop], sin[start:stop])
 
 
-def rope_strip(rope: Rope, head_dim: int) -> RopeStrip | None:
-    """The stage for a model's keys, or None for a model that rotates nothing."""
-    half = int(head_dim * rope.partial_rotary_factor) // 2
-    if rope.rope_theta <= 0 or half == 0:
-        return None
-    plain = [rope.rope_theta ** (-i / half) for i in range(half)]
-    return RopeStrip(tuple(_scaled(f, rope.rope_type, rope.extra) for f in plain))
+def rope_strip(rope: Rope, head_dim: int, seq_len: int | None) -> RopeStrip | None:
+    """The stage for a model's keys, or None for a model that rotates nothing.
+
+    `seq_len` is how many positions, counted from 0, had been read when the keys were made (of a memory:
+    start_pos + seq_len); None is any number within the model's original context. Only `dynamic` and
+    `longrope` ask. The rope has passed `kvnet.rotary.check_rope`.
+    """
+    frequencies = frequencies_of(rope, head_dim, seq_len)
+    return RopeStrip(frequencies, attention_factor_of(rope)) if frequencies else None
 
 
-def _scaled(frequency: float, rope_type: str, extra: Mapping[str, Any]) -> float:
-    """Frequency after the rope's scaling, as transformers computes it (FORMAT.md §8)."""
-    if rope_type == "linear":
-        return frequency / float(extra["factor"])
-    if rope_type != "llama3":
-        return frequency
-    factor, context = float(extra["factor"]), float(extra["original_max_position_embeddings"])
-    low, high = float(extra["low_freq_factor"]), float(extra["high_freq_factor"])
-    wavelength = 2 * math.pi / frequency
-    if wavelength < context / high:
-        return frequency
-    if wavelength > context / low:
-        return frequency / factor
-    smooth = (context / wavelength - low) / (high - low)
-    return (1 - smooth) * frequency / factor + smooth * frequency
+def turn_keys(
+    keys: torch.Tensor,
+    positions: torch.Tensor,
+    rope: Rope,
+    head_dim: int,
+    *,
+    forward: bool,
+    seq_len: int | None,
+) -> torch.Tensor:
+    """A copy of float32 keys [num_kv_heads, n, head_dim], turned from content space to int64 `positions` [n].
+
+    Not `forward`: the inverse, from those positions to content space. `seq_len` as for `rope_strip`.
+    Raises IncompatibleModel for a rope by which keys cannot be turned.
+    """
+    turned = keys.clone()
+    if rope.rope_type == "none":
+        return turned
+    if problem := check_rope(rope, head_dim):
+        raise IncompatibleModel(f"keys cannot be moved to other positions: {problem}; use the text instead")
+    strip = rope_strip(rope, head_dim, seq_len)
+    if strip is None:
+        return turned
+    cos, sin = _table(strip, positions, forward=forward)
+    return _turn_pairs(turned, cos.to(keys.device), sin.to(keys.device))
+
+
+def _turn_pairs(block: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """[num_kv_heads, b, head_dim] by tables [b, 2 * pairs], in place; dimensions beyond the pairs stay."""
+    rotated = cos.shape[1]
+    pairs = block[..., :rotated]
+    partner = pairs.roll(rotated // 2, -1)  # pair (a, b) meets (b, a)
+    pairs.mul_(cos).addcmul_(partner, sin)
+    return block
 
 
 @lru_cache(maxsize=16)  # every layer of a memory asks for the same few token ranges
-def _table(
-    frequencies: tuple[float, ...], first: int, stop: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """cos, and the signed sin that turns back or ahead, each float32 [stop - first, 2 * pairs]."""
-    positions = torch.arange(first, stop, dtype=torch.float64)[:, None]  # [T, 1]
-    turns = positions * (torch.tensor(frequencies, dtype=torch.float64) / (2 * math.pi))  # [T, pairs]
+def _range_table(
+    strip: RopeStrip, first: int, stop: int, device: torch.device, *, forward: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    cos, sin = _table(strip, torch.arange(first, stop), forward=forward)
+    return cos.to(device), sin.to(device)
+
+
+def _table(strip: RopeStrip, positions: torch.Tensor, *, forward: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """cos, and the signed sin that turns ahead or back, each float32 [n, 2 * pairs]; scaled as keys are."""
+    frequencies = torch.tensor(strip.frequencies, dtype=torch.float64)
+    turns = positions.cpu().double()[:, None] * (frequencies / (2 * math.pi))  # [n, pairs]
     # Whole turns go in float64, where position 2**31 still has all its digits behind the point.
     angles = ((turns - turns.round()) * (2 * math.pi)).float()
-    cos, sin = angles.cos(), angles.sin()
-    tables = torch.cat((cos, cos), -1), torch.cat((sin, -sin), -1), torch.cat((-sin, sin), -1)
-    return tables[0].to(device), tables[1].to(device), tables[2].to(device)
+    scale = strip.attention_factor if forward else 1 / strip.attention_factor
+    cos, sin = angles.cos() * scale, angles.sin() * scale
+    ahead = torch.cat((-sin, sin), -1)
+    return torch.cat((cos, cos), -1), ahead if forward else -ahead

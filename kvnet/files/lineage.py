@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,13 @@ class Lineage:
     measurements: tuple[Measurement, ...]
 
 
-def compose(memory_file: Path, about: About, lineage: Lineage) -> Documents:
-    """The documents of a package around a memory file. Raises what `MemoryFile.open` raises."""
+def compose(
+    memory_file: Path, about: About, lineage: Lineage, *, alignments: Mapping[str, str] | None = None
+) -> Documents:
+    """The documents of a package around a memory file. Raises what `MemoryFile.open` raises.
+
+    `alignments` maps names of target models to paths in the package.
+    """
     return compose_documents(
         memory_file,
         about,
@@ -32,4 +38,5 @@ def compose(memory_file: Path, about: About, lineage: Lineage) -> Documents:
         source_inputs=lineage.source_inputs,
         processing_steps=lineage.processing_steps,
         measurements=lineage.measurements,
+        alignments=alignments,
     )

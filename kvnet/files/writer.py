@@ -107,6 +107,7 @@ class MemoryFileWriter:
     ) -> VerifiedHead:
         """Sign the head and put the file in place. `created_at` is `YYYY-MM-DDThh:mm:ssZ`.
 
+        `w_matrix_reference` is the id of the map that made the memory, if its coding is that of a port.
         Raises ValueError while chunks are missing or when the contents are not those of the memory's digest,
         RequestError for a memory of too many chunks for one file, StoreFull where the disk is full.
         """

@@ -9,7 +9,7 @@ Layout, little-endian, 208 bytes (FORMAT.md §4):
     96   16  receiver's nonce
     112  32  SHA-256 of the offer's body
     144   4  layer index
-    148   1  kind            0 key, 1 value, 2 attention, 3 basis
+    148   1  kind            0 key, 1 value, 2 attention, 3 basis, 4 coordinates
     149   1  compression     0 none, 1 lz4, 2 zstd, 3 split
     150   2  zero
     152   4  first token

@@ -65,7 +65,8 @@ def decode(cls: type[T], data: bytes, *, what: str, max_nbytes: int = MAX_DOCUME
 def from_plain(cls: type[T], plain: Any, *, what: str, name_of: Callable[[str], str] = str) -> T:
     """Build `cls` from parsed JSON. Missing, unknown or wrongly typed fields are refused.
 
-    `name_of` gives a field's key in the document: `camel_case`, or the field's own name.
+    `name_of` gives a field's key in the document: `camel_case`, or the field's own name. A text field whose
+    metadata has `max_chars` may be as long as that.
     """
     if not isinstance(plain, dict):
         raise MalformedMessage(f"{what}: expected an object, got {type(plain).__name__}")
@@ -75,8 +76,10 @@ def from_plain(cls: type[T], plain: Any, *, what: str, name_of: Callable[[str], 
     if unknown:
         raise MalformedMessage(f"{what}: unknown field {unknown[0]!r:.60}")
     values = {}
-    for key, (name, hint, is_required) in known.items():
-        if key in plain:
+    for key, (name, hint, is_required, max_chars) in known.items():
+        if key in plain and max_chars:
+            values[name] = _scalar(hint, plain[key], f"{what}.{key}", max_chars)
+        elif key in plain:
             values[name] = _coerce(hint, plain[key], f"{what}.{key}", name_of)
         elif is_required:
             raise MalformedMessage(f"{what}: field {key!r} is missing")
@@ -115,13 +118,13 @@ def _coerce(hint: Any, value: Any, what: str, name_of: Callable[[str], str]) -> 
     return _enum(hint, value, what)
 
 
-def _scalar(hint: Any, value: Any, what: str) -> Any:
+def _scalar(hint: Any, value: Any, what: str, max_chars: int = MAX_STRING_CHARS) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise MalformedMessage(f"{what}: expected {hint.__name__}, got {type(value).__name__}")
-    if isinstance(value, str) and len(value) > MAX_STRING_CHARS:
-        raise MalformedMessage(f"{what}: {len(value)} characters, at most {MAX_STRING_CHARS} are read")
+    if isinstance(value, str) and len(value) > max_chars:
+        raise MalformedMessage(f"{what}: {len(value)} characters, at most {max_chars} are read")
     if hint is int and value < 0:
         raise MalformedMessage(f"{what}: {value} is negative")
     return value
@@ -149,12 +152,17 @@ def _enum(hint: type[Enum], value: Any, what: str) -> Enum:
 
 
 @lru_cache(maxsize=64)
-def _fields(cls: Any, name_of: Callable[[str], str]) -> dict[str, tuple[str, Any, bool]]:
-    """Of each key of the document: the field's name, its type, and whether it must be there."""
+def _fields(cls: Any, name_of: Callable[[str], str]) -> dict[str, tuple[str, Any, bool, int]]:
+    """Of each key: the field's name, its type, whether it must be there, and its own bound or 0."""
     hints = typing.get_type_hints(cls)
     missing = dataclasses.MISSING
     return {
-        name_of(f.name): (f.name, hints[f.name], f.default is missing and f.default_factory is missing)
+        name_of(f.name): (
+            f.name,
+            hints[f.name],
+            f.default is missing and f.default_factory is missing,
+            f.metadata.get("max_chars", 0),
+        )
         for f in dataclasses.fields(cls)
     }
 

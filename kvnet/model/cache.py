@@ -74,6 +74,20 @@ def build_cache(layers: Sequence[LayerKV], config: Any) -> DynamicCache:
     return cache
 
 
+def extend_cache(cache: Cache, layers: Sequence[LayerKV], device: torch.device) -> Cache:
+    """The same cache with the slots of `layers` behind its own."""
+    for layer in layers:
+        cache.update(layer.keys.to(device), layer.values.to(device), layer.layer_idx)
+    return cache
+
+
+def crop_cache(cache: Cache, seq_len: int) -> None:
+    """Drop what lies behind the first `seq_len` positions."""
+    surplus = cache_seq_len(cache) - seq_len
+    if surplus:
+        cache.crop(-surplus)
+
+
 def cache_seq_len(cache: Cache) -> int:
     """Positions the cache holds, the same in every layer."""
     lengths = {cache.get_seq_length(layer_idx) for layer_idx in range(len(cache))}
@@ -101,8 +115,12 @@ def _rope_of(text_config: Any) -> Rope:
         # GPT-J and CodeGen rotate too, but say so in their own way.
         rope_type = "none" if getattr(text_config, "rotary_dim", None) is None else "gptj"
         return Rope(rope_type=rope_type, rope_theta=0.0)
+    rope_type = str(parameters.pop("rope_type", "default"))
+    is_stretched = rope_type in ("yarn", "longrope") and not parameters.get("factor")
+    if rope_type == "dynamic" or is_stretched:  # their frequencies depend on it (FORMAT.md §8)
+        parameters["max_position_embeddings"] = text_config.max_position_embeddings
     return Rope(
-        rope_type=str(parameters.pop("rope_type", "default")),
+        rope_type=rope_type,
         rope_theta=float(parameters.pop("rope_theta", 10000.0)),
         partial_rotary_factor=float(parameters.pop("partial_rotary_factor", None) or 1.0),
         extra=parameters,

@@ -128,7 +128,7 @@ def _content_rows(host: ModelHost, token_ids: Sequence[int]) -> dict[Place, torc
     """Read a context: float32 rows [T, C] of every layer's keys (content space) and values, on the CPU."""
     cache = host.new_cache()
     host.prefill(token_ids, cache)
-    strip = rope_strip(host.geometry.rope, host.geometry.head_dim)
+    strip = rope_strip(host.geometry.rope, host.geometry.head_dim, len(token_ids))
     piece = _whole(host, len(token_ids))
     rows = {}
     for layer in export_layers(cache):
@@ -163,7 +163,7 @@ def _gradients(
 def _layers(host: ModelHost, rows: dict[Place, torch.Tensor]) -> list[LayerKV]:
     """Inverse of `_content_rows`, through which gradients flow."""
     num_tokens = len(next(iter(rows.values())))
-    strip = rope_strip(host.geometry.rope, host.geometry.head_dim)
+    strip = rope_strip(host.geometry.rope, host.geometry.head_dim, num_tokens)
     piece = _whole(host, num_tokens)
     dtype = TORCH_DTYPES[host.geometry.dtype]
     layers = []

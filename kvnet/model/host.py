@@ -14,8 +14,9 @@ from typing import Any, Final, Self
 
 import torch
 
+from kvnet.alignment import row_width
 from kvnet.codec.basis import Basis
-from kvnet.errors import RequestError, TextTooLong
+from kvnet.errors import IncompatibleModel, RequestError, TextTooLong, UnsupportedModel
 from kvnet.format.attention import pack_attention
 from kvnet.model.attention import AttentionRecorder, recording, refuse_unrecordable
 from kvnet.model.cache import (
@@ -24,6 +25,7 @@ from kvnet.model.cache import (
     build_cache,
     cache_seq_len,
     export_layers,
+    extend_cache,
     geometry_of,
     new_cache,
     observe_geometry,
@@ -33,7 +35,9 @@ from kvnet.model.generation import Generated, TextDelta, decode, never, refuse_c
 from kvnet.model.loader import LoadedModel, ModelSpec, load
 from kvnet.model.memory import pack_memory, refuse_incompatible, unpack_memory
 from kvnet.model.sampling import Sampling
-from kvnet.model.text import tokenize_context, tokenize_question
+from kvnet.model.slots import Slots, to_layers
+from kvnet.model.text import leading_bos, tokenize_context, tokenize_question
+from kvnet.model.watching import Watch, watching
 from kvnet.types import DType, Fingerprint, Geometry, RawMemory
 
 _DEFAULT_MAX_SEQ_LEN: Final = 2048  # for configs that name no limit
@@ -135,6 +139,11 @@ class ModelHost:
         with recording(self._model) as recorder:
             yield recorder
 
+    @property
+    def num_sinks(self) -> int:
+        """Tokens that this model puts before every text by itself: its BOS, or none."""
+        return len(leading_bos(self.tokenizer))
+
     def inject(self, memory: RawMemory, *, basis: Basis | None = None) -> Cache:
         """A fresh cache holding the memory; the memory itself stays as it is, however often it is used.
 
@@ -146,38 +155,83 @@ class ModelHost:
         layers = unpack_memory(memory, dtype=self.geometry.dtype, device=self.device, basis=basis)
         return build_cache(layers, self._config)
 
+    def inject_slots(self, slots: Slots) -> Cache:
+        """A fresh cache: this model's own first token, then `slots` at their positions behind it.
+
+        Raises IncompatibleModel for slots of another geometry, TextTooLong, and UnsupportedModel for slots with
+        gaps in a model that cannot be told positions.
+        """
+        if (wanted := row_width(self.geometry)) != slots.rows.shape[1]:
+            raise IncompatibleModel(
+                f"the slots have rows of {slots.rows.shape[1]} numbers, {self.name} has {wanted}; map them first"
+            )
+        if slots.num_slots < slots.span and "position_ids" not in self._accepted:
+            raise UnsupportedModel(
+                f"{self.name} takes no positions, and {slots.span - slots.num_slots} of the memory's "
+                f"{slots.span} slots are left out; send the whole memory"
+            )
+        self._refuse_too_long(self.num_sinks + slots.span, "the memory has")
+        cache = self.new_cache()
+        if self.num_sinks:
+            self.prefill(leading_bos(self.tokenizer), cache)
+        layers = to_layers(slots, num_sinks=self.num_sinks, dtype=self._model.dtype)
+        return extend_cache(cache, layers, self.device)
+
+    def behind_sinks(self, layers: Sequence[LayerKV]) -> tuple[LayerKV, ...]:
+        """`layers` with this model's own first token before them, through which gradients flow."""
+        if not self.num_sinks:
+            return tuple(layers)
+        cache = self.new_cache()
+        self.prefill(leading_bos(self.tokenizer), cache)
+        return tuple(
+            LayerKV(
+                own.layer_idx,
+                torch.cat((own.keys, other.keys.to(own.keys)), -2),
+                torch.cat((own.values, other.values.to(own.values)), -2),
+            )
+            for own, other in zip(export_layers(cache), layers, strict=True)
+        )
+
     def generate(
         self,
         prompt: str,
         *,
         memory: RawMemory | None = None,
         basis: Basis | None = None,
+        slots: Slots | None = None,
         context: str | None = None,
         sampling: Sampling | None = None,
         cancelled: Callable[[], bool] = never,
     ) -> Iterator[TextDelta | Generated]:
         """Answer `prompt`, after a memory, or after a `context` that is read here, or after nothing.
 
-        `basis` is the memory's, as for `inject`.
+        `basis` is the memory's, as for `inject`; `slots` are given instead of a memory that was mapped or joined.
         Yields TextDelta as text becomes certain, and Generated last.
         Raises RequestError, TextTooLong, Cancelled, and what `inject` raises.
         """
         started = time.perf_counter()
         sampling = sampling or Sampling()
-        token_ids = self._recomputed_ids(prompt, memory=memory, context=context)
-        num_remembered = memory.header.seq_len if memory else 0
+        follows = memory is not None or slots is not None
+        token_ids = self._recomputed_ids(prompt, follows=follows, context=context)
+        num_sinks = self.num_sinks if slots else 0
+        num_positions = memory.header.seq_len if memory else num_sinks + slots.span if slots else 0
+        num_remembered = memory.header.seq_len if memory else slots.num_slots if slots else 0
         self._refuse_too_long(
-            num_remembered + len(token_ids) + sampling.max_tokens,
-            f"memory ({num_remembered}), prompt ({len(token_ids)}) and reply ({sampling.max_tokens}) have",
+            num_positions + len(token_ids) + sampling.max_tokens,
+            f"memory ({num_positions}), prompt ({len(token_ids)}) and reply ({sampling.max_tokens}) have",
         )
-        cache = self.inject(memory, basis=basis) if memory else self.new_cache()
-        logits = self.prefill(token_ids, cache, cancelled=cancelled)
-        reused_tokens = cache_seq_len(cache) - len(token_ids)
+        if slots is not None:
+            cache = self.inject_slots(slots)
+        else:
+            cache = self.inject(memory, basis=basis) if memory else self.new_cache()
+        num_gaps = num_positions - num_sinks - num_remembered
+        logits = self.prefill(token_ids, cache, cancelled=cancelled, num_gaps=num_gaps)
+        reused_tokens = cache_seq_len(cache) - len(token_ids) - num_sinks
         if reused_tokens != num_remembered:
             raise AssertionError(f"{reused_tokens} positions were reused, the memory has {num_remembered}")
         continuation = yield from decode(
             logits,
-            lambda token_id: self.next_logits([token_id], cache),
+            lambda token_id: self.next_logits([token_id], cache, num_gaps=num_gaps),
             tokenizer=self.tokenizer,
             eos_ids=self.eos_ids,
             sampling=sampling,
@@ -187,14 +241,19 @@ class ModelHost:
             text=continuation.text,
             token_ids=continuation.token_ids,
             reused_tokens=reused_tokens,
-            recomputed_tokens=len(token_ids),
+            recomputed_tokens=len(token_ids) + num_sinks,
             ttft_s=continuation.first_token_at - started,
             finish_reason=continuation.finish_reason,
         )
 
-    def new_cache(self) -> Cache:
-        """An empty cache of this model."""
-        return new_cache(self._config)
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the model has an embedding for."""
+        return int(self._model.get_input_embeddings().num_embeddings)
+
+    def new_cache(self, on_update: Callable[[LayerKV], None] | None = None) -> Cache:
+        """An empty cache of this model; `on_update` sees each layer as it is filled."""
+        return new_cache(self._config, on_update)
 
     def prefill(
         self,
@@ -203,34 +262,59 @@ class ModelHost:
         *,
         token_block: int = _PREFILL_BLOCK,
         cancelled: Callable[[], bool] = never,
+        num_gaps: int = 0,
     ) -> torch.Tensor:
-        """Append `token_ids` to `cache`, block by block; logits [vocab_size] after the last one."""
+        """Append `token_ids` to `cache`, block by block; logits [vocab_size] after the last one.
+
+        `num_gaps` positions before them have no slot in the cache.
+        """
         if not token_ids:
             raise RequestError("the prompt is empty; ask something")
         for start in range(0, len(token_ids), token_block):
             refuse_cancelled(cancelled)
-            logits = self.next_logits(token_ids[start : start + token_block], cache)
+            logits = self.next_logits(token_ids[start : start + token_block], cache, num_gaps=num_gaps)
         return logits
 
-    def next_logits(self, token_ids: Sequence[int], cache: Cache) -> torch.Tensor:
+    def next_logits(self, token_ids: Sequence[int], cache: Cache, *, num_gaps: int = 0) -> torch.Tensor:
         """Append `token_ids` to `cache` in one pass; logits [vocab_size] after the last one."""
-        return self._forward(token_ids, cache, num_logits=1)[-1]
+        return self._forward(token_ids, cache, num_logits=1, num_gaps=num_gaps)[-1]
 
-    def all_logits(self, token_ids: Sequence[int], cache: Cache) -> torch.Tensor:
+    def all_logits(self, token_ids: Sequence[int], cache: Cache, *, num_gaps: int = 0) -> torch.Tensor:
         """Append `token_ids` to `cache` in one pass; logits [num_tokens, vocab_size] after each one."""
-        return self._forward(token_ids, cache, num_logits=len(token_ids))
+        return self._forward(token_ids, cache, num_logits=len(token_ids), num_gaps=num_gaps)
 
-    def graded_logits(self, token_ids: Sequence[int], layers: Sequence[LayerKV]) -> torch.Tensor:
+    def watched_logits(
+        self, token_ids: Sequence[int], cache: Cache, *, num_gaps: int = 0
+    ) -> tuple[torch.Tensor, Watch]:
+        """`all_logits`, and what each layer attended to meanwhile. Raises UnsupportedModel if it cannot be seen."""
+        with watching(self._model) as watch:
+            logits = self.all_logits(token_ids, cache, num_gaps=num_gaps)
+        if len(watch.weights) != self.geometry.num_layers:
+            raise UnsupportedModel(
+                f"{self.name} shows the attention of {len(watch.weights)} of its {self.geometry.num_layers} "
+                "layers; fit maps to it without anchors"
+            )
+        return logits, watch
+
+    def graded_logits(
+        self, token_ids: Sequence[int], layers: Sequence[LayerKV], *, num_gaps: int = 0
+    ) -> torch.Tensor:
         """Logits [num_tokens, vocab_size] after each token that follows `layers`, to which gradients flow."""
         cache = build_cache(layers, self._config)
-        return self._forward(token_ids, cache, num_logits=len(token_ids), graded=True)
+        return self._forward(token_ids, cache, num_logits=len(token_ids), num_gaps=num_gaps, graded=True)
 
     def _forward(
-        self, token_ids: Sequence[int], cache: Cache, *, num_logits: int, graded: bool = False
+        self,
+        token_ids: Sequence[int],
+        cache: Cache,
+        *,
+        num_logits: int,
+        num_gaps: int = 0,
+        graded: bool = False,
     ) -> torch.Tensor:
         start = cache_seq_len(cache)
         stop = start + len(token_ids)
-        self._refuse_too_long(stop, "the sequence has")
+        self._refuse_too_long(stop + num_gaps, "the sequence has")
         arguments: dict[str, Any] = {
             "input_ids": torch.tensor([token_ids], device=self.device),
             # One column for every position, old and new: a mask one short is not an error to
@@ -240,7 +324,9 @@ class ModelHost:
             "use_cache": True,
         }
         if "position_ids" in self._accepted:
-            arguments["position_ids"] = torch.arange(start, stop, device=self.device)[None]  # [1, T]
+            arguments["position_ids"] = (
+                torch.arange(start, stop, device=self.device)[None] + num_gaps
+            )  # [1, T]
         if "logits_to_keep" in self._accepted:
             arguments["logits_to_keep"] = num_logits
         with torch.set_grad_enabled(graded):
@@ -249,13 +335,12 @@ class ModelHost:
             raise AssertionError(f"the cache holds {cache_seq_len(cache)} positions instead of {stop}")
         return logits[0, -num_logits:]
 
-    def _recomputed_ids(self, prompt: str, *, memory: RawMemory | None, context: str | None) -> list[int]:
-        if memory is not None and context is not None:
+    def _recomputed_ids(self, prompt: str, *, follows: bool, context: str | None) -> list[int]:
+        if follows and context is not None:
             raise RequestError("both a memory and a context were given; give one")
         if not prompt.strip():
             raise RequestError("the prompt is empty; ask something")
-        follows = memory is not None or context is not None
-        question = self.tokenize_question(prompt, after_memory=follows)
+        question = self.tokenize_question(prompt, after_memory=follows or context is not None)
         return question if context is None else self.tokenize_context(context) + question
 
     def _refuse_too_long(self, num_tokens: int, subject: str) -> None:

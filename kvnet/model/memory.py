@@ -15,7 +15,7 @@ from kvnet.codec.chain import chain_for, piece_of
 from kvnet.codec.finite import finite_peak
 from kvnet.codec.pack import TORCH_DTYPES, pack
 from kvnet.codec.presets import Preset, find_preset, fit_groups, with_basis
-from kvnet.errors import IncompatibleModel, MalformedChunk, RequestError, UnknownBasis
+from kvnet.errors import IncompatibleModel, MalformedChunk, RequestError, UnknownAlignment, UnknownBasis
 from kvnet.model.cache import LayerKV
 from kvnet.plan import MAX_IMPORTANT_TOKENS, check_coding, count_chunks, plan_chunks, plan_memory
 from kvnet.types import (
@@ -69,7 +69,7 @@ def pack_memory(
         start_pos=0,
         key_space=KeySpace.ROTATED,
         token_digest=digest_tokens(token_ids),
-        content_digest=_digest(chunks),
+        content_digest=digest_chunks(chunks),
         attention_heads=_count_heads(attention, seq_len),
     )
     return RawMemory(header, tuple(chunks))
@@ -86,7 +86,8 @@ def unpack_memory(
 
     Inverse of `pack_memory`, and up to quantization of `encode_memory`. In the memory's own dtype or
     `dtype`. Allocates what the chunks hold, never what the header claims.
-    Raises MalformedChunk if the two contradict each other, NotFinite, UnknownBasis.
+    Raises MalformedChunk if the two contradict each other, NotFinite, UnknownBasis, and UnknownAlignment
+    for a memory in a port's coordinates (see `kvnet.model.coordinates`).
     """
     wanted = TORCH_DTYPES[dtype or memory.header.geometry.dtype]
     halves: dict[Kind, torch.Tensor] = {}
@@ -139,7 +140,12 @@ def encode_memory(
             chunks.append(chain.encode(tensor[:, key.start : stop], piece_of(header, key.start, stop)))
         if attention and kind is Kind.VALUE:
             chunks.append(attention[next(plan).layer_idx])
-    return RawMemory(replace(header, content_digest=_digest(chunks)), tuple(chunks))
+    return RawMemory(replace(header, content_digest=digest_chunks(chunks)), tuple(chunks))
+
+
+def digest_chunks(chunks: Sequence[bytes | memoryview]) -> str:
+    """The content digest of raw chunks in plan order."""
+    return content_digest([hashlib.sha256(chunk).digest() for chunk in chunks])
 
 
 def refuse_incompatible(header: MemoryHeader, geometry: Geometry) -> None:
@@ -147,7 +153,9 @@ def refuse_incompatible(header: MemoryHeader, geometry: Geometry) -> None:
 
     Another dtype is no obstacle: the same model, quantized otherwise, may well compute in another. Nor is
     the key space: decoding turns keys of content space to their positions.
+    Raises UnknownAlignment for a memory in a port's coordinates, which fits no model as it is.
     """
+    _refuse_coordinates(header)
     wanted = {**_flatten(geometry), "start_pos": "0"}
     got = {**_flatten(header.geometry), "start_pos": str(header.start_pos)}
     details = {name: [got[name], wanted[name]] for name in wanted if got[name] != wanted[name]}
@@ -172,6 +180,7 @@ def _decode(
         )
     if problem := check_coding(header):
         raise MalformedChunk(f"the coding of a memory is none: {problem}; ask for it again")
+    _refuse_coordinates(header)
     parts: list[torch.Tensor] = []
     for key, chunk in zip(plan_memory(header), memory.chunks, strict=True):
         if key.kind is Kind.ATTENTION:
@@ -181,6 +190,14 @@ def _decode(
         if key.stop == header.seq_len:
             yield key.layer_idx, key.kind, parts[0] if len(parts) == 1 else torch.cat(parts, 1)
             parts = []
+
+
+def _refuse_coordinates(header: MemoryHeader) -> None:
+    if header.coding.scheme is Scheme.PORT:
+        raise UnknownAlignment(
+            f"the memory of {header.fingerprint.model} holds coordinates of the port "
+            f"{header.coding.basis[:19]}…, no keys and values; only that port expands them, for its own model"
+        )
 
 
 def _recoded(
@@ -223,10 +240,6 @@ def _cast(tensor: torch.Tensor, wanted: torch.dtype) -> torch.Tensor:
     cast = tensor.to(wanted)
     finite_peak(cast, f"a memory cast to {str(wanted).removeprefix('torch.')}")
     return cast
-
-
-def _digest(chunks: Sequence[bytes | memoryview]) -> str:
-    return content_digest([hashlib.sha256(chunk).digest() for chunk in chunks])
 
 
 def _count_heads(attention: Sequence[bytes], seq_len: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 from jinja2 import TemplateError
@@ -21,6 +22,26 @@ def leading_bos(tokenizer: Any) -> list[int]:
 def tokenize_context(tokenizer: Any, text: str) -> list[int]:
     """A text that begins at position 0."""
     return [*leading_bos(tokenizer), *tokenizer.encode(text, add_special_tokens=False)]
+
+
+def tokenize_with_spans(tokenizer: Any, text: str) -> tuple[list[int], tuple[tuple[int, int], ...]]:
+    """`tokenize_context`, and for each id the characters of `text` it covers: first, and one after the last.
+
+    A span has no blank before its first letter, whichever side of a word its tokenizer puts the blank on; a
+    token of blanks alone keeps them. Spans ascend; of a BOS it is (0, 0). There are none where a tokenizer
+    does not tell, or tells of an order that does not ascend.
+    """
+    bos = leading_bos(tokenizer)
+    if not tokenizer.is_fast:
+        return tokenize_context(tokenizer, text), ()
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    spans = [(0, 0)] * len(bos)
+    before = (0, 0)
+    for start, stop in encoded["offset_mapping"]:
+        before = _without_blanks(text, start, stop) if start < stop else (before[1], before[1])
+        spans.append(before)
+    ascending = all(a <= c and b <= d for (a, b), (c, d) in pairwise(spans))
+    return [*bos, *encoded["input_ids"]], tuple(spans) if ascending else ()
 
 
 def tokenize_question(tokenizer: Any, prompt: str, *, after_memory: bool) -> list[int]:
@@ -53,6 +74,12 @@ def _render(tokenizer: Any, prompt: str, *, after_memory: bool) -> str:
     except TemplateError as exc:
         raise UnsupportedModel(f"the model's chat template refuses a single user turn ({exc})") from exc
     return str(text)
+
+
+def _without_blanks(text: str, start: int, stop: int) -> tuple[int, int]:
+    covered = text[start:stop]
+    letters = covered.lstrip()
+    return (stop - len(letters), stop) if letters else (start, stop)
 
 
 class TextStream:

@@ -16,8 +16,8 @@ from kvnet.errors import (
     StoreFull,
     TextTooLong,
 )
-from kvnet.plan import MAX_ATTENTION_HEADS, check_coding, count_transfer_chunks
-from kvnet.transfer.messages import MAX_NOTE_CHARS, Limits, Offer
+from kvnet.plan import MAX_ATTENTION_HEADS, check_coding, count_transfer_chunks, transfer_room_nbytes
+from kvnet.transfer.messages import MAX_NOTE_CHARS, MAX_TEXT_NBYTES, Limits, Offer
 from kvnet.types import Fingerprint, Geometry, NodeId, Tier
 
 
@@ -32,16 +32,30 @@ class Receiver:
     free_nbytes: int
 
 
-def admit_offer(offer: Offer, *, sender: NodeId, receiver: Receiver, now: int, held_nbytes: int = 0) -> Tier:
+def admit_offer(
+    offer: Offer,
+    *,
+    sender: NodeId,
+    receiver: Receiver,
+    now: int,
+    held_nbytes: int = 0,
+    has_map: bool = False,
+) -> Tier:
     """Decide an offer and say which tier its memory reaches here.
 
-    `held_nbytes` of it are here already, from an earlier attempt.
+    `held_nbytes` of it are here already, from an earlier attempt; `has_map`: an admitted map leads from its
+    model to this one. One that fits in no other way is taken where a text comes with it.
     Raises MalformedMessage, ReplayedMessage, IncompatibleModel, TextTooLong or StoreFull.
     """
     check_parties(offer, sender=sender, receiver=receiver, now=now)
     _check_shape(offer, receiver.limits)
     memory = offer.memory
-    tier = require_tier((memory.fingerprint, memory.geometry), (receiver.fingerprint, receiver.geometry))
+    tier = require_tier(
+        (memory.fingerprint, memory.geometry),
+        (receiver.fingerprint, receiver.geometry),
+        has_map=has_map,
+        has_text=bool(offer.text),
+    )
     if memory.start_pos:
         raise IncompatibleModel(
             f"memory: starts at position {memory.start_pos}; this version takes whole prefixes, from 0"
@@ -52,7 +66,7 @@ def admit_offer(offer: Offer, *, sender: NodeId, receiver: Receiver, now: int, h
             f"{receiver.limits.max_seq_len}; send a shorter one"
         )
     room = min(receiver.limits.max_transfer_nbytes, receiver.free_nbytes + held_nbytes)
-    needed = memory.raw_nbytes + memory.coding.basis_nbytes
+    needed = transfer_room_nbytes(memory)
     if needed > room:
         raise StoreFull(
             f"memory of {needed} bytes: this node has room for {room}; forget some memories there"
@@ -104,3 +118,6 @@ def _check_shape(offer: Offer, limits: Limits) -> None:
         raise MalformedMessage(f"offer: {offer.chunk_count} chunks, its geometry makes {planned}")
     if len(offer.note) > MAX_NOTE_CHARS:
         raise MalformedMessage(f"offer: a note of {len(offer.note)} characters, at most {MAX_NOTE_CHARS}")
+    text_nbytes = len(offer.text.encode())
+    if text_nbytes > MAX_TEXT_NBYTES:
+        raise MalformedMessage(f"offer: a text of {text_nbytes} bytes, at most {MAX_TEXT_NBYTES}")

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from kvnet.errors import MalformedMessage
 from kvnet.format import strict_json
 from kvnet.identity.keys import NodeKey
-from kvnet.identity.signing import SignedMessage, VerifiedMessage, sign_message, verify_message
+from kvnet.identity.signing import (
+    MAX_BODY_NBYTES,
+    SignedMessage,
+    VerifiedMessage,
+    sign_message,
+    verify_message,
+)
 from kvnet.types import (
     Compression,
     Fingerprint,
@@ -29,6 +35,11 @@ from kvnet.types import (
 
 PROTOCOL_VERSION = 2
 MAX_NOTE_CHARS = 2000
+MAX_TEXT_NBYTES = 256 << 10
+MAX_OFFER_NBYTES = MAX_BODY_NBYTES + 6 * MAX_TEXT_NBYTES  # JSON writes a byte of text in at most six
+MAX_HELLO_MAPS = 256
+# Later than the messages they stand in: a message that does not need one is what it was before.
+_UNSAID_IF_EMPTY = frozenset({"maps", "text"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +72,16 @@ class Hello:
     geometry: Geometry
     limits: Limits
     free_nbytes: int
+    maps: tuple[str, ...] = ()  # fingerprint digests of models whose memories this node has maps for
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What is about to be sent, to whom, and until when."""
+    """What is about to be sent, to whom, and until when.
+
+    `text` is what the memory is of, for a model that cannot use the memory: nothing but the sender's
+    signature says that the two belong together.
+    """
 
     TYPE: ClassVar[str] = "kvnet/offer/v1"
 
@@ -79,6 +95,7 @@ class Offer:
     note: str = ""
     sender_agent: str = ""
     agent: str = ""
+    text: str = field(default="", repr=False, metadata={"max_chars": MAX_TEXT_NBYTES})
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +161,15 @@ M = TypeVar("M", bound=Message)
 
 def seal(key: NodeKey, message: Message) -> SignedMessage:
     """Encode and sign."""
-    return sign_message(key, message.TYPE, canonical_json(asdict(message)))
+    said = {n: value for n, value in asdict(message).items() if value or n not in _UNSAID_IF_EMPTY}
+    return sign_message(key, message.TYPE, canonical_json(said))
 
 
 def open_sealed(cls: type[M], sealed: SignedMessage, *, signer: bytes | None) -> tuple[M, VerifiedMessage]:
     """Inverse of `seal`: verify, then decode. The VerifiedMessage carries signer and digest."""
-    verified = verify_message(sealed, type_=cls.TYPE, signer=signer)
-    return strict_json.decode(cls, verified.body, what=cls.TYPE), verified
+    max_nbytes = MAX_OFFER_NBYTES if cls.TYPE == Offer.TYPE else MAX_BODY_NBYTES
+    verified = verify_message(sealed, type_=cls.TYPE, signer=signer, max_nbytes=max_nbytes)
+    return strict_json.decode(cls, verified.body, what=cls.TYPE, max_nbytes=max_nbytes), verified
 
 
 def pack_bitmap(held: frozenset[int] | set[int], count: int) -> str:

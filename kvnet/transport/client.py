@@ -1,23 +1,25 @@
-"""The peer API's client: dial a node, be sure it is that node, push to it, pull from it."""
+"""The peer API's client: dial a node, be sure it is that node, push to it, pull from it, let it read."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 
 from kvnet import wire
 from kvnet.errors import BadSignature, ProtocolMismatch, ReplayedMessage, WrongPeer
-from kvnet.identity.keys import short_id
+from kvnet.identity.keys import NodeKey, short_id
 from kvnet.identity.signing import SignedMessage
 from kvnet.transfer.messages import PROTOCOL_VERSION, Hello, open_sealed
-from kvnet.transport.frames import CHANNEL_OPTIONS, FrameStream
+from kvnet.transport.asking import Texts, ask_readings
+from kvnet.transport.frames import CHANNEL_OPTIONS, FrameStream, ReadStream
+from kvnet.transport.readings import Reading, ReadRequest
 from kvnet.transport.receiving import Inbound, receive_memory
 from kvnet.transport.sending import AckProgress, Outbound, Sent, send_memory
 from kvnet.v1 import peer_pb2, peer_pb2_grpc
@@ -26,6 +28,7 @@ HELLO_DEADLINE_S = 10.0
 CLOSE_DEADLINE_S = 10.0
 
 InboundT = TypeVar("InboundT", bound=Inbound)
+StreamT = TypeVar("StreamT", FrameStream, ReadStream)
 
 
 class PeerClient:
@@ -59,7 +62,7 @@ class PeerClient:
         self, outbound: Outbound, on_progress: Callable[[AckProgress], None] | None = None
     ) -> Sent:
         """Send a memory."""
-        async with self._frames(self._stub.Push()) as stream:
+        async with self._stream(FrameStream, self._stub.Push()) as stream:
             return await send_memory(stream, outbound, on_progress)
 
     async def pull(
@@ -69,7 +72,7 @@ class PeerClient:
         pool: Executor,
     ) -> InboundT:
         """Fetch a memory: ask for it, then take the peer's offer as any other."""
-        async with self._frames(self._stub.Pull()) as stream:
+        async with self._stream(FrameStream, self._stub.Pull()) as stream:
             await stream.write_control(sealed_request)
             inbound = await open_inbound(await stream.read_control())
             failure: BaseException | None = None
@@ -82,12 +85,25 @@ class PeerClient:
                 await inbound.close(failure)
             return inbound
 
+    async def read_texts(
+        self, request: ReadRequest, texts: Texts, *, key: NodeKey, hello: Hello, pool: Executor
+    ) -> AsyncGenerator[Reading, None]:
+        """Let the peer read texts with its model; `hello` is its own. Raises as `ask_readings`.
+
+        Leave the loop through `contextlib.aclosing`, or be cancelled: the peer stops reading at once.
+        """
+        async with self._stream(ReadStream, self._stub.Read()) as stream:
+            readings = ask_readings(stream, request, texts, key=key, hello=hello, pool=pool)
+            async with aclosing(readings):
+                async for reading in readings:
+                    yield reading
+
     @asynccontextmanager
-    async def _frames(
-        self, call: grpc.aio.StreamStreamCall[peer_pb2.Frame, peer_pb2.Frame]
-    ) -> AsyncIterator[FrameStream]:
+    async def _stream(
+        self, kind: type[StreamT], call: grpc.aio.StreamStreamCall[Any, Any]
+    ) -> AsyncIterator[StreamT]:
         try:
-            stream = FrameStream(call, peer=self._peer)
+            stream = kind(call, peer=self._peer)
             call.add_done_callback(stream.ended)
             yield stream
             # Let the server finish, else the stream ends as cancelled there. All that matters is done:

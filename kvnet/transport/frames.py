@@ -1,9 +1,9 @@
-"""A bidirectional stream of frames with a deadline on every read and write, alike on both ends."""
+"""Bidirectional streams of frames with a deadline on every read and write, alike on both ends."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import grpc
 
@@ -13,6 +13,7 @@ from kvnet.identity.signing import SignedChunk, SignedMessage
 from kvnet.v1 import peer_pb2
 
 IDLE_DEADLINE_S = 20.0
+READING_DEADLINE_S = 120.0  # one text, from the reading before it to its own
 MAX_MESSAGE_NBYTES = 4 << 20
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
@@ -34,12 +35,14 @@ class Call(Protocol):
     async def write(self, message: Any) -> None: ...
 
 
-class FrameStream:
-    """Frames out and in. Errors of the transport leave as KvnetError."""
+class _Stream:
+    """Frames out and in. Errors of the transport leave as KvnetError; `_again` says what to do then."""
+
+    _again: ClassVar[str]
 
     def __init__(self, call: Call, *, peer: str, idle_deadline_s: float = IDLE_DEADLINE_S) -> None:
+        self.peer = peer
         self._call = call
-        self._peer = peer
         self._idle_deadline_s = idle_deadline_s
         self._end: KvnetError | None = None
 
@@ -51,7 +54,41 @@ class FrameStream:
         try:
             call.trailing_metadata().send(None)  # the status is here: nothing is waited for
         except StopIteration as found:
-            self._end = wire.peer_refusal(found.value, peer=self._peer)
+            self._end = wire.peer_refusal(found.value, peer=self.peer)
+
+    async def _read(self, *, deadline_s: float) -> Any:
+        wait_s = max(deadline_s, self._idle_deadline_s)
+        try:
+            async with asyncio.timeout(wait_s):
+                frame = await self._call.read()
+        except TimeoutError as exc:
+            raise self._silence(wait_s) from exc
+        except grpc.RpcError as exc:
+            raise self._end or wire.peer_status_to_error(exc, peer=self.peer) from exc
+        if frame is grpc.aio.EOF:
+            raise TransferIncomplete(f"{self.peer}: ended the stream early; {self._again}")
+        return frame
+
+    async def _write(self, frame: Any, *, deadline_s: float = 0.0) -> None:
+        wait_s = max(deadline_s, self._idle_deadline_s)
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._call.write(frame)
+        except TimeoutError as exc:
+            raise self._silence(wait_s) from exc
+        except grpc.RpcError as exc:
+            raise self._end or wire.peer_status_to_error(exc, peer=self.peer) from exc
+        except asyncio.InvalidStateError as exc:
+            raise self._end or PeerUnreachable(f"{self.peer}: closed the stream; {self._again}") from exc
+
+    def _silence(self, wait_s: float) -> KvnetError:
+        return PeerUnreachable(f"{self.peer}: silent for {wait_s:.0f} s; check the link and {self._again}")
+
+
+class FrameStream(_Stream):
+    """The frames of a transfer."""
+
+    _again = "send again to resume"
 
     async def write_control(self, message: SignedMessage) -> None:
         """Send a signed control message."""
@@ -70,15 +107,7 @@ class FrameStream:
 
         Raises TransferIncomplete when the other side ends the stream, PeerUnreachable on silence.
         """
-        try:
-            async with asyncio.timeout(max(deadline_s, self._idle_deadline_s)):
-                frame = await self._call.read()
-        except TimeoutError as exc:
-            raise self._silence() from exc
-        except grpc.RpcError as exc:
-            raise self._end or wire.peer_status_to_error(exc, peer=self._peer) from exc
-        if frame is grpc.aio.EOF:
-            raise TransferIncomplete(f"{self._peer}: ended the stream early; send again to resume")
+        frame = await self._read(deadline_s=deadline_s)
         which = frame.WhichOneof("frame")
         if which == "control":
             return wire.message_from_wire(frame.control)
@@ -86,29 +115,41 @@ class FrameStream:
             return wire.chunk_from_wire(frame.chunk)
         if which == "ack":
             return list(frame.ack.index)
-        raise MalformedMessage(f"{self._peer}: sent an empty frame")
+        raise MalformedMessage(f"{self.peer}: sent an empty frame")
 
     async def read_control(self, *, deadline_s: float = 0.0) -> SignedMessage:
         """The next frame, which must be a control message."""
         frame = await self.read(deadline_s=deadline_s)
         if not isinstance(frame, SignedMessage):
-            raise MalformedMessage(f"{self._peer}: expected a control message, got another frame")
+            raise MalformedMessage(f"{self.peer}: expected a control message, got another frame")
         return frame
 
-    async def _write(self, frame: peer_pb2.Frame) -> None:
-        try:
-            async with asyncio.timeout(self._idle_deadline_s):
-                await self._call.write(frame)
-        except TimeoutError as exc:
-            raise self._silence() from exc
-        except grpc.RpcError as exc:
-            raise self._end or wire.peer_status_to_error(exc, peer=self._peer) from exc
-        except asyncio.InvalidStateError as exc:
-            raise self._end or PeerUnreachable(
-                f"{self._peer}: closed the stream; send again to resume"
-            ) from exc
 
-    def _silence(self) -> KvnetError:
-        return PeerUnreachable(
-            f"{self._peer}: silent for {self._idle_deadline_s:.0f} s; check the link and send again to resume"
-        )
+class ReadStream(_Stream):
+    """The frames of a reading. Writes wait long: between two readings the other side computes."""
+
+    _again = "ask again"
+
+    async def write_control(self, message: SignedMessage) -> None:
+        """Send a signed control message."""
+        frame = peer_pb2.ReadFrame(control=wire.message_to_wire(message))
+        await self._write(frame, deadline_s=READING_DEADLINE_S)
+
+    async def write_payload(self, piece: bytes) -> None:
+        """Send a piece of a payload."""
+        await self._write(peer_pb2.ReadFrame(payload=piece), deadline_s=READING_DEADLINE_S)
+
+    async def read_control(self, *, deadline_s: float = 0.0) -> SignedMessage:
+        """The next frame, which must be a control message. Raises as FrameStream's."""
+        frame = await self._read(deadline_s=deadline_s)
+        if frame.WhichOneof("frame") != "control":
+            raise MalformedMessage(f"{self.peer}: expected a control message, got another frame")
+        return wire.message_from_wire(frame.control)
+
+    async def read_payload(self) -> bytes:
+        """The next frame, which must be a piece of a payload. Raises as FrameStream's `read`."""
+        frame = await self._read(deadline_s=0.0)
+        if frame.WhichOneof("frame") != "payload":
+            raise MalformedMessage(f"{self.peer}: expected a piece of a payload, got another frame")
+        piece: bytes = frame.payload
+        return piece

@@ -22,7 +22,8 @@ from kvnet.errors import (
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.signing import SignedMessage
 from kvnet.transfer.messages import PROTOCOL_VERSION, Hello, seal
-from kvnet.transport.frames import CHANNEL_OPTIONS, FrameStream
+from kvnet.transport.answering import ReadBackend, ReadJob, answer_readings
+from kvnet.transport.frames import CHANNEL_OPTIONS, FrameStream, ReadStream
 from kvnet.transport.receiving import Inbound, receive_memory
 from kvnet.transport.sending import Outbound, send_memory
 from kvnet.transport.tasks import Running
@@ -59,8 +60,9 @@ class PeerBackend(Protocol):
 
 
 class _PeerService(peer_pb2_grpc.PeerServicer):
-    def __init__(self, backend: PeerBackend, running: Running) -> None:
+    def __init__(self, backend: PeerBackend, reader: ReadBackend | None, running: Running) -> None:
         self._backend = backend
+        self._reader = reader
         self._running = running
 
     async def Hello(
@@ -97,6 +99,22 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
 
         await self._handle(send(), context)
 
+    async def Read(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[peer_pb2.ReadFrame], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        stream = ReadStream(context, peer=context.peer())
+
+        async def read() -> None:
+            if self._reader is None:
+                raise PeerError("this node reads for nobody")
+            job = await self._reader.open_reading(await stream.read_control())
+            async with _closing(job):
+                # An abort sends them unless they are sent: twice, if a first write is just under way.
+                await context.send_initial_metadata(())
+                await answer_readings(stream, job, key=self._reader.key, pool=self._reader.pool)
+
+        await self._handle(read(), context)
+
     async def _handle(
         self, work: Coroutine[Any, Any, None], context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
@@ -108,12 +126,12 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
 
 
 class PeerServer:
-    """The peer API on one port."""
+    """The peer API on one port. Without `reader` it serves memories, and reads for nobody."""
 
-    def __init__(self, backend: PeerBackend) -> None:
+    def __init__(self, backend: PeerBackend, reader: ReadBackend | None = None) -> None:
         self._running = Running()
         self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
-        peer_pb2_grpc.add_PeerServicer_to_server(_PeerService(backend, self._running), self._server)
+        peer_pb2_grpc.add_PeerServicer_to_server(_PeerService(backend, reader, self._running), self._server)
 
     async def start(self, *, host: str, port: int) -> int:
         """Bind and serve; returns the port (asked-for 0 means any). Raises PortInUse."""
@@ -145,8 +163,8 @@ def _check_hello(request: peer_pb2.HelloRequest) -> None:
 
 
 @asynccontextmanager
-async def _closing(transfer: Inbound | Outbound) -> AsyncIterator[None]:
-    """Close a transfer with what ended it, whatever that is."""
+async def _closing(transfer: Inbound | Outbound | ReadJob) -> AsyncIterator[None]:
+    """Close a transfer, or a reading, with what ended it, whatever that is."""
     try:
         yield
     except BaseException as failure:

@@ -66,7 +66,7 @@ class ShutdownReply(_message.Message):
     def __init__(self, pid: _Optional[int] = ...) -> None: ...
 
 class RememberRequest(_message.Message):
-    __slots__ = ("text", "name", "codec", "dtype", "compression", "level", "attention", "prune", "domain", "topic", "language")
+    __slots__ = ("text", "name", "codec", "dtype", "compression", "level", "attention", "prune", "domain", "topic", "language", "keep_text")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,7 @@ class RememberRequest(_message.Message):
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     TOPIC_FIELD_NUMBER: _ClassVar[int]
     LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    KEEP_TEXT_FIELD_NUMBER: _ClassVar[int]
     text: str
     name: str
     codec: str
@@ -89,7 +90,8 @@ class RememberRequest(_message.Message):
     domain: str
     topic: str
     language: str
-    def __init__(self, text: _Optional[str] = ..., name: _Optional[str] = ..., codec: _Optional[str] = ..., dtype: _Optional[str] = ..., compression: _Optional[str] = ..., level: _Optional[int] = ..., attention: _Optional[bool] = ..., prune: _Optional[bool] = ..., domain: _Optional[str] = ..., topic: _Optional[str] = ..., language: _Optional[str] = ...) -> None: ...
+    keep_text: bool
+    def __init__(self, text: _Optional[str] = ..., name: _Optional[str] = ..., codec: _Optional[str] = ..., dtype: _Optional[str] = ..., compression: _Optional[str] = ..., level: _Optional[int] = ..., attention: _Optional[bool] = ..., prune: _Optional[bool] = ..., domain: _Optional[str] = ..., topic: _Optional[str] = ..., language: _Optional[str] = ..., keep_text: _Optional[bool] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("done", "total")
@@ -297,19 +299,111 @@ class Calibration(_message.Message):
     seconds: float
     def __init__(self, model: _Optional[str] = ..., basis: _Optional[str] = ..., nbytes: _Optional[int] = ..., components: _Optional[int] = ..., tokens: _Optional[int] = ..., weighted: _Optional[bool] = ..., seconds: _Optional[float] = ...) -> None: ...
 
+class AlignmentInfo(_message.Message):
+    __slots__ = ("id", "kind", "source", "source_digest", "receiver", "receiver_digest", "port", "rank", "method", "pairing", "layer_strategy", "source_layers", "num_sinks", "window", "closing", "relative_lambda", "corpus_digest", "num_contexts", "num_rows", "created_at", "nbytes", "signed_by", "packaged", "problem", "gate")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    PAIRING_FIELD_NUMBER: _ClassVar[int]
+    LAYER_STRATEGY_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_SINKS_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    CLOSING_FIELD_NUMBER: _ClassVar[int]
+    RELATIVE_LAMBDA_FIELD_NUMBER: _ClassVar[int]
+    CORPUS_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NUM_CONTEXTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    NBYTES_FIELD_NUMBER: _ClassVar[int]
+    SIGNED_BY_FIELD_NUMBER: _ClassVar[int]
+    PACKAGED_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    kind: str
+    source: str
+    source_digest: str
+    receiver: str
+    receiver_digest: str
+    port: str
+    rank: int
+    method: str
+    pairing: str
+    layer_strategy: str
+    source_layers: _containers.RepeatedScalarFieldContainer[int]
+    num_sinks: int
+    window: _containers.RepeatedScalarFieldContainer[int]
+    closing: str
+    relative_lambda: float
+    corpus_digest: str
+    num_contexts: int
+    num_rows: int
+    created_at: str
+    nbytes: int
+    signed_by: str
+    packaged: bool
+    problem: str
+    gate: GateResult
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., source: _Optional[str] = ..., source_digest: _Optional[str] = ..., receiver: _Optional[str] = ..., receiver_digest: _Optional[str] = ..., port: _Optional[str] = ..., rank: _Optional[int] = ..., method: _Optional[str] = ..., pairing: _Optional[str] = ..., layer_strategy: _Optional[str] = ..., source_layers: _Optional[_Iterable[int]] = ..., num_sinks: _Optional[int] = ..., window: _Optional[_Iterable[int]] = ..., closing: _Optional[str] = ..., relative_lambda: _Optional[float] = ..., corpus_digest: _Optional[str] = ..., num_contexts: _Optional[int] = ..., num_rows: _Optional[int] = ..., created_at: _Optional[str] = ..., nbytes: _Optional[int] = ..., signed_by: _Optional[str] = ..., packaged: _Optional[bool] = ..., problem: _Optional[str] = ..., gate: _Optional[_Union[GateResult, _Mapping]] = ...) -> None: ...
+
+class ListAlignmentsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class AlignmentList(_message.Message):
+    __slots__ = ("alignments",)
+    ALIGNMENTS_FIELD_NUMBER: _ClassVar[int]
+    alignments: _containers.RepeatedCompositeFieldContainer[AlignmentInfo]
+    def __init__(self, alignments: _Optional[_Iterable[_Union[AlignmentInfo, _Mapping]]] = ...) -> None: ...
+
+class ShowAlignmentRequest(_message.Message):
+    __slots__ = ("alignment",)
+    ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    alignment: str
+    def __init__(self, alignment: _Optional[str] = ...) -> None: ...
+
+class ExportAlignmentRequest(_message.Message):
+    __slots__ = ("alignment",)
+    ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    alignment: str
+    def __init__(self, alignment: _Optional[str] = ...) -> None: ...
+
+class AlignmentPiece(_message.Message):
+    __slots__ = ("data", "trust")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    TRUST_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    trust: bool
+    def __init__(self, data: _Optional[bytes] = ..., trust: _Optional[bool] = ...) -> None: ...
+
+class RemoveAlignmentRequest(_message.Message):
+    __slots__ = ("alignment",)
+    ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    alignment: str
+    def __init__(self, alignment: _Optional[str] = ...) -> None: ...
+
 class SendRequest(_message.Message):
-    __slots__ = ("memory", "to", "note", "agent", "codec")
+    __slots__ = ("memory", "to", "note", "agent", "codec", "with_text")
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     TO_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
+    WITH_TEXT_FIELD_NUMBER: _ClassVar[int]
     memory: str
     to: str
     note: str
     agent: str
     codec: str
-    def __init__(self, memory: _Optional[str] = ..., to: _Optional[str] = ..., note: _Optional[str] = ..., agent: _Optional[str] = ..., codec: _Optional[str] = ...) -> None: ...
+    with_text: bool
+    def __init__(self, memory: _Optional[str] = ..., to: _Optional[str] = ..., note: _Optional[str] = ..., agent: _Optional[str] = ..., codec: _Optional[str] = ..., with_text: _Optional[bool] = ...) -> None: ...
 
 class LayerProgress(_message.Message):
     __slots__ = ("layer_idx", "chunks_done", "chunks_total", "wire_bytes")
@@ -364,7 +458,7 @@ class PullRequest(_message.Message):
     def __init__(self, memory: _Optional[str] = ..., peer: _Optional[str] = ...) -> None: ...
 
 class AskRequest(_message.Message):
-    __slots__ = ("prompt", "memory", "max_tokens", "temperature", "top_p", "stop", "seed", "context")
+    __slots__ = ("prompt", "memory", "max_tokens", "temperature", "top_p", "stop", "seed", "context", "memories", "align")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -373,6 +467,8 @@ class AskRequest(_message.Message):
     STOP_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    MEMORIES_FIELD_NUMBER: _ClassVar[int]
+    ALIGN_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     memory: str
     max_tokens: int
@@ -381,23 +477,27 @@ class AskRequest(_message.Message):
     stop: _containers.RepeatedScalarFieldContainer[str]
     seed: int
     context: str
-    def __init__(self, prompt: _Optional[str] = ..., memory: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., context: _Optional[str] = ...) -> None: ...
+    memories: _containers.RepeatedScalarFieldContainer[str]
+    align: str
+    def __init__(self, prompt: _Optional[str] = ..., memory: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., context: _Optional[str] = ..., memories: _Optional[_Iterable[str]] = ..., align: _Optional[str] = ...) -> None: ...
 
 class KvReport(_message.Message):
-    __slots__ = ("tier", "reused_tokens", "recomputed_tokens", "fallback", "ttft_s", "codec")
+    __slots__ = ("tier", "reused_tokens", "recomputed_tokens", "fallback", "ttft_s", "codec", "map")
     TIER_FIELD_NUMBER: _ClassVar[int]
     REUSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     FALLBACK_FIELD_NUMBER: _ClassVar[int]
     TTFT_S_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
+    MAP_FIELD_NUMBER: _ClassVar[int]
     tier: str
     reused_tokens: int
     recomputed_tokens: int
     fallback: str
     ttft_s: float
     codec: str
-    def __init__(self, tier: _Optional[str] = ..., reused_tokens: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., fallback: _Optional[str] = ..., ttft_s: _Optional[float] = ..., codec: _Optional[str] = ...) -> None: ...
+    map: str
+    def __init__(self, tier: _Optional[str] = ..., reused_tokens: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., fallback: _Optional[str] = ..., ttft_s: _Optional[float] = ..., codec: _Optional[str] = ..., map: _Optional[str] = ...) -> None: ...
 
 class Answer(_message.Message):
     __slots__ = ("text", "kv", "tokens", "finish_reason", "seconds")
@@ -420,6 +520,90 @@ class AskEvent(_message.Message):
     delta: str
     answer: Answer
     def __init__(self, delta: _Optional[str] = ..., answer: _Optional[_Union[Answer, _Mapping]] = ...) -> None: ...
+
+class ExplainRequest(_message.Message):
+    __slots__ = ("memory", "model")
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    memory: str
+    model: str
+    def __init__(self, memory: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+
+class Difference(_message.Message):
+    __slots__ = ("field", "memory", "model")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    field: str
+    memory: str
+    model: str
+    def __init__(self, field: _Optional[str] = ..., memory: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+
+class Interval(_message.Message):
+    __slots__ = ("value", "low", "high")
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    value: float
+    low: float
+    high: float
+    def __init__(self, value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
+
+class GateResult(_message.Message):
+    __slots__ = ("admitted", "reason", "num_questions", "num_facts", "recall_text", "recall_none", "recall_mapped", "gap_recovered", "gap_shuffled", "kl", "attention_cosine")
+    ADMITTED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    NUM_QUESTIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_FACTS_FIELD_NUMBER: _ClassVar[int]
+    RECALL_TEXT_FIELD_NUMBER: _ClassVar[int]
+    RECALL_NONE_FIELD_NUMBER: _ClassVar[int]
+    RECALL_MAPPED_FIELD_NUMBER: _ClassVar[int]
+    GAP_RECOVERED_FIELD_NUMBER: _ClassVar[int]
+    GAP_SHUFFLED_FIELD_NUMBER: _ClassVar[int]
+    KL_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_COSINE_FIELD_NUMBER: _ClassVar[int]
+    admitted: bool
+    reason: str
+    num_questions: int
+    num_facts: int
+    recall_text: float
+    recall_none: float
+    recall_mapped: float
+    gap_recovered: Interval
+    gap_shuffled: float
+    kl: float
+    attention_cosine: float
+    def __init__(self, admitted: _Optional[bool] = ..., reason: _Optional[str] = ..., num_questions: _Optional[int] = ..., num_facts: _Optional[int] = ..., recall_text: _Optional[float] = ..., recall_none: _Optional[float] = ..., recall_mapped: _Optional[float] = ..., gap_recovered: _Optional[_Union[Interval, _Mapping]] = ..., gap_shuffled: _Optional[float] = ..., kl: _Optional[float] = ..., attention_cosine: _Optional[float] = ...) -> None: ...
+
+class MapSummary(_message.Message):
+    __slots__ = ("id", "method", "gate")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    GATE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    method: str
+    gate: GateResult
+    def __init__(self, id: _Optional[str] = ..., method: _Optional[str] = ..., gate: _Optional[_Union[GateResult, _Mapping]] = ...) -> None: ...
+
+class Explanation(_message.Message):
+    __slots__ = ("memory", "model", "tier", "policy", "differences", "map", "has_text", "advice")
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
+    MAP_FIELD_NUMBER: _ClassVar[int]
+    HAS_TEXT_FIELD_NUMBER: _ClassVar[int]
+    ADVICE_FIELD_NUMBER: _ClassVar[int]
+    memory: str
+    model: str
+    tier: str
+    policy: str
+    differences: _containers.RepeatedCompositeFieldContainer[Difference]
+    map: MapSummary
+    has_text: bool
+    advice: str
+    def __init__(self, memory: _Optional[str] = ..., model: _Optional[str] = ..., tier: _Optional[str] = ..., policy: _Optional[str] = ..., differences: _Optional[_Iterable[_Union[Difference, _Mapping]]] = ..., map: _Optional[_Union[MapSummary, _Mapping]] = ..., has_text: _Optional[bool] = ..., advice: _Optional[str] = ...) -> None: ...
 
 class PeerInfo(_message.Message):
     __slots__ = ("node_id", "name", "addresses", "source", "added", "reachable", "model", "tier", "latency_s", "problem")

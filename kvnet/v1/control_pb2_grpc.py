@@ -90,6 +90,31 @@ class ControlStub:
                 request_serializer=kvnet_dot_v1_dot_control__pb2.CalibrateRequest.SerializeToString,
                 response_deserializer=kvnet_dot_v1_dot_control__pb2.Calibration.FromString,
                 _registered_method=True)
+        self.ListAlignments = channel.unary_unary(
+                '/kvnet.v1.Control/ListAlignments',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.ListAlignmentsRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.AlignmentList.FromString,
+                _registered_method=True)
+        self.ShowAlignment = channel.unary_unary(
+                '/kvnet.v1.Control/ShowAlignment',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.ShowAlignmentRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.AlignmentInfo.FromString,
+                _registered_method=True)
+        self.ExportAlignment = channel.unary_stream(
+                '/kvnet.v1.Control/ExportAlignment',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.ExportAlignmentRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.Piece.FromString,
+                _registered_method=True)
+        self.ImportAlignment = channel.stream_unary(
+                '/kvnet.v1.Control/ImportAlignment',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.AlignmentPiece.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.AlignmentInfo.FromString,
+                _registered_method=True)
+        self.RemoveAlignment = channel.unary_unary(
+                '/kvnet.v1.Control/RemoveAlignment',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.RemoveAlignmentRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.AlignmentInfo.FromString,
+                _registered_method=True)
         self.Send = channel.unary_stream(
                 '/kvnet.v1.Control/Send',
                 request_serializer=kvnet_dot_v1_dot_control__pb2.SendRequest.SerializeToString,
@@ -104,6 +129,11 @@ class ControlStub:
                 '/kvnet.v1.Control/Ask',
                 request_serializer=kvnet_dot_v1_dot_control__pb2.AskRequest.SerializeToString,
                 response_deserializer=kvnet_dot_v1_dot_control__pb2.AskEvent.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/kvnet.v1.Control/Explain',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.Explanation.FromString,
                 _registered_method=True)
         self.ListPeers = channel.unary_unary(
                 '/kvnet.v1.Control/ListPeers',
@@ -211,6 +241,37 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListAlignments(self, request, context):
+        """Maps and ports: signed files that align memories of one model to another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ShowAlignment(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportAlignment(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportAlignment(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveAlignment(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Send(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -225,6 +286,13 @@ class ControlServicer:
 
     def Ask(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """How a memory would reach the hosted model, or another one on this machine.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -324,6 +392,31 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=kvnet_dot_v1_dot_control__pb2.CalibrateRequest.FromString,
                     response_serializer=kvnet_dot_v1_dot_control__pb2.Calibration.SerializeToString,
             ),
+            'ListAlignments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAlignments,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.ListAlignmentsRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.AlignmentList.SerializeToString,
+            ),
+            'ShowAlignment': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowAlignment,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.ShowAlignmentRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.AlignmentInfo.SerializeToString,
+            ),
+            'ExportAlignment': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportAlignment,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.ExportAlignmentRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.Piece.SerializeToString,
+            ),
+            'ImportAlignment': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportAlignment,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.AlignmentPiece.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.AlignmentInfo.SerializeToString,
+            ),
+            'RemoveAlignment': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveAlignment,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.RemoveAlignmentRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.AlignmentInfo.SerializeToString,
+            ),
             'Send': grpc.unary_stream_rpc_method_handler(
                     servicer.Send,
                     request_deserializer=kvnet_dot_v1_dot_control__pb2.SendRequest.FromString,
@@ -338,6 +431,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Ask,
                     request_deserializer=kvnet_dot_v1_dot_control__pb2.AskRequest.FromString,
                     response_serializer=kvnet_dot_v1_dot_control__pb2.AskEvent.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.ExplainRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.Explanation.SerializeToString,
             ),
             'ListPeers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPeers,
@@ -679,6 +777,141 @@ class Control:
             _registered_method=True)
 
     @staticmethod
+    def ListAlignments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/ListAlignments',
+            kvnet_dot_v1_dot_control__pb2.ListAlignmentsRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.AlignmentList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShowAlignment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/ShowAlignment',
+            kvnet_dot_v1_dot_control__pb2.ShowAlignmentRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.AlignmentInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportAlignment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvnet.v1.Control/ExportAlignment',
+            kvnet_dot_v1_dot_control__pb2.ExportAlignmentRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.Piece.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportAlignment(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/kvnet.v1.Control/ImportAlignment',
+            kvnet_dot_v1_dot_control__pb2.AlignmentPiece.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.AlignmentInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveAlignment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/RemoveAlignment',
+            kvnet_dot_v1_dot_control__pb2.RemoveAlignmentRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.AlignmentInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Send(request,
             target,
             options=(),
@@ -749,6 +982,33 @@ class Control:
             '/kvnet.v1.Control/Ask',
             kvnet_dot_v1_dot_control__pb2.AskRequest.SerializeToString,
             kvnet_dot_v1_dot_control__pb2.AskEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/Explain',
+            kvnet_dot_v1_dot_control__pb2.ExplainRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.Explanation.FromString,
             options,
             channel_credentials,
             insecure,

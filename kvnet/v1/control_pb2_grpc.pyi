@@ -48,9 +48,17 @@ class ControlStub:
     SignPackage: _grpc.UnaryUnaryMultiCallable[_control_pb2.SignPackageRequest, _control_pb2.SignPackageReply]
     Calibrate: _grpc.UnaryUnaryMultiCallable[_control_pb2.CalibrateRequest, _control_pb2.Calibration]
     """Learn a basis for the codec `compact` from texts."""
+    ListAlignments: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListAlignmentsRequest, _control_pb2.AlignmentList]
+    """Maps and ports: signed files that align memories of one model to another."""
+    ShowAlignment: _grpc.UnaryUnaryMultiCallable[_control_pb2.ShowAlignmentRequest, _control_pb2.AlignmentInfo]
+    ExportAlignment: _grpc.UnaryStreamMultiCallable[_control_pb2.ExportAlignmentRequest, _control_pb2.Piece]
+    ImportAlignment: _grpc.StreamUnaryMultiCallable[_control_pb2.AlignmentPiece, _control_pb2.AlignmentInfo]
+    RemoveAlignment: _grpc.UnaryUnaryMultiCallable[_control_pb2.RemoveAlignmentRequest, _control_pb2.AlignmentInfo]
     Send: _grpc.UnaryStreamMultiCallable[_control_pb2.SendRequest, _control_pb2.SendEvent]
     Pull: _grpc.UnaryStreamMultiCallable[_control_pb2.PullRequest, _control_pb2.SendEvent]
     Ask: _grpc.UnaryStreamMultiCallable[_control_pb2.AskRequest, _control_pb2.AskEvent]
+    Explain: _grpc.UnaryUnaryMultiCallable[_control_pb2.ExplainRequest, _control_pb2.Explanation]
+    """How a memory would reach the hosted model, or another one on this machine."""
     ListPeers: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListPeersRequest, _control_pb2.PeerList]
     AddPeer: _grpc.UnaryUnaryMultiCallable[_control_pb2.AddPeerRequest, _control_pb2.PeerInfo]
     RemovePeer: _grpc.UnaryUnaryMultiCallable[_control_pb2.RemovePeerRequest, _control_pb2.PeerInfo]
@@ -79,9 +87,17 @@ class ControlAsyncStub(ControlStub):
     SignPackage: _aio.UnaryUnaryMultiCallable[_control_pb2.SignPackageRequest, _control_pb2.SignPackageReply]  # type: ignore[assignment]
     Calibrate: _aio.UnaryUnaryMultiCallable[_control_pb2.CalibrateRequest, _control_pb2.Calibration]  # type: ignore[assignment]
     """Learn a basis for the codec `compact` from texts."""
+    ListAlignments: _aio.UnaryUnaryMultiCallable[_control_pb2.ListAlignmentsRequest, _control_pb2.AlignmentList]  # type: ignore[assignment]
+    """Maps and ports: signed files that align memories of one model to another."""
+    ShowAlignment: _aio.UnaryUnaryMultiCallable[_control_pb2.ShowAlignmentRequest, _control_pb2.AlignmentInfo]  # type: ignore[assignment]
+    ExportAlignment: _aio.UnaryStreamMultiCallable[_control_pb2.ExportAlignmentRequest, _control_pb2.Piece]  # type: ignore[assignment]
+    ImportAlignment: _aio.StreamUnaryMultiCallable[_control_pb2.AlignmentPiece, _control_pb2.AlignmentInfo]  # type: ignore[assignment]
+    RemoveAlignment: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveAlignmentRequest, _control_pb2.AlignmentInfo]  # type: ignore[assignment]
     Send: _aio.UnaryStreamMultiCallable[_control_pb2.SendRequest, _control_pb2.SendEvent]  # type: ignore[assignment]
     Pull: _aio.UnaryStreamMultiCallable[_control_pb2.PullRequest, _control_pb2.SendEvent]  # type: ignore[assignment]
     Ask: _aio.UnaryStreamMultiCallable[_control_pb2.AskRequest, _control_pb2.AskEvent]  # type: ignore[assignment]
+    Explain: _aio.UnaryUnaryMultiCallable[_control_pb2.ExplainRequest, _control_pb2.Explanation]  # type: ignore[assignment]
+    """How a memory would reach the hosted model, or another one on this machine."""
     ListPeers: _aio.UnaryUnaryMultiCallable[_control_pb2.ListPeersRequest, _control_pb2.PeerList]  # type: ignore[assignment]
     AddPeer: _aio.UnaryUnaryMultiCallable[_control_pb2.AddPeerRequest, _control_pb2.PeerInfo]  # type: ignore[assignment]
     RemovePeer: _aio.UnaryUnaryMultiCallable[_control_pb2.RemovePeerRequest, _control_pb2.PeerInfo]  # type: ignore[assignment]
@@ -175,6 +191,42 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         """Learn a basis for the codec `compact` from texts."""
 
     @_abc_1.abstractmethod
+    def ListAlignments(
+        self,
+        request: _control_pb2.ListAlignmentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.AlignmentList, _abc.Awaitable[_control_pb2.AlignmentList]]:
+        """Maps and ports: signed files that align memories of one model to another."""
+
+    @_abc_1.abstractmethod
+    def ShowAlignment(
+        self,
+        request: _control_pb2.ShowAlignmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.AlignmentInfo, _abc.Awaitable[_control_pb2.AlignmentInfo]]: ...
+
+    @_abc_1.abstractmethod
+    def ExportAlignment(
+        self,
+        request: _control_pb2.ExportAlignmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.Piece], _abc.AsyncIterator[_control_pb2.Piece]]: ...
+
+    @_abc_1.abstractmethod
+    def ImportAlignment(
+        self,
+        request_iterator: _MaybeAsyncIterator[_control_pb2.AlignmentPiece],
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.AlignmentInfo, _abc.Awaitable[_control_pb2.AlignmentInfo]]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveAlignment(
+        self,
+        request: _control_pb2.RemoveAlignmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.AlignmentInfo, _abc.Awaitable[_control_pb2.AlignmentInfo]]: ...
+
+    @_abc_1.abstractmethod
     def Send(
         self,
         request: _control_pb2.SendRequest,
@@ -194,6 +246,14 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.AskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_control_pb2.AskEvent], _abc.AsyncIterator[_control_pb2.AskEvent]]: ...
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _control_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.Explanation, _abc.Awaitable[_control_pb2.Explanation]]:
+        """How a memory would reach the hosted model, or another one on this machine."""
 
     @_abc_1.abstractmethod
     def ListPeers(

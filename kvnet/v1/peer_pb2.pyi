@@ -51,3 +51,11 @@ class Frame(_message.Message):
     chunk: Chunk
     ack: Ack
     def __init__(self, control: _Optional[_Union[SignedMessage, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ...) -> None: ...
+
+class ReadFrame(_message.Message):
+    __slots__ = ("control", "payload")
+    CONTROL_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    control: SignedMessage
+    payload: bytes
+    def __init__(self, control: _Optional[_Union[SignedMessage, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...

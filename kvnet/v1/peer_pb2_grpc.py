@@ -50,6 +50,11 @@ class PeerStub:
                 request_serializer=kvnet_dot_v1_dot_peer__pb2.Frame.SerializeToString,
                 response_deserializer=kvnet_dot_v1_dot_peer__pb2.Frame.FromString,
                 _registered_method=True)
+        self.Read = channel.stream_stream(
+                '/kvnet.v1.Peer/Read',
+                request_serializer=kvnet_dot_v1_dot_peer__pb2.ReadFrame.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_peer__pb2.ReadFrame.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -77,6 +82,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Read(self, request_iterator, context):
+        """The callee reads texts of the caller's with its model, and sends back what it read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +106,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Pull,
                     request_deserializer=kvnet_dot_v1_dot_peer__pb2.Frame.FromString,
                     response_serializer=kvnet_dot_v1_dot_peer__pb2.Frame.SerializeToString,
+            ),
+            'Read': grpc.stream_stream_rpc_method_handler(
+                    servicer.Read,
+                    request_deserializer=kvnet_dot_v1_dot_peer__pb2.ReadFrame.FromString,
+                    response_serializer=kvnet_dot_v1_dot_peer__pb2.ReadFrame.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +195,33 @@ class Peer:
             '/kvnet.v1.Peer/Pull',
             kvnet_dot_v1_dot_peer__pb2.Frame.SerializeToString,
             kvnet_dot_v1_dot_peer__pb2.Frame.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Read(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/kvnet.v1.Peer/Read',
+            kvnet_dot_v1_dot_peer__pb2.ReadFrame.SerializeToString,
+            kvnet_dot_v1_dot_peer__pb2.ReadFrame.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class PeerStub:
     """The caller sends a memory: offer, (accept), chunks, (acks), commit, (receipt)."""
     Pull: _grpc.StreamStreamMultiCallable[_peer_pb2.Frame, _peer_pb2.Frame]
     """The caller fetches a memory: the same frames with the roles swapped, after a signed request."""
+    Read: _grpc.StreamStreamMultiCallable[_peer_pb2.ReadFrame, _peer_pb2.ReadFrame]
+    """The callee reads texts of the caller's with its model, and sends back what it read."""
 
 @_typing.type_check_only
 class PeerAsyncStub(PeerStub):
@@ -51,6 +53,8 @@ class PeerAsyncStub(PeerStub):
     """The caller sends a memory: offer, (accept), chunks, (acks), commit, (receipt)."""
     Pull: _aio.StreamStreamMultiCallable[_peer_pb2.Frame, _peer_pb2.Frame]  # type: ignore[assignment]
     """The caller fetches a memory: the same frames with the roles swapped, after a signed request."""
+    Read: _aio.StreamStreamMultiCallable[_peer_pb2.ReadFrame, _peer_pb2.ReadFrame]  # type: ignore[assignment]
+    """The callee reads texts of the caller's with its model, and sends back what it read."""
 
 class PeerServicer(metaclass=_abc_1.ABCMeta):
     """What one node asks of another. FORMAT.md is normative for every `bytes` field here."""
@@ -78,5 +82,13 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_peer_pb2.Frame], _abc.AsyncIterator[_peer_pb2.Frame]]:
         """The caller fetches a memory: the same frames with the roles swapped, after a signed request."""
+
+    @_abc_1.abstractmethod
+    def Read(
+        self,
+        request_iterator: _MaybeAsyncIterator[_peer_pb2.ReadFrame],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_peer_pb2.ReadFrame], _abc.AsyncIterator[_peer_pb2.ReadFrame]]:
+        """The callee reads texts of the caller's with its model, and sends back what it read."""
 
 def add_PeerServicer_to_server(servicer: PeerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

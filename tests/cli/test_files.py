@@ -21,7 +21,7 @@ from kvnet.format.awkg import Metadata
 from kvnet.identity.keys import grouped
 from kvnet.plan import plan_memory
 from kvnet.types import AttentionMetadata, Compression, Kind, MemoryId
-from tests.builders import SENDER, make_memory
+from tests.builders import MAP_ID, SENDER, make_memory, make_port
 from tests.cli.outcomes import Kvnet, json_of, refused
 from tests.files.packages import (
     PACKER,
@@ -173,6 +173,17 @@ def test_inspecting_draws_each_layer(kvnet: Kvnet, attentive: Path) -> None:
     assert layers[1].endswith("▁▅█▁")  # no entropy, half of it, all of it, next to none
 
 
+def test_coordinates_are_inspected_without_layers_and_with_their_map(kvnet: Kvnet, tmp_path: Path) -> None:
+    coding, _ = make_port()
+    path = write_memory(tmp_path / "m.awkg", make_memory(coding=coding))
+    found = json_of(kvnet("inspect", path, "--json"))
+    assert (found["quantization"], found["map"], found["layers"]) == ("port8", MAP_ID, [])
+    assert (found["coding"]["basis"], found["wire_nbytes"] > 0) == (coding.basis, True)
+    said = kvnet("inspect", path)
+    assert (said.status, MAP_ID in said.out, "values" in said.out.splitlines()[-1]) == (0, True, False)
+    assert json_of(kvnet("verify", path, "--json"))["sections"] == 1
+
+
 def test_a_memory_without_attention_metadata_has_no_entropies(kvnet: Kvnet, tmp_path: Path) -> None:
     found = json_of(kvnet("inspect", write_memory(tmp_path / "m.awkg"), "--json"))
     assert found["attention_heads"] == 0
@@ -246,7 +257,11 @@ def test_unpacking_gives_the_files_of_the_package(
         "memory": MemoryId(make_memory().header.id),
         "signed_by": PACKER.node_id,
         "nbytes": sum(len(content) for path, content in packed.files.items() if path != "signature.sig"),
+        "alignments": done["alignments"],
     }
+    (carried,) = done["alignments"]
+    assert (carried["path"], carried["id"]) == ("alignments/to-other.bin", "")
+    assert carried["problem"].startswith("no daemon answers")
     refused(kvnet("unpack", packed.zip, target), "request_invalid", 4)
 
 

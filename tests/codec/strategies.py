@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from hypothesis import strategies as st
 
@@ -45,27 +47,36 @@ def fill(kind: str, piece: Piece, seed: int) -> torch.Tensor:
 @st.composite
 def pieces(draw: st.DrawFn, *, max_tokens: int = 40) -> tuple[Piece, torch.Tensor]:
     """A piece and its numbers."""
-    geometry = make_geometry(
-        draw(st.integers(1, 4)), draw(st.integers(1, 24)), draw(st.sampled_from(DType)), draw(ropes())
-    )
+    num_kv_heads, head_dim = draw(st.integers(1, 4)), draw(st.integers(1, 24))
+    geometry = make_geometry(num_kv_heads, head_dim, draw(st.sampled_from(DType)), draw(ropes(head_dim)))
     num_tokens, start = draw(st.integers(1, max_tokens)), draw(st.integers(0, 5000))
     piece = make_piece(geometry, num_tokens, start=start, behind=draw(st.integers(0, 9)))
     return piece, fill(draw(st.sampled_from(FILLS)), piece, draw(st.integers(0, 2**32)))
 
 
 @st.composite
-def ropes(draw: st.DrawFn) -> Rope:
-    """Each scaling that changes frequencies, and one that does not."""
-    rope_type = draw(st.sampled_from(("default", "linear", "llama3", "yarn")))
-    extra = {
+def ropes(draw: st.DrawFn, head_dim: int) -> Rope:
+    """Each scaling, one that is none, and models that rotate nothing, or a part of each head."""
+    partial = draw(st.sampled_from((0.5, 1.0)))
+    extra = rope_extras(int(head_dim * partial) // 2)
+    rope_type = draw(st.sampled_from(("default", "of tomorrow", *extra)))
+    theta = draw(st.sampled_from((0.0, 100.0, 10000.0)))
+    return Rope(rope_type, theta, partial, extra.get(rope_type, {}))
+
+
+def rope_extras(half: int, context: int = 64) -> dict[str, dict[str, Any]]:
+    """`extra` for each scaling of transformers, by its type, where `half` pairs are turned."""
+    old = {"original_max_position_embeddings": context}
+    return {
         "linear": {"factor": 4.0},
-        "llama3": {
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64,
+        "dynamic": {"factor": 4.0, "max_position_embeddings": context},
+        "yarn": {"factor": 16.0, **old},
+        "longrope": {
+            "factor": 16.0,
+            "short_factor": [1.0 + 0.01 * i for i in range(half)],
+            "long_factor": [1.0 + 2 * i for i in range(half)],
+            **old,
         },
-    }.get(rope_type, {})
-    return Rope(
-        rope_type, draw(st.sampled_from((0.0, 100.0, 10000.0))), draw(st.sampled_from((0.5, 1.0))), extra
-    )
+        "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **old},
+        "proportional": {},
+    }

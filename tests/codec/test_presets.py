@@ -19,7 +19,7 @@ from kvnet.codec.presets import (
 from kvnet.errors import RequestError
 from kvnet.plan import check_coding
 from kvnet.types import Coding, Compression, DType, KeySpace, MemoryHeader, Scheme
-from tests.builders import make_fingerprint
+from tests.builders import make_fingerprint, make_port
 from tests.codec.strategies import make_geometry
 
 
@@ -45,6 +45,8 @@ def test_coding_is_named_by_its_preset_whatever_its_basis_and_pruned_heads(name:
 def test_other_codings_are_named_by_their_parts() -> None:
     assert preset_name(Coding(Scheme.GROUPED, 4, 8, 32, hadamard=True)) == "k4v8g32-hadamard"
     assert preset_name(Coding(Scheme.TRANSFORM, sink_tokens=9)) == "transform"
+    for bits in (4, 8):
+        assert preset_name(make_port(bits=bits)[0]) == f"port{bits}"
 
 
 def test_default_is_int8() -> None:

@@ -14,7 +14,7 @@ from kvnet.format.awkg import Metadata
 from kvnet.identity.signing import SignedMessage, sign_message
 from kvnet.plan import plan_memory
 from kvnet.types import Coding, Compression, Scheme, sha256_hex
-from tests.builders import SENDER, make_memory
+from tests.builders import MAP_ID, SENDER, make_memory, make_port
 from tests.files.packages import (
     PACKER,
     WHEN,
@@ -105,6 +105,22 @@ def test_a_basis_goes_with_a_transform_coded_memory_only(tmp_path: Path) -> None
     parts = replace(make_parts(write_memory(tmp_path / "m.awkg")), basis=tmp_path / "basis")
     with pytest.raises(MalformedPackage, match="basis"):
         write_package(tmp_path / "p", parts, sign)
+
+
+def test_coordinates_are_packed_with_their_port_and_no_other(tmp_path: Path) -> None:
+    coding, port = make_port()
+    parts = make_parts(write_memory(tmp_path / "m.awkg", make_memory(coding=coding)))
+    (tmp_path / "port").write_bytes(port)
+    (tmp_path / "other").write_bytes(make_port(301)[1])
+    for wrong in (None, tmp_path / "other"):
+        with pytest.raises(MalformedPackage, match="basis"):
+            write_package(tmp_path / "p", replace(parts, basis=wrong), sign)
+    write_package(tmp_path / "p", replace(parts, basis=tmp_path / "port"), sign)
+    with Package.open(tmp_path / "p") as package:
+        package.verify()
+        assert b"".join(package.read("codec/basis.safetensors")) == port
+        with package.open_memory() as file:
+            assert file.header.w_matrix_reference == MAP_ID
 
 
 def test_a_transform_coded_memory_is_packed_with_its_basis_and_no_other(tmp_path: Path) -> None:

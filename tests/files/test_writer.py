@@ -21,6 +21,7 @@ from kvnet.format.awkg import AwkgHeader, Metadata
 from kvnet.identity.seal import VerifiedHead, seal_head
 from kvnet.plan import plan_memory, raw_nbytes_range
 from kvnet.types import Compression, DType, Geometry, MemoryHeader, RawMemory, Rope
+from tests.builders import MAP_ID, make_memory, make_port
 from tests.files.conftest import SmallFile
 from tests.files.test_reader import GOLDEN
 from tests.format.memory_files import (
@@ -48,6 +49,29 @@ def written(path: Path, memory: RawMemory, compression: Compression, **options: 
         for raw in memory.chunks:
             writer.add(raw)
         return finished(writer, memory.header.seq_len)
+
+
+# From raw chunks
+
+
+def test_coordinates_of_a_port_are_written_under_the_id_of_their_map_and_under_no_other(
+    tmp_path: Path,
+) -> None:
+    memory, path = make_memory(coding=make_port()[0]), tmp_path / "m.awkg"
+    for reference in ("", "to-b", MAP_ID):
+        with MemoryFileWriter(path, memory.header, Compression.ZSTD) as writer:
+            for raw in memory.chunks:
+                writer.add(raw)
+            if reference == MAP_ID:
+                finished(writer, memory.header.seq_len, w_matrix_reference=reference)
+            else:
+                with pytest.raises(ValueError, match="wanted the id of the map"):
+                    finished(writer, memory.header.seq_len, w_matrix_reference=reference)
+        assert path.exists() == (reference == MAP_ID)
+    with MemoryFile.open(path) as file:
+        file.verify()
+        assert (file.header.memory, file.header.w_matrix_reference) == (memory.header, MAP_ID)
+        assert [bytes(file.raw(i)) for i in file.layer(0)] == list(memory.chunks)
 
 
 # From wire bytes

@@ -176,7 +176,9 @@ _ropes = st.builds(
 # Of these a decoder can compute angles.
 _turning_ropes = st.builds(
     Rope, st.just("linear"), st.floats(1, 1e9), _shares, st.just({"factor": 2.0})
-) | st.builds(Rope, st.just("yarn"), st.floats(1, 1e9), _shares, st.dictionaries(_texts, _finite, max_size=2))
+) | st.builds(
+    Rope, st.just("of tomorrow"), st.floats(1, 1e9), _shares, st.dictionaries(_texts, _finite, max_size=2)
+)
 _grouped = st.builds(
     Coding,
     st.just(Scheme.GROUPED),
@@ -193,6 +195,17 @@ _transform = st.builds(
     basis=_digests,
     basis_nbytes=st.integers(1, 1 << 16),
 )
+_port = st.sampled_from([4, 8]).flatmap(
+    lambda bits: st.builds(
+        Coding,
+        scheme=st.just(Scheme.PORT),
+        key_bits=st.just(bits),
+        value_bits=st.just(bits),
+        basis=_digests,
+        basis_nbytes=st.integers(1, 1 << 30),
+    )
+)
+_map_ids = st.binary(min_size=32, max_size=32).map(lambda data: "map_" + base32(data))
 
 
 @st.composite
@@ -200,11 +213,12 @@ def memory_headers(draw: st.DrawFn) -> MemoryHeader:
     """Any small memory that FORMAT.md allows, its contents not yet known."""
     few = st.integers(1, 3)
     head_dim, dtype = draw(st.integers(1, 8)), draw(st.sampled_from(DType))
-    coding = draw(st.just(Coding()) | _grouped | _transform)
-    turned = coding.scheme is not Scheme.RAW and draw(st.booleans())
+    coding = draw(st.just(Coding()) | _grouped | _transform | _port)
+    is_port = coding.scheme is Scheme.PORT
+    turned = is_port or (coding.scheme is not Scheme.RAW and draw(st.booleans()))
     geometry = Geometry(draw(few), draw(few), head_dim, dtype, draw(_turning_ropes if turned else _ropes))
     heads = [(i, j) for i in range(geometry.num_layers) for j in range(geometry.num_kv_heads)]
-    pruned = tuple(sorted(draw(st.sets(st.sampled_from(heads), max_size=2))))
+    pruned = () if is_port else tuple(sorted(draw(st.sets(st.sampled_from(heads), max_size=2))))
     ids = st.just("") | st.binary(min_size=32, max_size=32).map(lambda data: "mem_" + base32(data))
     return MemoryHeader(
         fingerprint=Fingerprint(
@@ -217,7 +231,7 @@ def memory_headers(draw: st.DrawFn) -> MemoryHeader:
         token_digest=draw(_digests),
         content_digest="",
         coding=with_fields(coding, pruned_heads=pruned),
-        attention_heads=draw(st.integers(0, 4)),
+        attention_heads=0 if is_port else draw(st.integers(0, 4)),
         derived_from=draw(ids),
     )
 
@@ -237,7 +251,7 @@ def memory_files(draw: st.DrawFn) -> tuple[RawMemory, AwkgHeader, list[bytes]]:
         draw(st.sampled_from(Compression)),
         metadata=metadata,
         created_by=draw(_texts),
-        w_matrix_reference=draw(_texts),
+        w_matrix_reference=draw(_map_ids if memory.header.coding.scheme is Scheme.PORT else _texts),
         alignment=draw(
             st.dictionaries(_texts, st.lists(st.integers(-9, 9) | st.booleans() | st.none(), max_size=2))
         ),

@@ -23,7 +23,7 @@ from kvnet.format.awkg import (
     read_prelude,
     unpack_head,
 )
-from kvnet.types import Coding, Compression, RawMemory, Scheme, canonical_json
+from kvnet.types import Coding, Compression, KeySpace, RawMemory, Scheme, canonical_json
 from tests.format.memory_files import (
     document_of,
     head_of,
@@ -118,6 +118,9 @@ def test_key_with_a_default_may_be_missing(key: str) -> None:
         (replace(GROUPED, key_bits=4), "int4"),
         (replace(GROUPED, key_bits=4, value_bits=8), "k4v8"),
         (Coding(Scheme.TRANSFORM), "transform"),
+        (Coding(Scheme.PORT, 8, 8), "port8"),
+        (Coding(Scheme.PORT, 4, 4), "port4"),
+        (Coding(Scheme.PORT, 3, 3), ""),
         (replace(GROUPED, key_bits=3), ""),
     ],
 )
@@ -398,6 +401,20 @@ def test_split_is_for_raw_keys_and_values_alone() -> None:
     checked(head)
     with pytest.raises(MalformedFile, match="split"):
         checked(head_with(head, lambda document: document["sections"][1].update(codec="split")))
+
+
+@pytest.mark.parametrize(
+    "reference", ["", "free text", "map_" + "a" * 51, "map_" + "1" * 52, "port_" + "a" * 52]
+)
+def test_coordinates_of_a_port_name_the_map_that_made_them(reference: str) -> None:
+    coding = Coding(Scheme.PORT, 8, 8, basis="sha256:" + "0" * 64, basis_nbytes=1)
+    memory = make_header_of_memory(coding=coding, attention_heads=0, key_space=KeySpace.CONTENT)
+    header, _ = make_awkg_header(make_raw_memory(memory), w_matrix_reference="map_" + "z" * 52)
+    head = pack_head(header)
+    checked(head)
+    assert unpack_head(head).w_matrix_reference == "map_" + "z" * 52
+    with pytest.raises(MalformedFile, match="wanted the id of the map that made the coordinates"):
+        checked(head_with(head, lambda document: document.update(wMatrixReference=reference)))
 
 
 def test_section_beyond_a_mebibyte_is_refused_whatever_its_coding_allows() -> None:

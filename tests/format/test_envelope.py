@@ -81,7 +81,7 @@ def test_noise_is_refused(data: bytes) -> None:
 
 HOSTILE = {
     "another version": with_bytes(13, "<B", ord("2")),
-    "kind 4": with_bytes(148, "<B", 4),
+    "kind 5": with_bytes(148, "<B", 5),
     "compression 4": with_bytes(149, "<B", 4),
     "reserved bytes": with_bytes(150, "<H", 1),
     "raw length of 4 GiB": with_bytes(168, "<II", 2**32 - 1, 7),

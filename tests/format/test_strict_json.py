@@ -31,6 +31,14 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
+class Page:
+    """A field with a bound of its own beside one without."""
+
+    title: str
+    text: str = field(default="", metadata={"max_chars": 2 * MAX_STRING_CHARS})
+
+
+@dataclass(frozen=True, slots=True)
 class Tree:
     """One field of every kind that documents have."""
 
@@ -278,3 +286,11 @@ def test_keys_may_be_named_otherwise_than_fields() -> None:
         strict_json.from_plain(
             Branch, {"nextLeaf": {"size": 2}}, what="branch", name_of=strict_json.camel_case
         )
+
+
+def test_field_with_a_bound_of_its_own_is_longer_than_the_others() -> None:
+    most = 2 * MAX_STRING_CHARS
+    assert strict_json.from_plain(Page, {"title": "", "text": "a" * most}, what="page").text == "a" * most
+    for plain in ({"title": "", "text": "a" * (most + 1)}, {"title": "a" * most}, {"title": "", "text": 7}):
+        with pytest.raises(MalformedMessage):
+            strict_json.from_plain(Page, plain, what="page")

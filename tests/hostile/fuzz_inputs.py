@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-from tests.hostile import bases
+from tests.hostile import bases, recipes_port
 from tests.hostile.make_corpus import all_cases
 from tests.hostile.open_differences import OPEN_DIFFERENCES
 from tests.hostile.recipes_package import plain_files
@@ -100,6 +100,11 @@ _CHUNK_SEEDS: dict[str, Callable[[], list[bytes]]] = {
         seed for kind in (0, 1) for seed in _chunk_seeds(bases.transform, bytes([kind | 2]), kind)
     ],
     "attention": lambda: _chunk_seeds(bases.raw, bytes([1, 2]), 2),
+    "coordinates": lambda: [
+        bytes([bits == 4, recipes_port.RANK - 1, recipes_port.NUM_TOKENS - 1])
+        + recipes_port.coordinates(bits).raws[0]
+        for bits in (4, 8)
+    ],
 }
 
 

@@ -17,6 +17,7 @@ import torch
 
 from kvnet.codec.basis import Basis
 from kvnet.codec.chain import chain_for, piece_of
+from kvnet.codec.coordinates import pack_coordinates, unpack_coordinates
 from kvnet.errors import KvnetError
 from kvnet.files.package import Package
 from kvnet.files.reader import MemoryFile
@@ -42,6 +43,8 @@ _ROPES = (
     Rope("default", 10000.0),
     Rope("linear", 1e4, 0.5, {"factor": 2.0}),
     Rope("llama3", 5e5, 1.0, _LLAMA3),
+    Rope("yarn", 1e4, 1.0, {"factor": 4.0, "original_max_position_embeddings": 8}),
+    Rope("dynamic", 1e4, 1.0, {"factor": 2.0, "max_position_embeddings": 8}),
 )
 
 
@@ -125,6 +128,15 @@ def fuzz_attention(data: bytes) -> None:
     unpack_attention(data[2:], memory, 0)
 
 
+def fuzz_coordinates(data: bytes) -> None:
+    """Bits, rank and number of slots, then coordinates: what is read is what would be written."""
+    head = data[:3].ljust(3, b"\0")
+    bits, rank, num_tokens = (8, 4)[head[0] & 1], head[1] % 9 + 1, head[2] % 40 + 1
+    codes, sent = unpack_coordinates(data[3:], num_tokens, rank, bits)
+    if pack_coordinates(codes, sent, bits) != data[3:]:
+        raise AssertionError("coordinates were read that would be written otherwise")
+
+
 TARGETS: dict[str, Target] = {
     "strict_json": fuzz_strict_json,
     "header": fuzz_header,
@@ -136,6 +148,7 @@ TARGETS: dict[str, Target] = {
     "grouped": fuzz_grouped,
     "transform": fuzz_transform,
     "attention": fuzz_attention,
+    "coordinates": fuzz_coordinates,
 }
 
 

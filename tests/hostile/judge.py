@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from tests.hostile.kvnet_verdict import kvnet_verdict
+from tests.hostile.make_corpus import named_by
 
 MOST_CPU_S = 1.0
 
@@ -27,11 +28,13 @@ def main() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGVTALRM, _give_up)
     expected: dict[str, str] = json.loads((root / "expected.json").read_text(encoding="utf-8"))
-    basis = (root / "basis.safetensors").read_bytes()
     paths = {path.stem if path.is_file() else path.name: path for path in root.iterdir()}
-    warm = {name: _judge(paths[name], basis) for name, code in expected.items() if code == "ok"}
+    warm = {
+        name: _judge(paths[name], named_by(name, root)) for name, code in expected.items() if code == "ok"
+    }
     before = _high_water_nbytes()
-    verdicts = warm | {name: _judge(paths[name], basis) for name in expected if name not in warm}
+    others = [name for name in expected if name not in warm]
+    verdicts = warm | {name: _judge(paths[name], named_by(name, root)) for name in others}
     print(json.dumps({"verdicts": verdicts, "rise_nbytes": _high_water_nbytes() - before}))
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import safetensors.torch
+
 from kvnet.codec.basis import Basis
-from kvnet.errors import KvnetError
+from kvnet.errors import KvnetError, UnknownAlignment
 from kvnet.files.package import Package
 from kvnet.files.package.names import BASIS_PATH
 from kvnet.files.reader import MemoryFile
 from kvnet.format.attention import unpack_attention
 from kvnet.model.cache import LayerKV
+from kvnet.model.coordinates import coordinates_of
 from kvnet.model.memory import unpack_memory
-from kvnet.types import AttentionMetadata, Kind, RawMemory
+from kvnet.types import AttentionMetadata, Coding, Kind, RawMemory, Scheme, sha256_hex
 
 
 def kvnet_verdict(path: Path, basis: bytes | None = None) -> str:
@@ -30,7 +33,10 @@ def kvnet_verdict(path: Path, basis: bytes | None = None) -> str:
 def read_file(
     path: Path, basis: bytes | None = None
 ) -> tuple[tuple[LayerKV, ...], tuple[AttentionMetadata, ...]]:
-    """Verify and decode one memory file: its layers, and what it tells of attention."""
+    """Verify and decode one memory file: its layers, and what it tells of attention.
+
+    `basis` is what the memory names: a calibration, or a port, whose coordinates have neither.
+    """
     with MemoryFile.open(path) as file:
         file.verify()
         return _decode(file, basis)
@@ -52,6 +58,9 @@ def _decode(
     memory = file.header.memory
     keys = [section.key for section in file.header.sections]
     raw = RawMemory(memory, tuple(file.raw(key.index) for key in keys))
+    if memory.coding.scheme is Scheme.PORT:
+        coordinates_of(raw, _rank_of(basis, memory.coding))
+        return (), ()
     found = Basis.from_bytes(basis, memory.geometry) if memory.coding.basis and basis else None
     layers = unpack_memory(raw, basis=found)
     if not all(bool(layer.keys.isfinite().all() and layer.values.isfinite().all()) for layer in layers):
@@ -62,3 +71,10 @@ def _decode(
         if key.kind is Kind.ATTENTION
     )
     return layers, attention
+
+
+def _rank_of(port: bytes | None, coding: Coding) -> int:
+    """Of the port that a memory names: how many coordinates a slot has."""
+    if port is None or (sha256_hex(port), len(port)) != (coding.basis, coding.basis_nbytes):
+        raise UnknownAlignment("the port that the memory names is not here")
+    return len(safetensors.torch.load(port)["basis"])

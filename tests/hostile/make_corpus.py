@@ -2,7 +2,8 @@
 
 Each is a valid file, or package, that breaks exactly one rule of FORMAT.md and is signed correctly wherever
 the signature is not the point; `expected.json` says what each is refused as. A few stand on the right side
-of a border and are "ok". Transform-coded files use one basis, `basis.safetensors`. Folders with links or
+of a border and are "ok". Transform-coded files use one basis, `basis.safetensors`, those in coordinates of a
+port one port, `port.safetensors`; the names of the latter begin with `port_`. Folders with links or
 with names that not every disk holds are not in git: whoever tests makes them from the same recipe.
 """
 
@@ -21,7 +22,9 @@ from tests.hostile import (
     recipes_package,
     recipes_package_memory,
     recipes_packing,
+    recipes_port,
     recipes_prelude,
+    recipes_rope,
     recipes_signature,
     recipes_table,
 )
@@ -30,10 +33,12 @@ from tests.hostile.bases import Case, transform
 CORPUS = Path(__file__).parent / "corpus"
 EXPECTED = "expected.json"
 BASIS = "basis.safetensors"
+PORT = "port.safetensors"
 _PAGES = (
     recipes_prelude,
     recipes_json,
     recipes_header,
+    recipes_rope,
     recipes_table,
     recipes_signature,
     recipes_codecs,
@@ -41,6 +46,7 @@ _PAGES = (
     recipes_package,
     recipes_package_memory,
     recipes_packing,
+    recipes_port,
 )
 
 
@@ -71,7 +77,7 @@ def write_case(case: Case, root: Path) -> Path:
 
 
 def write_corpus(root: Path) -> dict[str, str]:
-    """Every case that git can hold, the basis and the expected codes under `root`; returns the codes."""
+    """Every case that git can hold, basis, port and the expected codes under `root`; returns the codes."""
     root.mkdir(parents=True, exist_ok=True)
     expected = {}
     for case in all_cases():
@@ -79,8 +85,14 @@ def write_corpus(root: Path) -> dict[str, str]:
             write_case(case, root)
         expected[case.name] = case.code
     (root / BASIS).write_bytes(transform().basis or b"")
+    (root / PORT).write_bytes(recipes_port.port())
     (root / EXPECTED).write_text(json.dumps(expected, indent=0, sort_keys=True) + "\n", encoding="utf-8")
     return expected
+
+
+def named_by(case_name: str, root: Path) -> bytes:
+    """The bytes that a case's memory names, where it names any: the basis, or the port."""
+    return (root / (PORT if case_name.startswith("port_") else BASIS)).read_bytes()
 
 
 def main() -> None:

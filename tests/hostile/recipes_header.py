@@ -57,7 +57,6 @@ def cases() -> Iterator[Case]:
     yield from _contradictions()
     yield from _codings()
     yield from _pruned_heads()
-    yield from _ropes()
 
 
 def _set(place: str, key: str, value: Any) -> Callable[[Header], None]:
@@ -218,57 +217,3 @@ def _pruned_heads() -> Iterator[Case]:
     for name, pairs in wrong.items():
         yield changed(f"pruned_{name}", _set("coding", "prunedHeads", pairs))
     yield changed("pruned_every_head", _set("coding", "prunedHeads", [[0, 0], [0, 1], [1, 0], [1, 1]]), OK)
-
-
-def _ropes() -> Iterator[Case]:
-    """Keys in content space that no rotation brings back."""
-    llama3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    llama3 |= {"original_max_position_embeddings": 8192}
-    ropes: dict[str, Header] = {
-        "theta_0": {"ropeTheta": 0},
-        "theta_negative": {"ropeTheta": -10000.0},
-        "theta_below_1": {"ropeTheta": 0.5},
-        "theta_1e300": {"ropeTheta": 1e300},
-        "linear_without_factor": {"ropeType": "linear"},
-        "linear_by_tiny": {"ropeType": "linear", "extra": {"factor": 1e-320}},
-        "linear_by_1e13": {"ropeType": "linear", "extra": {"factor": 1e13}},
-        "linear_by_0": {"ropeType": "linear", "extra": {"factor": 0}},
-        "linear_by_text": {"ropeType": "linear", "extra": {"factor": "2"}},
-        "linear_by_list": {"ropeType": "linear", "extra": {"factor": [2]}},
-        "linear_by_true": {"ropeType": "linear", "extra": {"factor": True}},
-        "llama3_low_is_high": {"ropeType": "llama3", "extra": llama3 | {"low_freq_factor": 4.0}},
-    }
-    for key in llama3:
-        without = {name: value for name, value in llama3.items() if name != key}
-        ropes[f"llama3_without_{key}"] = {"ropeType": "llama3", "extra": without}
-        ropes[f"llama3_{key}_0"] = {"ropeType": "llama3", "extra": llama3 | {key: 0}}
-    for name, rope in ropes.items():
-        content = {"ropeType": "default", "ropeTheta": 10000.0} | rope
-        yield changed(f"content_rope_{name}", _set("header", "rope", content), draft=_turned())
-    for start in (2**31, 2**53, 2**62, 2**63 - 1):
-        huge = _turned(startPosition=start)
-        yield changed(f"content_position_{start}", lambda header: None, draft=huge)
-    for factor in (0, -0.5, 1.0625, 2, 1e300):
-        yield changed(f"partial_rotary_factor_{factor}", _set("rope", "partialRotaryFactor", factor))
-        partial = {"ropeType": "default", "ropeTheta": 1e4, "partialRotaryFactor": factor}
-        yield changed(f"content_rope_partial_{factor}", _set("header", "rope", partial), draft=_turned())
-    yield changed("raw_keys_in_content_space", _set("header", "keySpace", "content"))
-    yield changed("rotated_rope_theta_0", _set("rope", "ropeTheta", 0), OK)
-    yield changed("content_rope_llama3", _set("header", "rope", ropes["theta_0"] | _LLAMA3), OK, _turned())
-
-
-def _turned(**changes: Any) -> Draft:
-    """A grouped memory whose keys are in content space."""
-    return grouped(keySpace="content", **changes)
-
-
-_LLAMA3: Header = {
-    "ropeType": "llama3",
-    "ropeTheta": 500000.0,
-    "extra": {
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.hostile.make_corpus import BASIS, CORPUS, EXPECTED, all_cases, write_case, write_corpus
+from tests.hostile.make_corpus import CORPUS, EXPECTED, all_cases, named_by, write_case, write_corpus
 from tests.hostile.open_differences import OPEN_DIFFERENCES
 from tests.second_reader import awkg_reader, package_reader
 from tests.second_reader.strict import Refused
@@ -80,12 +80,15 @@ def test_the_corpus_has_three_hundred_files_and_every_code() -> None:
         "not_finite",
         "unsupported_format",
         "unknown_basis",
+        "unknown_alignment",
     }
 
 
 def test_the_second_reader_gives_the_expected_code_for_each_file(made: Path) -> None:
-    basis = (made / BASIS).read_bytes()
-    verdicts = {case.name: _second_verdict(made / (case.name + case.suffix), basis) for case in all_cases()}
+    verdicts = {
+        case.name: _second_verdict(made / (case.name + case.suffix), named_by(case.name, made))
+        for case in all_cases()
+    }
     assert verdicts == _expected(made)
 
 

@@ -13,10 +13,25 @@ from tests.kvnetd.nodes import MEMORY, Node
 
 
 async def send_memory(
-    node: Node, to: str = "bob", note: str = "", memory: str = MEMORY.header.id, codec: str = "exact"
+    node: Node,
+    to: str = "bob",
+    note: str = "",
+    memory: str = MEMORY.header.id,
+    codec: str = "exact",
+    *,
+    with_text: bool = False,
 ) -> SendReport:
     """Send a memory, MEMORY unless told otherwise; returns the report."""
-    steps = send.send(node.services, node.transfers, memory=memory, to=to, note=note, agent="", codec=codec)
+    steps = send.send(
+        node.services,
+        node.transfers,
+        memory=memory,
+        to=to,
+        note=note,
+        agent="",
+        codec=codec,
+        with_text=with_text,
+    )
     async with aclosing(steps):
         found = [step async for step in steps]
     assert isinstance(found[-1], SendReport)

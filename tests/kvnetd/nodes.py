@@ -17,6 +17,7 @@ from kvnetd.directory import Directory
 from kvnetd.incoming import InboundTransfer
 from kvnetd.log import EventLog
 from kvnetd.services import Listening, Services
+from kvnetd.store.alignments import AlignmentStore
 from kvnetd.store.bases import BasisStore
 from kvnetd.store.ledger import Ledger
 from kvnetd.store.memories import MemoryStore
@@ -86,6 +87,7 @@ async def services_of(
             directory=Directory(),
             memories=MemoryStore(home.store / "memories"),
             bases=bases,
+            alignments=AlignmentStore(home.root / "alignments"),
             models=ModelNotes(home.store / "models.json"),
             spool=Spool(home.store / "incoming", bases),
             ledger=ledger,

@@ -29,7 +29,7 @@ from kvnet.errors import (
 )
 from kvnet.identity.peers import AddedPeer
 from kvnet.identity.signing import MAX_BODY_NBYTES, sign_message
-from kvnet.transfer.messages import Offer, PullRequest, seal
+from kvnet.transfer.messages import MAX_OFFER_NBYTES, Offer, PullRequest, seal
 from kvnet.types import Compression
 from tests.builders import SENDER, STRANGER, make_basis, make_head, make_memory
 from tests.kvnetd.nodes import MEMORY, complete, deliver, events, inbox, offer, receipts, set_room, spooled
@@ -113,12 +113,14 @@ async def test_message_of_a_stranger_is_refused_before_its_body_is_parsed(
     assert parsed == []
 
 
-@pytest.mark.parametrize("type_", [Offer.TYPE, PullRequest.TYPE])
-async def test_control_body_over_64_kib_is_refused(transfers: Transfers, type_: str) -> None:
+@pytest.mark.parametrize(
+    ("type_", "most"), [(Offer.TYPE, MAX_OFFER_NBYTES), (PullRequest.TYPE, MAX_BODY_NBYTES)]
+)
+async def test_control_body_over_its_bound_is_refused(transfers: Transfers, type_: str, most: int) -> None:
     take = transfers.open_inbound if type_ == Offer.TYPE else transfers.open_outbound
-    with pytest.raises(MalformedMessage, match=f"at most {MAX_BODY_NBYTES}"):
-        await take(sign_message(SENDER, type_, b" " * (MAX_BODY_NBYTES + 1)))
-    assert MAX_BODY_NBYTES == 1 << 16
+    with pytest.raises(MalformedMessage, match=f"at most {most}"):
+        await take(sign_message(SENDER, type_, b" " * (most + 1)))
+    assert (MAX_BODY_NBYTES, MAX_OFFER_NBYTES) == (65_536, 1_638_400)
 
 
 async def test_resume_is_admitted_when_only_what_is_missing_fits(

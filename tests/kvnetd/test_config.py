@@ -47,6 +47,8 @@ TYPED = {
     "max_inbound_transfers": ("max_inbound_transfers = 3", "3", 3),
     "interfaces": ('interfaces = ["eth0", "eth1"]', "eth0,eth1", ("eth0", "eth1")),
     "quantization": ('quantization = "int8"', "int8", "int8"),
+    "keep_text": ("keep_text = true", "1", True),
+    "align": ('align = "text"', "text", "text"),
     "compression": ('compression = "lz4"', "lz4", "lz4"),
     "listen": ('listen = "[::]:7447"', "[::]:7447", "[::]:7447"),
 }

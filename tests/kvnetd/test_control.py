@@ -29,9 +29,10 @@ def test_request_and_what_the_action_takes_have_the_same_fields(message: Any, cl
 
 
 def test_every_field_of_a_request_reaches_its_action() -> None:
-    reading = Reading("text", "name", "int8", "float16", "zstd", 3, True, True, "law", "torts", "en")
+    reading = Reading("text", "name", "int8", "float16", "zstd", 3, True, True, "law", "torts", "en", True)
     assert wire.from_wire(wire.to_wire(reading, pb.RememberRequest), Reading) == reading
-    question = Question("why", "notes", "", 5, 0.5, 0.9, ("a", "b"), 7)
+    assert wire.from_wire(pb.RememberRequest(text="text"), Reading) == Reading("text")
+    question = Question("why", "notes", "", 5, 0.5, 0.9, ("a", "b"), 7, ("more", "still"), "text")
     assert wire.from_wire(wire.to_wire(question, pb.AskRequest), Question) == question
 
 

@@ -18,7 +18,16 @@ from kvnetd.store.upload import Upload
 
 from kvnet.errors import BadSignature, KvnetError, MalformedFile, StoreFull, UnsupportedFormat
 from kvnet.identity.seal import seal_head
-from tests.builders import RECEIVER, SENDER, make_basis, make_head, make_memory, wire_chunks
+from tests.builders import (
+    MAP_ID,
+    RECEIVER,
+    SENDER,
+    make_basis,
+    make_head,
+    make_memory,
+    make_port,
+    wire_chunks,
+)
 from tests.kvnetd.nodes import making
 
 MEMORY = make_memory()
@@ -199,6 +208,17 @@ async def test_calibration_comes_in_with_the_memory_that_needs_it(services: Serv
         services, sent(("basis", BASIS[:100]), ("basis", BASIS[100:]), ("memory", file_of(COMPACT)))
     )
     assert services.bases.get(CODING.basis) == BASIS
+
+
+async def test_coordinates_are_imported_and_exported_with_their_port(services: Services) -> None:
+    coding, port = make_port()
+    memory = make_memory(coding=coding)
+    found = await files.import_(services, sent(("basis", port), ("memory", file_of(memory))))
+    assert (found.id, found.codec, found.needs_basis) == (memory.header.id, "port8", "")
+    assert services.memories.get(memory.header.id).head.w_matrix_reference == MAP_ID
+    pieces = {basis: files.export(services, memory.header.id, basis=basis) for basis in (True, False)}
+    exported = {basis: b"".join([piece async for piece in pieces[basis]]) for basis in pieces}
+    assert exported == {True: port, False: file_of(memory)}
 
 
 @pytest.mark.parametrize("memory", [MEMORY, COMPACT], ids=["needs none", "needs another"])

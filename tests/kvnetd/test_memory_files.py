@@ -13,8 +13,18 @@ from kvnet.errors import BadSignature, KvnetError, MalformedFile, StateCorrupt, 
 from kvnet.files.reader import MemoryFile
 from kvnet.files.writer import write_memory_file
 from kvnet.identity.seal import seal_head
-from kvnet.types import Compression, RawMemory
-from tests.builders import INT8, RECEIVER, SENDER, make_basis, make_head, make_memory, wire_chunks
+from kvnet.types import Compression, RawMemory, Scheme
+from tests.builders import (
+    INT8,
+    MAP_ID,
+    RECEIVER,
+    SENDER,
+    make_basis,
+    make_head,
+    make_memory,
+    make_port,
+    wire_chunks,
+)
 from tests.kvnetd.nodes import AT, making
 from tests.kvnetd.stores import import_file
 
@@ -23,6 +33,7 @@ MEMORIES = {
     "raw": MEMORY,
     "int8": make_memory(coding=INT8, derived_from=MEMORY.header.id),
     "compact with attention": make_memory(coding=make_basis()[0], attention_heads=4),
+    "coordinates of a port": make_memory(coding=make_port()[0], derived_from=MEMORY.header.id),
 }
 each_memory = pytest.mark.parametrize("memory", MEMORIES.values(), ids=MEMORIES)
 
@@ -49,13 +60,16 @@ def exported(store: MemoryStore, record: MemoryRecord, path: Path) -> Path:
 def test_exported_file_verifies_under_the_key_of_this_node(
     memories: MemoryStore, tmp_path: Path, memory: RawMemory, wanted: Compression
 ) -> None:
-    record = memories.put(memory, making(wanted, domain="law", topic="torts", language_hint="en"), RECEIVER)
+    used = MAP_ID if memory.header.coding.scheme is Scheme.PORT else ""
+    made = making(wanted, domain="law", topic="torts", language_hint="en", alignment=used)
+    record = memories.put(memory, made, RECEIVER)
     with MemoryFile.open(exported(memories, record, tmp_path / "file")) as file:
         file.verify()
         assert (file.memory_id, file.header.memory) == (memory.header.id, memory.header)
         assert tuple(bytes(file.raw(i)) for i in range(len(memory.chunks))) == memory.chunks
         assert (file.header.signed_by, file.header.created_by) == (RECEIVER.node_id, "alice")
         assert (file.header.compression, file.header.created_at) == (wanted, AT)
+        assert file.header.w_matrix_reference == used
         told = file.header.metadata
         assert (told.domain, told.topic, told.language_hint) == ("law", "torts", "en")
         assert file.head.file_nbytes == (tmp_path / "file").stat().st_size

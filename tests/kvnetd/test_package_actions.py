@@ -12,6 +12,7 @@ from kvnet.errors import MalformedPackage, RequestError
 from kvnet.files.package import PACKAGE_TYPE, Package, write_package
 from kvnet.identity.signing import verify_message
 from kvnet.types import canonical_json
+from tests.builders import MAP_ID, make_memory, make_port
 from tests.files.packages import make_parts, write_memory
 from tests.kvnetd.nodes import MEMORY, making
 
@@ -53,6 +54,15 @@ async def test_a_memory_without_a_codec_is_packed_as_it_lies_here(services: Serv
     assert await packages.coded(services, record.id, "exact") == record
     with pytest.raises(RequestError, match="none of exact, int8"):
         await packages.coded(services, record.id, "int9")
+
+
+async def test_a_memory_in_coordinates_is_told_of_as_not_measured(services: Services) -> None:
+    coding, port = make_port()
+    services.bases.put(port)
+    services.memories.put(MEMORY, making(), services.key)
+    mapped = make_memory(coding=coding, derived_from=MEMORY.header.id)
+    record = services.memories.put(mapped, making(alignment=MAP_ID), services.key)
+    assert (await packages.lineage(services, record.id, measured=True)).measurements == ()
 
 
 async def test_a_memory_that_needs_no_calibration_exports_none(services: Services) -> None:

@@ -21,6 +21,7 @@ from backports import zstd
 
 from tests.second_reader import chunk_writers
 from tests.second_reader.chunks import ITEMSIZE
+from tests.second_reader.rope_builder import random_rope
 from tests.second_reader.strict import base32, canonical, sha256_text, signed_bytes
 
 KEY = nacl.signing.SigningKey(b"\x07" * 32)
@@ -224,7 +225,7 @@ def random_draft(seed: int) -> Draft:
         "sequenceLength": seq_len,
         "dtype": dtype,
         "startPosition": rng.choice([0, 0, 1, rng.randint(0, 5000)]),
-        "rope": _random_rope(rng),
+        "rope": random_rope(rng, dim),
         "attentionHeads": rng.choice([0, heads, 2 * heads]),
         "metadata": {
             "domain": "x",
@@ -260,24 +261,6 @@ def random_file(seed: int) -> tuple[bytes, bytes | None]:
     blanks = rng.choice([None, 1])
     text = json.dumps({key: draft.header[key] for key in keys}, indent=blanks, ensure_ascii=bool(blanks))
     return sign_file(text.encode(), draft.stored), draft.basis
-
-
-def _random_rope(rng: random.Random) -> dict[str, Any]:
-    rope: dict[str, Any] = {"ropeType": "default", "ropeTheta": rng.choice([10000.0, 10000, 500000.0])}
-    kind = rng.choice(["default", "linear", "llama3", "yarn"])
-    if kind == "linear":
-        rope |= {"ropeType": kind, "extra": {"factor": rng.choice([2, 4.0])}}
-    elif kind == "llama3":
-        extra = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-        rope |= {
-            "ropeType": kind,
-            "extra": extra | {"original_max_position_embeddings": rng.choice([64, 8192])},
-        }
-    elif kind == "yarn":
-        rope |= {"ropeType": kind, "extra": {"factor": 4.0, "beta_fast": 32}}
-    if rng.random() < 0.4:
-        rope["partialRotaryFactor"] = rng.choice([0.25, 0.5, 0.4])
-    return rope
 
 
 def _random_coding(rng: random.Random, layers: int, heads: int) -> dict[str, Any]:

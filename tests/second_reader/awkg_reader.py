@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.second_reader import chunks
+from tests.second_reader import chunks, port, rope
 from tests.second_reader.basis import Basis, read_basis
 from tests.second_reader.header import check_coding, check_repeats, check_schema, check_table
 from tests.second_reader.strict import Refused, check_signature, key_of, parse_strict, sha256_text
@@ -26,19 +26,24 @@ SIGNATURE_TYPE = "kvnet/awkg/v2"
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """A whole file, checked and decoded. Arrays are [num_kv_heads, seq_len, head_dim], one a layer."""
+    """A whole file, checked and decoded. Arrays are [num_kv_heads, seq_len, head_dim], one a layer.
+
+    A port-coded one has coordinates instead of keys and values.
+    """
 
     header: dict[str, Any]
     keys: list[NDArray[np.float32]]
     values: list[NDArray[np.float32]]
     attention: list[chunks.Attention]
+    coordinates: port.Coordinates | None = None
 
 
 def read(source: str | Path | bytes, basis: bytes | None = None) -> Memory:
     """Read one file by every rule of §7.2. Raises Refused.
 
     A transform-coded memory is decoded with `basis`, the bytes that its header names; without them it is
-    refused as `unknown_basis` once everything before rule 12 holds.
+    refused as `unknown_basis` once everything before rule 12 holds. So is a port-coded one with its port, and
+    as `unknown_alignment`.
     """
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     header, sections_at = read_head(data)
@@ -92,6 +97,8 @@ def _read_sections(header: dict[str, Any], stored: bytes) -> list[bytes]:
 
 def _decode(header: dict[str, Any], raws: list[bytes], basis_bytes: bytes | None) -> Memory:
     """Rule 12: every number."""
+    if header["coding"]["scheme"] == "port":
+        return Memory(header, [], [], [], _coordinates(header, raws, basis_bytes))
     basis = _basis(header, basis_bytes)
     parts: dict[tuple[int, str], list[NDArray[np.float32]]] = {}
     attention = []
@@ -107,6 +114,13 @@ def _decode(header: dict[str, Any], raws: list[bytes], basis_bytes: bytes | None
         for kind in ("key", "value")
     )
     return Memory(header, keys, values, attention)
+
+
+def _coordinates(header: dict[str, Any], raws: list[bytes], data: bytes | None) -> port.Coordinates:
+    coding = header["coding"]
+    if data is None or len(data) != coding["basisNbytes"] or sha256_text(data) != coding["basis"]:
+        raise Refused("unknown_alignment", "the port that the header names is not here")
+    return port.decode(raws, header["sequenceLength"], port.rank_of(data), coding["keyBits"])
 
 
 def _basis(header: dict[str, Any], data: bytes | None) -> Basis | None:
@@ -133,6 +147,8 @@ def _numbers(
     else:
         x = chunks.decode_raw(raw, heads, dim, dtype)
     if kind == "key" and header["keySpace"] == "content":
-        freqs = chunks.rope_frequencies(header["rope"], dim)
-        x = chunks.turn_forward(x, header["startPosition"] + section["start"], freqs)
+        first, turns = header["startPosition"], header["rope"]
+        freqs = rope.frequencies(turns, dim, first + header["sequenceLength"])
+        scale = rope.attention_factor(turns["ropeType"], turns["extra"])
+        x = rope.turn_forward(x, first + section["start"], freqs, scale)
     return chunks.round_to(x, dtype)

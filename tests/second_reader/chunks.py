@@ -250,33 +250,3 @@ def decode_attention(raw: bytes, layer: int, heads: int, seq_len: int) -> Attent
     if len(set(important)) != k or max(important) >= seq_len:
         raise Refused("malformed_chunk", "important tokens repeat, or are beyond the text")
     return Attention(layer, score, entropies, important)
-
-
-@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # what is not finite is refused once decoded
-def rope_frequencies(rope: dict[str, Any], dim: int) -> NDArray[np.float64]:
-    """f(i) for each pair of rotated dimensions (§8)."""
-    turned = int(dim * rope["partialRotaryFactor"]) // 2 * 2
-    freqs = np.float64(rope["ropeTheta"]) ** (-np.arange(0, turned, 2) / max(turned, 1))
-    extra = rope["extra"]
-    if rope["ropeType"] == "linear":
-        return np.asarray(freqs / extra["factor"])
-    if rope["ropeType"] == "llama3":
-        factor, low, high = (extra[name] for name in ("factor", "low_freq_factor", "high_freq_factor"))
-        trained = extra["original_max_position_embeddings"]
-        waves = 2 * np.pi / freqs
-        s = (trained / waves - low) / (high - low)
-        between = (1 - s) * freqs / factor + s * freqs
-        slow = np.where(waves > trained / low, freqs / factor, between)
-        return np.where(waves < trained / high, freqs, slow)
-    return np.asarray(freqs)
-
-
-@np.errstate(over="ignore", invalid="ignore")
-def turn_forward(x: Floats, first_position: int, freqs: NDArray[np.float64]) -> Floats:
-    """Keys [num_kv_heads, n, head_dim] from content space to their positions (§8)."""
-    half = len(freqs)
-    angles = (first_position + np.arange(x.shape[1], dtype=np.float64))[:, None] * freqs  # [n, half]
-    first, second = x[..., :half], x[..., half : 2 * half]
-    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-    turned = (first * cos - second * sin, second * cos + first * sin, x[..., 2 * half :])
-    return np.concatenate(turned, axis=-1)

@@ -12,7 +12,7 @@ import re
 from datetime import datetime
 from typing import Any
 
-from tests.second_reader import chunks
+from tests.second_reader import chunks, port, rope
 from tests.second_reader.strict import (
     Refused,
     base32,
@@ -74,7 +74,7 @@ _HEADER = {
     "keySpace": one_of("rotated", "content"),
     "tokenDigest": digest,
     "contentDigest": digest,
-    "quantization": one_of("none", "int8", "k8v4", "int4", "k4v8", "transform"),
+    "quantization": one_of("none", "int8", "k8v4", "int4", "k4v8", "transform", "port8", "port4"),
     "coding": _object,
     "compression": _CODECS,
     "compressionLevel": count(),
@@ -104,7 +104,7 @@ _METADATA = {
     "tokenCount": count(),
 }
 _CODING_DEFAULTS: dict[str, tuple[Any, Any]] = {
-    "scheme": (one_of("raw", "grouped", "transform"), "raw"),
+    "scheme": (one_of("raw", "grouped", "transform", "port"), "raw"),
     "keyBits": (count(), 0),
     "valueBits": (count(), 0),
     "groupSize": (count(), 0),
@@ -117,7 +117,7 @@ _CODING_DEFAULTS: dict[str, tuple[Any, Any]] = {
 }
 _SECTION = {
     **dict.fromkeys(("layer", "start", "stop", "offset", "wireLength", "rawLength"), count()),
-    "kind": one_of("key", "value", "attention"),
+    "kind": one_of("key", "value", "attention", "coordinates"),
     "codec": _CODECS,
     "sha256": _matches(_HEX),
 }
@@ -155,7 +155,8 @@ def check_repeats(header: dict[str, Any]) -> None:
     coding = header["coding"]
     bits = (coding["keyBits"], coding["valueBits"])
     grouped = {(8, 8): "int8", (8, 4): "k8v4", (4, 4): "int4", (4, 8): "k4v8"}
-    label = {"raw": "none", "transform": "transform", "grouped": grouped.get(bits, "?")}[coding["scheme"]]
+    labels = {"raw": "none", "transform": "transform", "grouped": grouped.get(bits, "?")}
+    label = (labels | {"port": {(8, 8): "port8", (4, 4): "port4"}.get(bits, "?")})[coding["scheme"]]
     if header["quantization"] != label:
         raise Refused("malformed_file", "quantization is not that of the coding")
     if header["metadata"]["tokenCount"] != header["sequenceLength"]:
@@ -167,15 +168,16 @@ def check_coding(header: dict[str, Any]) -> None:
     coding, scheme = header["coding"], header["coding"]["scheme"]
     grouped = {"keyBits", "valueBits", "groupSize", "hadamard"}
     transform = {"sinkTokens", "recentTokens", "basis", "basisNbytes"}
-    unused = {"raw": grouped | transform, "grouped": transform, "transform": grouped}[scheme]
-    if any(coding[key] for key in unused):
+    unused = {"raw": grouped | transform, "grouped": transform, "transform": grouped}
+    unused["port"] = {"groupSize", "hadamard", "sinkTokens", "recentTokens", "prunedHeads"}
+    if any(coding[key] for key in unused[scheme]):
         raise Refused("malformed_file", f"a {scheme} coding has fields of another")
     if scheme == "grouped" and not (
         coding["keyBits"] in (4, 8) and coding["valueBits"] in (4, 8) and 8 <= coding["groupSize"] <= 1024
     ):
         raise Refused("malformed_file", "bits or groups that no grouped coding has")
     channels = header["numKvHeads"] * header["headDim"]
-    if channels > {"raw": channels, "grouped": 131072, "transform": 16384}[scheme]:
+    if channels > {"grouped": 131072, "transform": 16384}.get(scheme, channels):
         raise Refused("malformed_file", f"{channels} channels are too many for a {scheme} coding")
     layers, width = header["numLayers"], header["numKvHeads"] * header["headDim"]
     most = min(1 << 30, 2 * layers * (width + 2 * width**2) * 4 + 65536 + 512 * 6 * layers)
@@ -188,26 +190,16 @@ def check_coding(header: dict[str, Any]) -> None:
         raise Refused("malformed_file", "pruned heads do not ascend")
     if not 0 < header["rope"]["partialRotaryFactor"] <= 1:
         raise Refused("malformed_file", "a partialRotaryFactor beyond 0 to 1")
-    if header["keySpace"] == "content":
-        _check_turns(scheme, header["rope"])
-
-
-def _check_turns(scheme: str, rope: dict[str, Any]) -> None:
-    """What turning keys forward needs: every frequency a finite number."""
-    extra = rope["extra"]
-    needed = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
-    names = list(needed.get(rope["ropeType"], ()))
-    if rope["ropeType"] == "llama3":
-        names.append("original_max_position_embeddings")
-    scaled = all(number(extra.get(name)) and 1e-6 <= extra[name] <= 1e12 for name in names)
-    if not scaled or not 1 <= rope["ropeTheta"] <= 1e12 or scheme == "raw":
-        raise Refused("malformed_file", "keys in content space cannot be turned by this rope")
-    if rope["ropeType"] == "llama3" and extra["high_freq_factor"] == extra["low_freq_factor"]:
-        raise Refused("malformed_file", "keys in content space cannot be turned by this rope")
+    if scheme == "port":
+        port.check_port(header)
+    elif header["keySpace"] == "content":
+        rope.check_turns(header)
 
 
 def _plan_count(header: dict[str, Any]) -> tuple[int, int]:
     """How many chunks the plan has, and tokens in each of keys and values (§3)."""
+    if header["coding"]["scheme"] == "port":
+        return port.count_parts(header["sequenceLength"]), 0
     itemsize = chunks.ITEMSIZE[header["dtype"]]
     step = max(1, MAX_CHUNK_NBYTES // (header["numKvHeads"] * header["headDim"] * itemsize))
     parts = 2 * -(-header["sequenceLength"] // step) + (header["attentionHeads"] > 0)
@@ -220,8 +212,9 @@ def check_table(header: dict[str, Any]) -> None:
     num_chunks, step = _plan_count(header)
     if len(sections) != num_chunks:
         raise Refused("malformed_file", f"{len(sections)} sections, the plan has {num_chunks}")
-    plan = []
-    for layer in range(header["numLayers"]):
+    is_port = header["coding"]["scheme"] == "port"
+    plan = port.plan(seq_len) if is_port else []
+    for layer in range(0 if is_port else header["numLayers"]):
         starts = range(0, seq_len, step)
         plan += [(layer, kind, t, min(seq_len, t + step)) for kind in ("key", "value") for t in starts]
         plan += [(layer, "attention", 0, seq_len)] if header["attentionHeads"] else []
@@ -246,9 +239,11 @@ def _check_lengths(header: dict[str, Any], section: dict[str, Any], offset: int)
 
 
 def _raw_bounds(header: dict[str, Any], section: dict[str, Any]) -> tuple[int, int]:
-    """The raw lengths that §8 allows; only a transform leaves a choice."""
+    """The raw lengths that §8 allows; only a transform and a port leave a choice."""
     coding, heads, dim = header["coding"], header["numKvHeads"], header["headDim"]
     n, channels = section["stop"] - section["start"], heads * dim
+    if section["kind"] == "coordinates":
+        return port.raw_bounds(n)
     if section["kind"] == "attention":
         exactly = 16 + 4 * header["attentionHeads"] + 4 * min(chunks.MAX_IMPORTANT, header["sequenceLength"])
     elif coding["scheme"] == "raw":

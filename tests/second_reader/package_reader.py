@@ -128,7 +128,7 @@ def _memory(contents: dict[str, bytes], documents: dict[str, Any]) -> awkg_reade
     header, _ = awkg_reader.read_head(data)
     coding = header["coding"]
     _check_repeats(documents, header)
-    named = (coding["basisNbytes"], coding["basis"]) if coding["scheme"] == "transform" else None
+    named = (coding["basisNbytes"], coding["basis"]) if coding["scheme"] in ("transform", "port") else None
     if named != (None if basis is None else (len(basis), sha256_text(basis))):
         raise Refused("malformed_package", "the basis is missing, not needed, or not the memory's")
     return awkg_reader.read(data, basis)

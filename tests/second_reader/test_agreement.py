@@ -64,12 +64,12 @@ def _compare(ours: awkg_reader.Memory, layers: tuple[object, ...], attention: tu
 def _compare_numbers(
     ours: NDArray[np.float32], theirs: NDArray[np.float32], dtype: str, *, exact: bool
 ) -> None:
-    """[num_kv_heads, seq_len, head_dim], to the rounding of the dtype at the size of each head's vector."""
+    """[num_kv_heads, seq_len, head_dim], to the rounding of the dtype at the size of each token's vector."""
     assert ours.shape == theirs.shape
     if exact:
         assert ours.tobytes() == theirs.tobytes()
     else:
-        peak = np.abs(ours).max(axis=-1, keepdims=True)
+        peak = np.abs(ours).max(axis=(0, -1), keepdims=True)  # a transform sums over all heads
         assert (np.abs(ours - theirs) <= RELATIVE_ERROR[dtype] * peak).all()
 
 

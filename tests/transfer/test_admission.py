@@ -20,7 +20,7 @@ from kvnet.errors import (
 )
 from kvnet.plan import MAX_ATTENTION_HEADS, count_transfer_chunks
 from kvnet.transfer.admission import Receiver, admit_offer, check_parties
-from kvnet.transfer.messages import MAX_NOTE_CHARS, Limits, Offer
+from kvnet.transfer.messages import MAX_NOTE_CHARS, MAX_TEXT_NBYTES, Limits, Offer
 from kvnet.types import Coding, DType, KeySpace, Rope, Scheme, Tier
 from tests.builders import (
     INT8,
@@ -32,6 +32,7 @@ from tests.builders import (
     make_geometry,
     make_memory,
     make_offer,
+    make_port,
     make_receiver,
 )
 
@@ -159,6 +160,18 @@ def test_bytes_of_the_basis_count_towards_the_room() -> None:
         admit(make_offer(header), small)
 
 
+def test_coordinates_need_room_for_the_most_that_may_come() -> None:
+    coding, _ = make_port()
+    header = make_memory(coding=coding).header
+    needed = 1 + 5 * 1024 + coding.basis_nbytes
+    assert make_offer(header).chunk_count == 2
+    assert admit(make_offer(header), make_receiver(free_nbytes=needed)) is Tier.EXACT
+    with pytest.raises(StoreFull, match=f"memory of {needed} bytes"):
+        admit(make_offer(header), make_receiver(free_nbytes=needed - 1))
+    with pytest.raises(IncompatibleModel, match="port coding, this node decodes raw"):
+        admit(make_offer(header), make_receiver(limits=Limits(max_seq_len=64, schemes=("raw",))))
+
+
 def test_offer_in_the_name_of_another_is_refused() -> None:
     with pytest.raises(PeerError, match="another sender") as refused:
         admit(make_offer(HEADER, sender=STRANGER.node_id))
@@ -250,6 +263,35 @@ def test_long_note_is_refused() -> None:
     assert admit(make_offer(HEADER, note="n" * MAX_NOTE_CHARS)) is Tier.EXACT
     with pytest.raises(MalformedMessage, match="note"):
         admit(make_offer(HEADER, note="n" * (MAX_NOTE_CHARS + 1)))
+
+
+OTHER_MODEL = replace(HEADER, fingerprint=make_fingerprint(architecture="Other"))
+OTHER_TOKENS = replace(HEADER, fingerprint=make_fingerprint(tokenizer_digest="sha256:0"))
+
+
+def test_offer_of_another_model_is_taken_where_a_map_leads_here() -> None:
+    for header, tier in ((OTHER_MODEL, Tier.MAPPED), (OTHER_TOKENS, Tier.MAPPED_TOKENS)):
+        offer, receiver = make_offer(header), make_receiver()
+        assert admit_offer(offer, sender=SENDER.node_id, receiver=receiver, now=NOW, has_map=True) is tier
+
+
+def test_offer_of_another_model_is_taken_where_a_text_comes_with_it() -> None:
+    assert admit(make_offer(OTHER_MODEL, text="Anna keeps the key.")) is Tier.TEXT
+    assert admit(make_offer(HEADER, text="Anna keeps the key.")) is Tier.EXACT
+
+
+def test_text_is_no_way_around_any_other_rule() -> None:
+    with pytest.raises(StoreFull):
+        admit(make_offer(OTHER_MODEL, text="Anna"), make_receiver(free_nbytes=0))
+    with pytest.raises(MalformedMessage, match="its geometry makes 6"):
+        admit(make_offer(OTHER_MODEL, text="Anna", chunk_count=5))
+
+
+def test_text_is_counted_in_bytes() -> None:
+    longest = "é" * (MAX_TEXT_NBYTES // 2)
+    assert admit(make_offer(HEADER, text=longest)) is Tier.EXACT
+    with pytest.raises(MalformedMessage, match=f"a text of {MAX_TEXT_NBYTES + 1} bytes"):
+        admit(make_offer(HEADER, text=longest + "a"))
 
 
 ABSURD: list[dict[str, Any]] = [

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from kvnet.errors import BadSignature, MalformedMessage
 from kvnet.identity.signing import SignedMessage, sign_message
 from kvnet.transfer.messages import (
+    MAX_OFFER_NBYTES,
+    MAX_TEXT_NBYTES,
     PROTOCOL_VERSION,
     Accept,
     Commit,
@@ -55,8 +57,9 @@ MESSAGES: list[Any] = [
         geometry=make_geometry(),
         limits=Limits(max_seq_len=64),
         free_nbytes=1 << 40,
+        maps=(make_fingerprint().digest,),
     ),
-    make_offer(make_memory(7), note="grüße 😀", sender_agent="a", agent="b"),
+    make_offer(make_memory(7), note="grüße 😀", sender_agent="a", agent="b", text="Zürich\n\u0001 😀"),
     Accept(TRANSFER, "00" * 32, "11" * 16, pack_bitmap({0, 5}, 6)),
     Commit(TRANSFER, "00" * 32, "11" * 16, chunks_digest([b"d" * 32])),
     Receipt(TRANSFER, "00" * 32, chunks_digest([b"d" * 32]), MemoryId("mem_x"), "exact", NOW),
@@ -106,7 +109,7 @@ def test_every_field_is_checked_and_no_other_is_taken(message: Any) -> None:
     body = asdict(message)
     for spec in fields(message):
         refuse(message, {**body, spec.name: [None]})
-        if spec.name not in ("note", "sender_agent", "agent"):
+        if spec.name not in ("note", "sender_agent", "agent", "text", "maps"):
             refuse(message, {key: value for key, value in body.items() if key != spec.name})
     refuse(message, {**body, "surprise": 1})
 
@@ -124,6 +127,48 @@ def test_offer_whose_model_name_is_no_text_is_refused() -> None:
     refuse(make_offer(make_memory()), body)
 
 
+def test_what_is_empty_and_came_later_is_not_written() -> None:
+    """So that a message without it is byte for byte what readers of before know."""
+    hello = replace(MESSAGES[0], maps=())
+    assert b'"maps"' not in seal(SENDER, hello).body
+    assert b'"maps"' in seal(SENDER, MESSAGES[0]).body
+    offer = make_offer(make_memory())
+    assert b'"text"' not in seal(SENDER, offer).body
+    assert open_sealed(Offer, seal(SENDER, offer), signer=None)[0].text == ""
+
+
+@pytest.mark.parametrize("char", ["a", "\n", "\u0001", '"', "é", "東", "😀"])
+@pytest.mark.parametrize("escaped", [False, True])
+def test_longest_text_fits_an_offer_whatever_its_characters(char: str, escaped: bool) -> None:
+    text = char * (MAX_TEXT_NBYTES // len(char.encode()))
+    body = asdict(make_offer(make_memory(), note="\u0001" * 2000, text=text))
+    data = json.dumps(body, ensure_ascii=escaped).encode()
+    assert len(data) <= MAX_OFFER_NBYTES
+    opened, _ = open_sealed(Offer, sign_message(SENDER, Offer.TYPE, data), signer=SENDER.public)
+    assert opened.text == text
+
+
+@pytest.mark.parametrize(
+    "text", [7, None, ["a"], {"a": 1}, True, "\ud800", "a\udfff", "a" * (MAX_TEXT_NBYTES + 1)]
+)
+def test_text_that_is_none_is_refused(text: Any) -> None:
+    refuse(make_offer(make_memory()), {**asdict(make_offer(make_memory())), "text": text})
+
+
+def test_offer_of_more_bytes_than_any_text_needs_is_refused_before_it_is_parsed() -> None:
+    with pytest.raises(MalformedMessage, match=f"at most {MAX_OFFER_NBYTES}"):
+        open_sealed(Offer, sign_message(SENDER, Offer.TYPE, b"[" * (MAX_OFFER_NBYTES + 1)), signer=None)
+
+
+def test_no_other_field_of_an_offer_may_be_as_long_as_its_text() -> None:
+    for name in ("note", "agent", "sender_agent"):
+        refuse(make_offer(make_memory()), {**asdict(make_offer(make_memory())), name: "a" * 4097})
+
+
+def test_text_is_not_shown_where_an_offer_is() -> None:
+    assert "zebrafinch" not in repr(make_offer(make_memory(), text="zebrafinch"))
+
+
 def test_limits_that_a_hello_does_not_name_are_the_formats() -> None:
     body = asdict(MESSAGES[0])
     body["limits"] = {"max_seq_len": 7}
@@ -136,7 +181,7 @@ def test_limits_that_a_hello_does_not_name_are_the_formats() -> None:
         max_head_dim=1024,
         offer_life_s=600,
         clock_skew_s=300,
-        schemes=("raw", "grouped", "transform"),
+        schemes=("raw", "grouped", "transform", "port"),
         compressions=("none", "lz4", "zstd", "split"),
     )
 

@@ -16,8 +16,8 @@ from kvnet.errors import (
     ReplayedMessage,
     TransferIncomplete,
 )
-from kvnet.identity.signing import MAX_BODY_NBYTES, sign_message
-from kvnet.transfer.messages import Accept, Offer, seal
+from kvnet.identity.signing import sign_message
+from kvnet.transfer.messages import MAX_OFFER_NBYTES, MAX_TEXT_NBYTES, Accept, Offer, seal
 from kvnet.v1 import peer_pb2
 from tests.builders import INT8, NOW, SENDER, STRANGER, make_basis, make_fingerprint, make_offer
 from tests.transport.attacker import Attacker, attack
@@ -74,8 +74,23 @@ async def control_message_of_nothing(alice: Attacker) -> None:
     await alice.raw(peer_pb2.Frame(control=peer_pb2.SignedMessage()))
 
 
-async def offer_over_64_kib(alice: Attacker) -> None:
-    await alice.stream.write_control(sign_message(SENDER, Offer.TYPE, b" " * (MAX_BODY_NBYTES + 1)))
+async def offer_over_its_bound(alice: Attacker) -> None:
+    await alice.stream.write_control(sign_message(SENDER, Offer.TYPE, b" " * (MAX_OFFER_NBYTES + 1)))
+
+
+async def offer_with_too_long_a_text(alice: Attacker) -> None:
+    offer = replace(alice.session.offer, text="é" * (MAX_TEXT_NBYTES // 2) + "a")
+    await alice.stream.write_control(seal(SENDER, offer))
+
+
+async def offer_whose_text_is_half_a_character(alice: Attacker) -> None:
+    body = alice.outbound.sealed_offer.body.replace(b'"note":""', b'"note":"","text":"\\ud800"')
+    await alice.stream.write_control(sign_message(SENDER, Offer.TYPE, body))
+
+
+async def offer_whose_text_is_a_list(alice: Attacker) -> None:
+    body = alice.outbound.sealed_offer.body.replace(b'"note":""', b'"note":"","text":["a"]')
+    await alice.stream.write_control(sign_message(SENDER, Offer.TYPE, body))
 
 
 async def nothing_at_all(alice: Attacker) -> None:
@@ -94,7 +109,10 @@ BAD_OFFERS: dict[Callable[[Attacker], Awaitable[None]], type[KvnetError]] = {
     offer_of_a_scheme_from_the_future: MalformedMessage,
     offer_with_a_basis_of_a_tebibyte: MalformedMessage,
     control_message_of_nothing: MalformedMessage,
-    offer_over_64_kib: MalformedMessage,
+    offer_over_its_bound: MalformedMessage,
+    offer_with_too_long_a_text: MalformedMessage,
+    offer_whose_text_is_half_a_character: MalformedMessage,
+    offer_whose_text_is_a_list: MalformedMessage,
     nothing_at_all: TransferIncomplete,
 }
 

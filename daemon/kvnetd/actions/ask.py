@@ -1,4 +1,4 @@
-"""ask: answer a prompt, with a memory, with a text that is read here, or with neither."""
+"""ask: answer a prompt, with memories, with a text that is read here, or with neither."""
 
 from __future__ import annotations
 
@@ -9,15 +9,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from kvnet.api import Answer, KvReport
-from kvnet.codec.basis import Basis
-from kvnet.codec.presets import preset_name
-from kvnet.compat import require_tier
 from kvnet.errors import RequestError
 from kvnet.model.generation import Generated, TextDelta
 from kvnet.model.sampling import Sampling
-from kvnet.types import RawMemory, Tier
-from kvnetd import encoding
-from kvnetd.actions.memories import find
+from kvnet.types import Tier
+from kvnetd.actions.recall import Recalled, policy_of, recall
 from kvnetd.services import Services
 
 DEFAULT_MAX_TOKENS = 64
@@ -25,7 +21,7 @@ DEFAULT_MAX_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request to generate. `memory` and `context` exclude each other."""
+    """A request to generate. Memories, `memory` before `memories`, and `context` exclude each other."""
 
     prompt: str
     memory: str = ""
@@ -35,18 +31,22 @@ class Question:
     top_p: float = 0.0
     stop: tuple[str, ...] = ()
     seed: int = 0
+    memories: tuple[str, ...] = ()
+    align: str = ""  # a kvnet.compat.Policy; the daemon's setting if empty
 
 
 async def ask(services: Services, question: Question) -> AsyncGenerator[str | Answer, None]:
     """Yield the reply piece by piece and an Answer, with its kv report, last."""
     began = time.perf_counter()
-    if question.memory and question.context:
+    wanted = (question.memory, *question.memories) if question.memory else question.memories
+    if wanted and question.context:
         raise RequestError("both a memory and a text were given; give one")
+    policy = policy_of(services, question.align)
     with services.log.span("generation", model=services.host.name) as span:
-        memory, basis, tier = await _load(services, question.memory)
+        recalled = await recall(services, wanted, policy)
         waited_s = time.perf_counter() - began
         generated: Generated | None = None
-        make_items = partial(_generate, services, question, memory, basis)
+        make_items = partial(_generate, services, question, recalled)
         async with aclosing(services.runner.stream(make_items)) as items:
             async for item in items:
                 if isinstance(item, TextDelta):
@@ -56,21 +56,24 @@ async def ask(services: Services, question: Question) -> AsyncGenerator[str | An
         if generated is None:
             raise AssertionError("the generation ended without a result")
         kv = KvReport(
-            tier=tier.value,
+            tier=recalled.tier.value,
             reused_tokens=generated.reused_tokens,
             recomputed_tokens=generated.recomputed_tokens,
-            fallback="none",
+            fallback="text" if recalled.tier is Tier.TEXT else "none",
             ttft_s=round(waited_s + generated.ttft_s, 6),
-            codec=preset_name(memory.header.coding) if memory else "",
+            codec=recalled.codecs,
+            map=recalled.maps,
         )
         span.add(
             tier=kv.tier,
+            map=kv.map,
+            fallback=kv.fallback,
             reused_tokens=kv.reused_tokens,
             recomputed_tokens=kv.recomputed_tokens,
             new_tokens=len(generated.token_ids),
             ttft_s=kv.ttft_s,
             finish_reason=generated.finish_reason,
-            memory=memory.header.id if memory else "",
+            memory=recalled.memory_ids,
         )
     yield Answer(
         text=generated.text,
@@ -81,24 +84,10 @@ async def ask(services: Services, question: Question) -> AsyncGenerator[str | An
     )
 
 
-async def _load(services: Services, wanted: str) -> tuple[RawMemory | None, Basis | None, Tier]:
-    if not wanted:
-        return None, None, Tier.NONE
-    record = await find(services, wanted)
-    header = record.header
-    tier = require_tier(
-        (header.fingerprint, header.geometry), (services.host.fingerprint, services.host.geometry)
-    )
-    with services.log.span("injection", memory=record.id, tier=tier.value, tokens=header.seq_len):
-        basis = await encoding.basis_of(services, header.coding)
-        return await services.in_pool(services.memories.load, record), basis, tier
-
-
 def _generate(
     services: Services,
     question: Question,
-    memory: RawMemory | None,
-    basis: Basis | None,
+    recalled: Recalled,
     cancelled: Callable[[], bool],
 ) -> Iterator[TextDelta | Generated]:
     sampling = Sampling(
@@ -110,9 +99,10 @@ def _generate(
     )
     return services.host.generate(
         question.prompt,
-        memory=memory,
-        basis=basis,
-        context=question.context or None,
+        memory=recalled.memory,
+        basis=recalled.basis,
+        slots=recalled.slots,
+        context=question.context or recalled.text,
         sampling=sampling,
         cancelled=cancelled,
     )

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 
 from kvnet.api import MemoryInfo
 from kvnet.codec.presets import preset_name
-from kvnet.compat import decide_tier
+from kvnet.compat import decide_tier, reach
 from kvnet.model.reference.catalog import reference_basis
 from kvnet.types import sha256_hex
+from kvnetd.alignments import leads_here
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
+from kvnetd.store.texts import has_text
 
 
 async def list_memories(services: Services, *, encodings: bool = False) -> tuple[MemoryInfo, ...]:
@@ -103,7 +105,12 @@ def _info(
     services: Services, record: MemoryRecord, name: str, lacking: frozenset[str], *, problem: str = ""
 ) -> MemoryInfo:
     header, host = record.header, services.host
-    tier = decide_tier((header.fingerprint, header.geometry), (host.fingerprint, host.geometry))
+    tier = decide_tier(
+        (header.fingerprint, header.geometry),
+        (host.fingerprint, host.geometry),
+        has_map=leads_here(services, header),
+    )
+    tier = reach(tier, has_text=has_text(services.memories, header))
     return MemoryInfo(
         id=record.id,
         name=name,

@@ -7,7 +7,7 @@ from kvnet.files.lineage import Lineage
 from kvnet.files.package import PACKAGE_TYPE, check_listing
 from kvnet.identity.signing import SignedMessage, sign_message
 from kvnet.model.quality import measure_quality
-from kvnet.types import MemoryId
+from kvnet.types import MemoryId, Scheme
 from kvnetd import encoding
 from kvnetd.actions.memories import find
 from kvnetd.services import Services, utc_seconds
@@ -52,6 +52,8 @@ def sign(services: Services, body: bytes) -> SignedMessage:
 
 async def _measurements(services: Services, record: MemoryRecord) -> tuple[Measurement, ...]:
     source = record.header.derived_from
+    if record.header.coding.scheme is Scheme.PORT:
+        return ()  # its measure is its map's, by the model the port belongs to
     known = next((r for r in services.memories.all() if r.id == MemoryId(source)), None)
     if known is None or record.header.fingerprint != services.host.fingerprint:
         return ()  # nothing to measure against, or no model to measure with: then nothing is told

@@ -73,7 +73,9 @@ async def probe_peer(services: Services, peer: AddedPeer) -> PeerInfo:
         addresses=(address, *(a for a in base.addresses if a != address)),
         reachable=True,
         model=hello.fingerprint.model,
-        tier=decide_tier(ours, (hello.fingerprint, hello.geometry)).value,
+        tier=decide_tier(
+            ours, (hello.fingerprint, hello.geometry), has_map=ours[0].digest in hello.maps
+        ).value,
         latency_s=round(latency_s, 6),
     )
 

@@ -21,6 +21,7 @@ from kvnetd import encoding
 from kvnetd.actions.memories import describe
 from kvnetd.services import Services, utc_now
 from kvnetd.store.records import LocalNotes, Making, MemoryRecord, Step
+from kvnetd.store.texts import attach_text
 
 MAX_NAME_CHARS = 64
 MAX_WORDS_CHARS = 200
@@ -42,6 +43,7 @@ class Reading:
     domain: str = ""
     topic: str = ""
     language: str = ""
+    keep_text: bool | None = None  # the daemon's setting if None
 
 
 async def remember(services: Services, reading: Reading) -> AsyncGenerator[Progress | MemoryInfo, None]:
@@ -109,6 +111,8 @@ async def _read(services: Services, reading: Reading) -> AsyncGenerator[Progress
 async def _keep(services: Services, memory: RawMemory, making: Making, reading: Reading) -> MemoryRecord:
     making = replace(making, domain=reading.domain, topic=reading.topic, language_hint=reading.language)
     record = await services.in_store(services.memories.put, memory, making, services.key)
+    if services.config.keep_text if reading.keep_text is None else reading.keep_text:
+        await services.in_store(attach_text, services.memories, record.header, reading.text)
     if reading.name:
         await services.in_store(services.ledger.name, reading.name, record.id)
     return record

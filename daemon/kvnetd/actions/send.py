@@ -12,33 +12,52 @@ from kvnet.codec.presets import PRESETS, preset_name
 from kvnet.compat import require_tier
 from kvnet.errors import IncompatibleModel, KvnetError, PeerUnreachable, RequestError
 from kvnet.identity.peers import AddedPeer
-from kvnet.transfer.messages import MAX_NOTE_CHARS, Hello
+from kvnet.transfer.messages import MAX_NOTE_CHARS, MAX_TEXT_NBYTES, Hello
 from kvnet.transport.client import HELLO_DEADLINE_S, PeerClient
 from kvnet.transport.sending import AckProgress, Sent
-from kvnet.types import Coding, Compression, MemoryId
+from kvnet.types import Coding, Compression, MemoryId, Scheme
 from kvnetd import encoding
 from kvnetd.actions.memories import find
 from kvnetd.outgoing import OutboundTransfer
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
+from kvnetd.store.texts import attached_text
 from kvnetd.transfers import Transfers
 
 MEMORY_ID_CHARS = 56
 
 
 async def send(
-    services: Services, transfers: Transfers, *, memory: str, to: str, note: str, agent: str, codec: str = ""
+    services: Services,
+    transfers: Transfers,
+    *,
+    memory: str,
+    to: str,
+    note: str,
+    agent: str,
+    codec: str = "",
+    with_text: bool = False,
 ) -> AsyncGenerator[LayerProgress | SendReport, None]:
-    """Send a memory to `peer` or `peer/agent`; yields a LayerProgress per layer, the report last."""
+    """Send a memory to `peer` or `peer/agent`; yields a LayerProgress per layer, the report last.
+
+    `with_text` sends along what the memory is of, for a model that cannot use it.
+    """
     began = time.perf_counter()
     if len(note) > MAX_NOTE_CHARS:
         raise RequestError(f"note: {len(note)} characters, at most {MAX_NOTE_CHARS}; put it in the memory")
     wanted, _, to_agent = to.partition("/")
     peer = services.peers.find(wanted)
     record = await find(services, memory)
+    text = await _text_of(services, record) if with_text else ""
     hello, address, _ = await say_hello(services, peer)
     source = record.header
-    require_tier((source.fingerprint, source.geometry), (hello.fingerprint, hello.geometry))
+    require_tier(
+        (source.fingerprint, source.geometry),
+        (hello.fingerprint, hello.geometry),
+        # Coordinates were made for somebody's port: whether it is the peer's, the peer says.
+        has_map=source.fingerprint.digest in hello.maps or source.coding.scheme is Scheme.PORT,
+        has_text=bool(text),
+    )
     await _require_preset(services, record, codec, hello)
     record = await encoding.record_to_send(services, record, codec)
     used = {section.compression for section in record.head.sections}
@@ -49,7 +68,7 @@ async def send(
     def on_progress(ack: AckProgress) -> None:
         progress.put_nowait(LayerProgress(ack.layer_idx, ack.chunks_done, ack.chunks_total, ack.wire_nbytes))
 
-    outbound = await transfers.prepare(record, peer, note=note, agents=(agent, to_agent))
+    outbound = await transfers.prepare(record, peer, note=note, agents=(agent, to_agent), text=text)
     pushing = asyncio.create_task(_push(peer, address, outbound, on_progress))
     pushing.add_done_callback(lambda _: progress.put_nowait(None))
     failure: BaseException | None = None
@@ -76,6 +95,22 @@ async def send(
         resumed_chunks=sent.resumed_chunks,
         codec=preset_name(record.header.coding),
     )
+
+
+async def _text_of(services: Services, record: MemoryRecord) -> str:
+    """The text that is kept beside a memory. Raises RequestError where none is, or one too long to send."""
+    text = await services.in_pool(attached_text, services.memories, record.header)
+    if not text:
+        raise RequestError(
+            f"memory {record.id}: no text is kept beside it; read it again with `kvnet remember --keep-text`"
+        )
+    nbytes = len(text.encode())
+    if nbytes > MAX_TEXT_NBYTES:
+        raise RequestError(
+            f"memory {record.id}: its text has {nbytes} bytes, at most {MAX_TEXT_NBYTES} go with a memory; "
+            "send it without"
+        )
+    return text
 
 
 async def say_hello(

@@ -44,12 +44,17 @@ def full_disk_refused(what: str) -> Iterator[None]:
         raise
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Replace `path` with `data`, or leave it as it was."""
+def write_durably(path: Path, data: bytes | memoryview) -> None:
+    """Replace `path` with `data`, for this user only, or leave it as it was."""
     fresh = path.with_name(path.name + ".new")
-    with fresh.open("wb") as out:
+    fresh.unlink(missing_ok=True)
+    with open(fresh, "xb", opener=_open_private) as out:
         out.write(data)
         out.flush()
         os.fsync(out.fileno())
     fresh.replace(path)
     sync_folder(path.parent)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -2,7 +2,8 @@
 
 `head.awkg`, `sections.bin` and `signature` one after the other are the file (FORMAT.md §7); `local.json`
 holds what this node knows beyond it. One that came from a peer keeps its signed chunk envelopes
-(`chunks.log`) and its offer beside them. A memory is read back only after the digest of every section agrees.
+(`chunks.log`) and its offer beside them; one whose text is kept has it there too (`texts`). A memory is read
+back only after the digest of every section agrees.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from kvnetd.store.records import (
     read_record,
 )
 from kvnetd.store.sections import read_section, write_sections
+from kvnetd.store.texts import carry_text
 
 
 class MemoryStore:
@@ -136,6 +138,7 @@ class MemoryStore:
                         quality_score=None,
                         token_count=memory.header.seq_len,
                     ),
+                    w_matrix_reference=making.alignment,
                 )
                 head = verify_head(seal_head(key, header))
                 return self._move_in(folder, head, making.notes)
@@ -227,6 +230,7 @@ class MemoryStore:
         write_durably(folder / HEAD_FILE, head.sealed.body)
         write_durably(folder / SIGNATURE_FILE, head.sealed.signature)
         write_durably(folder / LOCAL_FILE, canonical_json(notes.to_plain()))
+        carry_text(self.root / record.id, folder)
         put_in_place(folder, self.root / record.id)
         self._records[record.id] = record
         self.damaged.pop(record.id, None)

@@ -60,6 +60,7 @@ class Making:
     domain: str = ""
     topic: str = ""
     language_hint: str = ""
+    alignment: str = ""  # id of the map that made the coordinates of a port; "" in any other coding
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ from kvnet.format.envelope import ENVELOPE_NBYTES, Envelope
 from kvnet.identity.keys import node_id_of, public_key_of
 from kvnet.identity.seal import VerifiedHead
 from kvnet.identity.signing import SignedMessage, VerifiedChunk
-from kvnet.plan import count_chunks, plan_transfer
-from kvnet.transfer.messages import Offer
+from kvnet.plan import count_chunks, plan_transfer, transfer_room_nbytes
+from kvnet.transfer.messages import MAX_OFFER_NBYTES, Offer
 from kvnet.types import Kind
 from kvnetd.store.bases import BasisStore
 from kvnetd.store.disk import full_disk_refused, require_room, write_durably
@@ -213,7 +213,7 @@ class Spool:
         Raises StoreFull when what is still to come would not fit.
         """
         folder = self.root / folder_name(offer)
-        needed = offer.memory.raw_nbytes + offer.memory.coding.basis_nbytes
+        needed = transfer_room_nbytes(offer.memory)
         require_room(self.root, needed - self.held_nbytes(offer), what="transfer")
         known = folder / OFFER_FILE
         if folder.exists() and (not known.exists() or known.read_bytes() != sealed.body):
@@ -257,7 +257,8 @@ def _expires_at(folder: Path) -> int:
 
 def _offer_in(folder: Path) -> Offer | None:
     try:
-        return strict_json.decode(Offer, (folder / OFFER_FILE).read_bytes(), what="offer")
+        body = (folder / OFFER_FILE).read_bytes()
+        return strict_json.decode(Offer, body, what="offer", max_nbytes=MAX_OFFER_NBYTES)
     except (KvnetError, OSError):
         return None
 

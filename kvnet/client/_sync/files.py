@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from kvnet import wire
-from kvnet.api import Calibration, ExportReport, MemoryInfo, PackReport
-from kvnet.client._sync.connection import Connection
+from kvnet.api import AlignmentInfo, Calibration, ExportReport, MemoryInfo, PackReport
+from kvnet.client._sync.alignments import AlignmentCalls
+from kvnet.client.carried import path_in_package, paths_by_receiver
 from kvnet.client.connect import id_of, sign_package
 from kvnet.errors import PeerError, RequestError
 from kvnet.files.lineage import Lineage, compose
@@ -26,7 +27,7 @@ from kvnet.v1 import control_pb2 as pb
 _BLOCK_NBYTES = 1 << 20
 
 
-class FileCalls(Connection):
+class FileCalls(AlignmentCalls):
     """The part of Node that reads and writes files."""
 
     def export_memory(self, memory: str | MemoryInfo, path: str | Path, *, codec: str = "") -> ExportReport:
@@ -49,7 +50,10 @@ class FileCalls(Connection):
             )
 
     def import_memory(self, path: str | Path) -> MemoryInfo:
-        """Take in an `.awkg` file or a package; everything in it is verified first."""
+        """Take in an `.awkg` file or a package; everything in it is verified first.
+
+        Maps and ports in a package are taken in by `import_packaged_alignments`.
+        """
         source = Path(path)
         with _told_of(source):
             if not is_package(source):
@@ -74,11 +78,13 @@ class FileCalls(Connection):
         pricing: Mapping[str, Any] | None = None,
         quality: bool = True,
         codec: str = "",
+        alignments: Sequence[str | AlignmentInfo] = (),
     ) -> PackReport:
         """Write a signed package: a folder, or a zip if `target` ends in `.zip`.
 
         With `codec` the memory is encoded first, as by `export_memory`. With `quality`, a lossy memory whose
-        original is here is measured against it; nothing is invented.
+        original is here is measured against it; nothing is invented. `alignments` are maps and ports to carry
+        along; a map brings the port it ends in. RequestError for two maps to one model.
         """
         info = self.show(memory)
         about = About(
@@ -97,7 +103,11 @@ class FileCalls(Connection):
             if exported.needs_basis:
                 basis = folder / "basis.safetensors"
                 self._export_basis(exported.memory, basis)
-            parts = PackageParts(memory_file, compose(memory_file, about, lineage), basis=basis)
+            carried = self._export_alignments(alignments, folder)
+            named = paths_by_receiver(carried)
+            documents = compose(memory_file, about, lineage, alignments=named)
+            files = {path_in_package(info): folder / info.id for info in carried}
+            parts = PackageParts(memory_file, documents, files, basis=basis)
             written = write_package(Path(target), parts, self._sign_package)
         return PackReport(
             package_id=written.package_id,
@@ -120,6 +130,17 @@ class FileCalls(Connection):
         """A memory by id, start of an id, or name."""
         request = pb.ShowMemoryRequest(memory=id_of(memory))
         return wire.from_wire(self._call(self._stub.ShowMemory, request), MemoryInfo)
+
+    def _export_alignments(
+        self, alignments: Sequence[str | AlignmentInfo], folder: Path
+    ) -> tuple[AlignmentInfo, ...]:
+        """Write these maps and ports, and the ports that the maps end in, to files named by their ids."""
+        wanted = [self.show_alignment(alignment) for alignment in alignments]
+        ports = [self.show_alignment(info.port) for info in wanted if info.port]
+        found = {info.id: info for info in (*wanted, *ports)}
+        for info in found.values():
+            self.export_alignment(info, folder / info.id)
+        return tuple(found.values())
 
     def _export_basis(self, memory: str, target: Path) -> None:
         with target.open("wb") as out:

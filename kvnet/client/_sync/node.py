@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from kvnet import wire
 from kvnet.api import (
     Answer,
+    Explanation,
     InboxMessage,
     LayerProgress,
     MemoryInfo,
@@ -21,7 +22,7 @@ from kvnet.api import (
     SendReport,
 )
 from kvnet.client._sync.files import FileCalls
-from kvnet.client.connect import id_of
+from kvnet.client.connect import id_of, ids_of
 from kvnet.errors import RequestError
 from kvnet.texts import read_text, require_text
 from kvnet.v1 import control_pb2 as pb
@@ -77,6 +78,7 @@ class Node(FileCalls):
         domain: str = "",
         topic: str = "",
         language: str = "",
+        keep_text: bool | None = None,
     ) -> Generator[Progress | MemoryInfo, None, None]:
         """`remember`, yielding a Progress per layer and the memory last.
 
@@ -84,6 +86,7 @@ class Node(FileCalls):
         `compression` and its `level`, for zstd and split, replace the codec's own. `attention` computes
         attention metadata; `prune` sets the heads to zero that it shows as focused, which does damage
         (DESIGN: what is wrong in the seeds). `domain`, `topic` and `language` are words for people.
+        `keep_text` keeps the text beside the memory, on this node alone; the daemon's setting if None.
         """
         request = pb.RememberRequest(
             text=require_text(_text_of(text, file), what="text"),
@@ -97,6 +100,7 @@ class Node(FileCalls):
             domain=require_text(domain, what="domain"),
             topic=require_text(topic, what="topic"),
             language=require_text(language, what="language"),
+            keep_text=keep_text,
         )
         for event in self._stream(self._stub.Remember, request):
             if event.HasField("memory"):
@@ -114,20 +118,24 @@ class Node(FileCalls):
         request = pb.ForgetRequest(memory=id_of(memory))
         return wire.from_wire(self._call(self._stub.Forget, request), MemoryInfo)
 
-    def send(self, memory: str | MemoryInfo, to: str, *, note: str = "", codec: str = "") -> SendReport:
+    def send(
+        self, memory: str | MemoryInfo, to: str, *, note: str = "", codec: str = "", with_text: bool = False
+    ) -> SendReport:
         """Send a memory to a peer, or to one agent there (`to="bob/reviewer"`).
 
-        `codec` is one of `kvnet.codec.presets.CODECS`; the daemon's setting if not given. The report's
-        `memory` is the id at the peer.
+        `codec` is one of `kvnet.codec.presets.CODECS`; the daemon's setting if not given. `with_text` sends
+        the text that was kept beside it too, for a model that cannot use the memory. The report's `memory` is
+        the id at the peer.
         """
-        with closing(self.send_stream(memory, to, note=note, codec=codec)) as steps:
+        steps = self.send_stream(memory, to, note=note, codec=codec, with_text=with_text)
+        with closing(steps):
             for step in steps:
                 if isinstance(step, SendReport):
                     return step
         raise AssertionError("the daemon ended the transfer without a report")
 
     def send_stream(
-        self, memory: str | MemoryInfo, to: str, *, note: str = "", codec: str = ""
+        self, memory: str | MemoryInfo, to: str, *, note: str = "", codec: str = "", with_text: bool = False
     ) -> Generator[LayerProgress | SendReport, None, None]:
         """`send`, yielding a LayerProgress as each layer is durable at the peer, the report last."""
         request = pb.SendRequest(
@@ -136,6 +144,7 @@ class Node(FileCalls):
             note=require_text(note, what="note"),
             agent=self.agent,
             codec=codec,
+            with_text=with_text,
         )
         for event in self._stream(self._stub.Send, request):
             if event.HasField("report"):
@@ -149,8 +158,15 @@ class Node(FileCalls):
             return wire.from_wire(event.report, SendReport)
         raise AssertionError("the daemon ended the transfer without a report")
 
-    def ask(self, prompt: str, memory: str | MemoryInfo = "", **options: Any) -> Answer:
-        """Answer a prompt, after a memory if one is given. Options are those of `ask_stream`."""
+    def explain(self, memory: str | MemoryInfo, *, model: str = "") -> Explanation:
+        """How a memory would reach the hosted model, or another one on this machine, and why so."""
+        request = pb.ExplainRequest(memory=id_of(memory), model=require_text(model, what="model"))
+        return wire.from_wire(self._call(self._stub.Explain, request), Explanation)
+
+    def ask(
+        self, prompt: str, memory: str | MemoryInfo | Sequence[str | MemoryInfo] = "", **options: Any
+    ) -> Answer:
+        """Answer a prompt, after a memory or several if given. Options are those of `ask_stream`."""
         with closing(self.ask_stream(prompt, memory, **options)) as steps:
             for step in steps:
                 if isinstance(step, Answer):
@@ -160,9 +176,10 @@ class Node(FileCalls):
     def ask_stream(
         self,
         prompt: str,
-        memory: str | MemoryInfo = "",
+        memory: str | MemoryInfo | Sequence[str | MemoryInfo] = "",
         *,
         context: str = "",
+        align: str = "",
         max_tokens: int = 0,
         temperature: float = 0.0,
         top_p: float = 0.0,
@@ -171,12 +188,17 @@ class Node(FileCalls):
     ) -> Generator[str | Answer, None, None]:
         """Pieces of text as they are certain, then the Answer with its kv report.
 
-        `context` is a text that this node reads before the prompt, instead of a memory. Zero means
-        the daemon's default: 64 tokens, greedy.
+        Several memories are put one behind the other, in the order given. `align` says what may be done with
+        those of other models, as `kvnet.compat.Policy` names it: `align`, `text` or `error`. `context` is a
+        text that this node reads before the prompt, instead of a memory. Zero means the daemon's default: 64
+        tokens, greedy.
         """
+        first, *others = ids_of(memory) or [""]
         request = pb.AskRequest(
             prompt=require_text(prompt, what="prompt"),
-            memory=id_of(memory),
+            memory=first,
+            memories=others,
+            align=require_text(align, what="align"),
             context=require_text(context, what="text"),
             max_tokens=max_tokens,
             temperature=temperature,

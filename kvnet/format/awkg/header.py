@@ -86,12 +86,14 @@ class AwkgHeader:
 
 
 def quantization_label(coding: Coding) -> str:
-    """The name people know a coding by: `none`, `int8`, `k8v4`, `int4`, `k4v8`, `transform`.
+    """A coding by name: `none`, `int8`, `k8v4`, `int4`, `k4v8`, `transform`, `port8` or `port4`.
 
     Empty for bits that FORMAT.md §8 does not allow.
     """
     if coding.scheme is Scheme.GROUPED:
         return _GROUPED_LABELS.get((coding.key_bits, coding.value_bits), "")
+    if coding.scheme is Scheme.PORT:
+        return f"port{coding.key_bits}" if coding.key_bits in (4, 8) else ""
     return "none" if coding.scheme is Scheme.RAW else coding.scheme.value
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 from kvnet.errors import MalformedFile
 from kvnet.format.awkg.header import AwkgHeader, Section, quantization_label
 from kvnet.plan import ChunkKey, check_coding, count_chunks, plan_memory, raw_nbytes_range
 from kvnet.types import Compression, Kind, MemoryHeader, Scheme
+
+_MAP_ID: Final = re.compile(r"map_[a-z2-7]{52}")
 
 
 def check_head(header: AwkgHeader) -> None:
@@ -46,6 +51,11 @@ def _check_repeated(header: AwkgHeader) -> None:
     label = quantization_label(memory.coding)
     if header.quantization != label:
         raise MalformedFile(f"memory file: quantization is {header.quantization}, its coding is {label}")
+    if memory.coding.scheme is Scheme.PORT and not _MAP_ID.fullmatch(header.w_matrix_reference):
+        raise MalformedFile(
+            f"memory file: wMatrixReference is {header.w_matrix_reference!r:.80}, wanted the id of the map "
+            "that made the coordinates"
+        )
 
 
 def _check_lengths(memory: MemoryHeader, section: Section) -> None:

@@ -44,6 +44,7 @@ class KindName(StrEnum):
     KEY = "key"
     VALUE = "value"
     ATTENTION = "attention"
+    COORDINATES = "coordinates"
 
 
 class QuantizationName(StrEnum):
@@ -53,6 +54,8 @@ class QuantizationName(StrEnum):
     INT4 = "int4"
     K4V8 = "k4v8"
     TRANSFORM = "transform"
+    PORT8 = "port8"
+    PORT4 = "port4"
 
 
 @dataclass(frozen=True, slots=True)

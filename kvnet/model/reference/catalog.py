@@ -9,6 +9,7 @@ REFERENCE_MODELS: Final[tuple[str, ...]] = ("ref-a", "ref-b", "ref-c")
 BASIS_FILE: Final = "basis.safetensors"
 
 _DATA: Final = Path(__file__).parent / "data"
+_MAPS: Final = Path(__file__).parent / "maps"
 
 
 def reference_path(name: str) -> Path | None:
@@ -24,3 +25,8 @@ def reference_basis(name: str) -> Path | None:
     folder = reference_path(name)
     path = folder / BASIS_FILE if folder else None
     return path if path and path.is_file() else None
+
+
+def packaged_alignments() -> list[Path]:
+    """The maps and ports between the reference models, in the order of their names."""
+    return sorted(_MAPS.glob("*.safetensors"))

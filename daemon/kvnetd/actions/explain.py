@@ -1,0 +1,54 @@
+"""explain: how a memory would reach a model, without trying it."""
+
+from __future__ import annotations
+
+from kvnet.alignment import MapManifest
+from kvnet.api import Difference, Explanation, MapSummary
+from kvnet.compat import Policy, Side, advise, decide_tier, differences, reach
+from kvnet.model.prospect import prospect
+from kvnetd.actions.memories import find
+from kvnetd.alignments import MAPPED, known_map
+from kvnetd.services import Services
+from kvnetd.store.records import MemoryRecord
+from kvnetd.store.texts import has_text
+
+
+async def explain(services: Services, wanted: str, *, model: str = "") -> Explanation:
+    """What `ask` would do with a memory here by the daemon's own policy, or on a node that hosts `model`.
+
+    Raises UnknownMemory, UnknownModel, UnsupportedModel.
+    """
+    record = await find(services, wanted)
+    header, policy = record.header, Policy(services.config.align)
+    source, receiver = (header.fingerprint, header.geometry), await _receiver(services, model)
+    found = None if policy is Policy.ERROR else known_map(services, source[0], receiver[0])
+    with_text = await services.in_pool(has_text, services.memories, header)
+    tier = reach(decide_tier(source, receiver, has_map=found is not None), policy=policy, has_text=with_text)
+    return Explanation(
+        memory=record.id,
+        model=receiver[0].model,
+        tier=tier.value,
+        policy=policy.value,
+        differences=tuple(
+            Difference(name, *values) for name, values in differences(source, receiver).items()
+        ),
+        map=_summary(found) if found and tier in MAPPED else None,
+        has_text=with_text,
+        advice=advise(tier, policy=policy, peer=_peer_of(services, record)),
+    )
+
+
+async def _receiver(services: Services, model: str) -> Side:
+    if not model:
+        return services.host.fingerprint, services.host.geometry
+    return await services.in_pool(prospect, model, cache_dir=services.config.home.cache)
+
+
+def _summary(found: MapManifest) -> MapSummary:
+    return MapSummary(found.id, found.method.value, found.gate)
+
+
+def _peer_of(services: Services, record: MemoryRecord) -> str:
+    """What the node is called here that a memory came from."""
+    peer = services.peers.get(record.origin) if record.origin else None
+    return peer.name if peer else "PEER"

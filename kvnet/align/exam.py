@@ -1,0 +1,148 @@
+"""Questions put to a model behind a memory, scored against what it says having read the text itself.
+
+Knows models and slots; not how the slots came to be. Gap recovered is (memory - none) / (text - none), in
+recall of whole answers (DESIGN §7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kvnet.align.corpus import Lesson
+from kvnet.alignment import Interval
+from kvnet.errors import TooFewSamples
+from kvnet.model.cache import Cache, cache_seq_len, crop_cache
+from kvnet.model.generation import never, refuse_cancelled
+from kvnet.model.host import ModelHost
+from kvnet.model.slots import Slots
+
+SlotsFor = Callable[[int], Slots | None]  # the memory of the i-th lesson, or none
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One question of one lesson; the predictions from `first_scored` on are those of the answer."""
+
+    lesson_idx: int
+    token_ids: tuple[int, ...]
+    first_scored: int
+    answer_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Marks:
+    """One arm: for each question whether the whole answer was right, and KL(text || arm) in nats."""
+
+    right: torch.Tensor  # float64 [num_questions], 0 or 1
+    kl: torch.Tensor  # float64 [num_questions], mean over the answer's tokens
+
+    @property
+    def recall(self) -> float:
+        """Share of whole answers that were right."""
+        return float(self.right.mean())
+
+    @property
+    def mean_kl(self) -> float:
+        """Mean over questions, in nats."""
+        return float(self.kl.mean())
+
+
+class Exam:
+    """Lessons that one model was asked about having read them, and may be asked about again."""
+
+    def __init__(
+        self, host: ModelHost, lessons: Sequence[Lesson], *, cancelled: Callable[[], bool] = never
+    ) -> None:
+        self.host = host
+        self.lessons = lessons
+        self.asked: list[Asked] = []
+        self._heard: list[torch.Tensor] = []  # log-probabilities [answer length, vocab_size] after the text
+        right = []
+        for lesson_idx, lesson in enumerate(lessons):
+            refuse_cancelled(cancelled)
+            cache = host.new_cache()
+            host.prefill(host.tokenize_context(lesson.text), cache)
+            for asked in asked_of(host, lesson, lesson_idx):
+                heard = _answer(host, cache, asked, num_gaps=0)
+                self.asked.append(asked)
+                self._heard.append(heard)
+                right.append(_is_right(heard, asked))
+        if not right:
+            raise TooFewSamples("the exam has no question whose answer can be told from it; give other texts")
+        self.text = Marks(
+            torch.tensor(right, dtype=torch.float64), torch.zeros(len(right), dtype=torch.float64)
+        )
+
+    def sit(self, slots_for: SlotsFor, *, cancelled: Callable[[], bool] = never) -> Marks:
+        """The marks of one arm: every question behind what `slots_for` gives for its lesson."""
+        right, kl = [], []
+        lesson_idx, cache, num_gaps = -1, self.host.new_cache(), 0
+        for asked, heard in zip(self.asked, self._heard, strict=True):
+            if asked.lesson_idx != lesson_idx:
+                refuse_cancelled(cancelled)
+                lesson_idx = asked.lesson_idx
+                cache, num_gaps = _begin(self.host, slots_for(lesson_idx))
+            said = _answer(self.host, cache, asked, num_gaps=num_gaps)
+            right.append(_is_right(said, asked))
+            kl.append(float((heard.exp() * (heard - said)).sum(-1).mean()))
+        return Marks(torch.tensor(right, dtype=torch.float64), torch.tensor(kl, dtype=torch.float64))
+
+    def gap_recovered(self, arm: Marks, none: Marks, *, seed: int = 0) -> Interval:
+        """(arm - none) / (text - none) in recall, with a paired bootstrap over lessons."""
+        lesson_idx = torch.tensor([asked.lesson_idx for asked in self.asked])
+        sums = torch.zeros(len(self.lessons), 3, dtype=torch.float64)
+        sums.index_add_(0, lesson_idx, torch.stack([arm.right, none.right, self.text.right], 1))
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(len(sums), (_RESAMPLES, len(sums)), generator=generator)
+        gaps = _gap(sums[drawn].sum(1)).sort().values  # [resamples, lessons, 3] -> [resamples]
+        low, high = (float(gaps[round(q * (_RESAMPLES - 1))]) for q in (0.025, 0.975))
+        return Interval(float(_gap(sums.sum(0))), low, high)
+
+
+def _gap(sums: torch.Tensor) -> torch.Tensor:
+    """[..., 3] right answers of arm, none and text -> [...]; 0 where the text itself taught nothing."""
+    arm, none, text = sums.unbind(-1)
+    taught = text - none
+    return torch.where(taught > 0, (arm - none) / taught.clamp_min(1e-9), torch.zeros_like(taught))
+
+
+def asked_of(host: ModelHost, lesson: Lesson, lesson_idx: int) -> list[Asked]:
+    """The lesson's questions as this model's tokens, but those whose answer melts into the prompt's last token."""
+    found = []
+    for question in lesson.questions:
+        prompt_ids = _tokens(host, question.prompt)
+        whole = _tokens(host, f"{question.prompt} {question.expected}".strip())
+        first = max(len(prompt_ids), 1)
+        if whole[: len(prompt_ids)] == prompt_ids and len(whole) > first:
+            found.append(Asked(lesson_idx, tuple(whole[:-1]), first - 1, tuple(whole[first:])))
+    return found
+
+
+def _tokens(host: ModelHost, text: str) -> list[int]:
+    return host.tokenize_question(text, after_memory=True) if text else []
+
+
+def _begin(host: ModelHost, slots: Slots | None) -> tuple[Cache, int]:
+    """A cache to ask behind, and how many positions before the question have no slot."""
+    if slots is None:
+        cache = host.new_cache()
+        if host.num_sinks:
+            host.prefill(host.tokenize_context("")[: host.num_sinks], cache)
+        return cache, 0
+    return host.inject_slots(slots), slots.span - slots.num_slots
+
+
+def _answer(host: ModelHost, cache: Cache, asked: Asked, *, num_gaps: int) -> torch.Tensor:
+    """Log-probabilities [answer length, vocab_size] where the answer is predicted; the cache stays as it was."""
+    length = cache_seq_len(cache)
+    logits = host.all_logits(asked.token_ids, cache, num_gaps=num_gaps)
+    crop_cache(cache, length)
+    return logits[asked.first_scored :].float().log_softmax(-1)
+
+
+def _is_right(said: torch.Tensor, asked: Asked) -> bool:
+    return said.argmax(-1).tolist() == list(asked.answer_ids)

@@ -1,0 +1,80 @@
+"""Texts read into slots: by the model here, or by one elsewhere. Knows models; no maps, no sums."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from kvnet.align.pairs import Span
+from kvnet.model.cache import export_layers
+from kvnet.model.host import ModelHost
+from kvnet.model.slots import Slots, rows_of_layers
+from kvnet.model.text import tokenize_with_spans
+from kvnet.types import Fingerprint, Geometry
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """One text as a model's slots, and which characters each of them covers; the model's own first token
+    is in neither. No spans if its tokenizer tells none.
+    """
+
+    slots: Slots
+    spans: tuple[Span, ...]
+
+
+class Reader(Protocol):
+    """A model that reads texts for a fit, wherever it is."""
+
+    @property
+    def fingerprint(self) -> Fingerprint: ...
+
+    @property
+    def geometry(self) -> Geometry: ...
+
+    @property
+    def num_sinks(self) -> int: ...
+
+    def read(self, texts: Iterable[str]) -> Iterator[Reading]:
+        """A reading of each text, in order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalReader:
+    """The reader that is a model of this process."""
+
+    host: ModelHost
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """The model's."""
+        return self.host.fingerprint
+
+    @property
+    def geometry(self) -> Geometry:
+        """The model's."""
+        return self.host.geometry
+
+    @property
+    def num_sinks(self) -> int:
+        """The model's."""
+        return self.host.num_sinks
+
+    def read(self, texts: Iterable[str]) -> Iterator[Reading]:
+        """A reading of each text, in order. Raises TextTooLong."""
+        for text in texts:
+            yield self._read(text)
+
+    def _read(self, text: str) -> Reading:
+        token_ids, spans = tokenize_with_spans(self.host.tokenizer, text)
+        cache = self.host.new_cache()
+        self.host.prefill(token_ids, cache, token_block=len(token_ids))
+        num_sinks = self.num_sinks
+        positions = torch.arange(num_sinks, len(token_ids))
+        rows = rows_of_layers(export_layers(cache), self.geometry, positions, seq_len=len(token_ids))
+        slots = Slots(self.geometry, rows, positions - num_sinks, len(token_ids) - num_sinks)
+        return Reading(slots, spans[num_sinks:])

@@ -1,0 +1,145 @@
+"""The nouns of alignment as frozen values: what maps and ports say of themselves. Knows no tensors, no files.
+
+A map turns rows of one model (the source) into rows of another (the receiver). A port is the small basis in
+which a receiver takes rows: a source's map ends in its coordinates. Source: DESIGN, Words; FORMAT.md §10.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType
+
+from kvnet.types import Fingerprint, Geometry, base32, canonical_json, to_plain
+
+MapId = NewType("MapId", str)  # "map_" + base32 of a SHA-256, lower case
+PortId = NewType("PortId", str)  # "port_" + base32 of a SHA-256, lower case
+
+
+class AlignmentKind(StrEnum):
+    """What an artefact is; also the start of its id."""
+
+    MAP = "map"
+    PORT = "port"
+
+
+class Method(StrEnum):
+    """How a map came to be."""
+
+    RIDGE = "ridge"
+    TRAINED = "trained"  # a ridge with a residual trained on top
+
+
+class LayerStrategy(StrEnum):
+    """Which source layers a receiver's layer is predicted from."""
+
+    LINEAR = "linear"  # those at the same relative depth
+    LEARNED = "learned"  # those with the least held-out error
+    SKIP = "skip"  # the same index, and none beyond the shorter model
+
+
+class Pairing(StrEnum):
+    """How slots of the two models were paired while the map was fitted."""
+
+    TOKENS = "tokens"  # one tokenizer: slot for slot
+    SPANS = "spans"  # two tokenizers: by the last character a slot covers
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A measured share or gap, and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """What held-out facts said of a map. Shares are 0 to 1, `kl` is in nats."""
+
+    admitted: bool
+    reason: str  # one sentence
+    num_questions: int
+    num_facts: int
+    recall_text: float
+    recall_none: float
+    recall_mapped: float
+    gap_recovered: Interval
+    gap_shuffled: float  # the same of memories of other texts: a control, near 0
+    kl: float
+    attention_cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class PortManifest:
+    """What a port says of itself; `id` covers all of it, and `tensors_digest` every number."""
+
+    receiver: Fingerprint
+    geometry: Geometry
+    rank: int
+    corpus_digest: str
+    num_rows: int
+    created_at: str  # YYYY-MM-DDThh:mm:ssZ
+    tensors_digest: str  # sha256:<hex> of the tensor bytes
+
+    @property
+    def id(self) -> PortId:
+        """The port's name, from its contents."""
+        return PortId(_name(self))
+
+
+@dataclass(frozen=True, slots=True)
+class MapManifest:
+    """What a map says of itself; `id` covers all of it, and `tensors_digest` every number."""
+
+    source: Fingerprint
+    source_geometry: Geometry
+    receiver: Fingerprint
+    receiver_geometry: Geometry
+    port: str  # id of the port whose coordinates the map ends in; "" if it ends in the receiver's rows
+    method: Method
+    pairing: Pairing
+    layer_strategy: LayerStrategy
+    source_layers: tuple[int, ...]
+    num_sinks: int  # first slots of a source's memory (its BOS) that no map touches
+    window: tuple[int, int]  # offsets of the neighbouring slots a row is predicted from, both inclusive
+    closing: str  # text the source reads after a memory's own, so that its last fact is bound
+    relative_lambda: float
+    corpus_digest: str
+    num_contexts: int
+    num_rows: int
+    created_at: str  # YYYY-MM-DDThh:mm:ssZ
+    tensors_digest: str
+    gate: GateResult
+
+    @property
+    def id(self) -> MapId:
+        """The map's name, from its contents."""
+        return MapId(_name(self))
+
+
+Manifest = PortManifest | MapManifest
+
+
+def kind_of(manifest: Manifest) -> AlignmentKind:
+    """Whether a manifest is that of a map or of a port."""
+    return AlignmentKind.MAP if isinstance(manifest, MapManifest) else AlignmentKind.PORT
+
+
+def row_width(geometry: Geometry) -> int:
+    """Numbers in a row: one slot's keys and values, all layers."""
+    return geometry.num_layers * 2 * geometry.num_kv_heads * geometry.head_dim
+
+
+def feature_width(manifest: MapManifest) -> int:
+    """Numbers that a map predicts from: of each slot of its window, keys and values of its source layers."""
+    geometry, (low, high) = manifest.source_geometry, manifest.window
+    return (high - low + 1) * len(manifest.source_layers) * 2 * geometry.num_kv_heads * geometry.head_dim
+
+
+def _name(manifest: Manifest) -> str:
+    kind = kind_of(manifest)
+    data = f"kvnet/{kind}/v1\0".encode() + canonical_json(to_plain(manifest))
+    return f"{kind}_{base32(hashlib.sha256(data).digest())}"

@@ -1,0 +1,149 @@
+"""Manifests of maps and ports as strict JSON: their forms, their bounds, and which tensors they go with.
+
+Knows no files, no keys and no numbers. Source: FORMAT.md §10.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, Final
+
+from kvnet.alignment import AlignmentKind, Manifest, MapManifest, PortManifest, feature_width, row_width
+from kvnet.errors import MalformedFile, MalformedMessage
+from kvnet.format import strict_json
+from kvnet.plan import MAX_PORT_RANK
+from kvnet.types import Geometry, canonical_json, to_plain
+
+MAX_MANIFEST_NBYTES: Final = 64 << 10
+MAX_WINDOW_OFFSET: Final = 64
+WHAT: Final = "alignment manifest"
+
+Shape = tuple[int, ...]
+
+_MANIFESTS: Final[dict[AlignmentKind, type[Manifest]]] = {
+    AlignmentKind.MAP: MapManifest,
+    AlignmentKind.PORT: PortManifest,
+}
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
+_PORT: Final = re.compile(r"(port_[a-z2-7]{51}[aq])?")
+_GEOMETRY: Final = {"num_layers": 512, "num_kv_heads": 256, "head_dim": 1024}  # as FORMAT.md §7.1
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The canonical JSON of a manifest: what is signed and hashed into its id."""
+    return canonical_json(to_plain(manifest))
+
+
+def decode_manifest(kind: AlignmentKind, encoded: bytes) -> Manifest:
+    """Inverse of `encode_manifest`, for bytes from anywhere.
+
+    Raises MalformedFile for another spelling, for fields of other names or types, and for values out of
+    bounds.
+    """
+    try:
+        plain = strict_json.loads(encoded, what=WHAT, max_nbytes=MAX_MANIFEST_NBYTES)
+        window = _take_window(plain)
+        manifest: Manifest = strict_json.from_plain(_MANIFESTS[kind], plain, what=WHAT)
+    except MalformedMessage as exc:
+        raise MalformedFile(exc.message) from exc
+    if isinstance(manifest, MapManifest):
+        manifest = replace(manifest, window=window)
+    if encode_manifest(manifest) != encoded:
+        raise MalformedFile(f"{WHAT}: not written as canonical JSON, so it would have two names")
+    _check(manifest)
+    return manifest
+
+
+def tensor_shapes(manifest: Manifest, rank: int, *, has_anchor: bool) -> dict[str, Shape]:
+    """Name -> shape of every tensor that goes with a manifest.
+
+    Of a map, `rank` is the number of coordinates it ends in, for those that end in a port.
+    """
+    if isinstance(manifest, PortManifest):
+        width = row_width(manifest.geometry)
+        return {
+            "basis": (manifest.rank, width),
+            "mean": (width,),
+            "project": (width, manifest.rank),
+            "step4": (manifest.rank,),
+            "step8": (manifest.rank,),
+        }
+    stacked = feature_width(manifest)
+    out = rank if manifest.port else row_width(manifest.receiver_geometry)
+    anchor: dict[str, Shape] = {"anchor": (stacked, 1), "anchor_bias": (1,)} if has_anchor else {}
+    return {**anchor, "encoder": (stacked, out), "encoder_bias": (out,)}
+
+
+def _take_window(plain: Any) -> tuple[int, int]:
+    """Replace a map's window by zeros: its offsets may be negative, which `from_plain` lets no integer be."""
+    window = plain.get("window") if isinstance(plain, dict) else None
+    if not isinstance(window, list):
+        return (0, 0)  # of a port, or for `from_plain` to refuse
+    if len(window) != 2 or not all(type(offset) is int for offset in window):
+        raise MalformedMessage(f"{WHAT}.window: {window!r:.60}, wanted two integers")
+    plain["window"] = [0, 0]
+    return (window[0], window[1])
+
+
+def _check(manifest: Manifest) -> None:
+    """What types cannot say. Raises MalformedFile."""
+    for name in ("corpus_digest", "tensors_digest"):
+        if not _DIGEST.fullmatch(getattr(manifest, name)):
+            raise MalformedFile(f"{WHAT}: {name} is not `sha256:` and 64 lower-case hex digits")
+    if not _is_time(manifest.created_at):
+        raise MalformedFile(f"{WHAT}: created_at is {manifest.created_at!r:.40}, wanted YYYY-MM-DDThh:mm:ssZ")
+    if isinstance(manifest, PortManifest):
+        _check_geometry("geometry", manifest.geometry)
+        if not 1 <= manifest.rank <= MAX_PORT_RANK:
+            raise MalformedFile(f"{WHAT}: rank is {manifest.rank}, allowed are 1 to {MAX_PORT_RANK}")
+    else:
+        _check_map(manifest)
+
+
+def _check_map(manifest: MapManifest) -> None:
+    _check_geometry("source_geometry", manifest.source_geometry)
+    _check_geometry("receiver_geometry", manifest.receiver_geometry)
+    if not _PORT.fullmatch(manifest.port):
+        raise MalformedFile(f"{WHAT}: port is {manifest.port!r:.60}, wanted a port's id or nothing")
+    low, high = manifest.window
+    if not -MAX_WINDOW_OFFSET <= low <= high <= MAX_WINDOW_OFFSET:
+        raise MalformedFile(
+            f"{WHAT}: window is {low} to {high}, wanted ascending offsets within {MAX_WINDOW_OFFSET}"
+        )
+    layers, num_layers = manifest.source_layers, manifest.source_geometry.num_layers
+    if not layers or max(layers) >= num_layers or len(set(layers)) != len(layers):
+        raise MalformedFile(
+            f"{WHAT}: source_layers is {list(layers)!s:.60}, wanted some of {num_layers} layers, each once"
+        )
+    if manifest.relative_lambda < 0:
+        raise MalformedFile(f"{WHAT}: relative_lambda is {manifest.relative_lambda}, wanted 0 or more")
+    gate = manifest.gate
+    for name in ("recall_text", "recall_none", "recall_mapped"):
+        if not 0 <= getattr(gate, name) <= 1:
+            raise MalformedFile(f"{WHAT}: gate.{name} is {getattr(gate, name)}, wanted 0 to 1")
+    if gate.kl < 0:
+        raise MalformedFile(f"{WHAT}: gate.kl is {gate.kl}, wanted 0 or more")
+    if not -1 <= gate.attention_cosine <= 1:
+        raise MalformedFile(f"{WHAT}: gate.attention_cosine is {gate.attention_cosine}, wanted -1 to 1")
+    if gate.gap_recovered.low > gate.gap_recovered.high:
+        raise MalformedFile(f"{WHAT}: gate.gap_recovered ends before it begins")
+
+
+def _check_geometry(what: str, geometry: Geometry) -> None:
+    for name, most in _GEOMETRY.items():
+        value = getattr(geometry, name)
+        if not 1 <= value <= most:
+            raise MalformedFile(f"{WHAT}: {what}.{name} is {value}, allowed are 1 to {most}")
+
+
+def _is_time(text: str) -> bool:
+    if not _TIME.fullmatch(text):
+        return False
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,85 @@
+"""What questions attend to in a memory, and what they take from it, layer by layer.
+
+Knows attention and how transformers is asked for another attention function; no texts, no maps. Beside
+`kvnet.model.attention`, which sums up a long reading in tiles, this keeps every weight of a short question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from transformers import AttentionInterface
+
+from kvnet.errors import UnsupportedModel
+
+_IMPLEMENTATION: Final = "kvnet_watched"  # has no mask function: we are causal
+_UNKNOWN_SCORES: Final = ("softcap", "s_aux", "position_bias", "sliding_window")  # that change the weights
+
+
+@dataclass(slots=True)
+class Watch:
+    """By layer, of the last forward pass: `weights` [q_len, seq_len], the largest over heads, and `outputs`
+    [q_len, num_heads * head_dim], before the output projection. float32.
+    """
+
+    weights: dict[int, torch.Tensor] = field(default_factory=dict)
+    outputs: dict[int, torch.Tensor] = field(default_factory=dict)
+
+
+_watch: ContextVar[Watch] = ContextVar("kvnet_watch")
+
+
+def _watched_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls in each layer while a watch is open. query [1, H, q, D], key [1, Hkv, n, D]."""
+    for name in _UNKNOWN_SCORES:
+        if kwargs.get(name) is not None:
+            raise UnsupportedModel(
+                f"this model's attention uses {name}, which cannot be watched; fit maps to it without anchors"
+            )
+    num_heads, q_len = query.shape[1:3]
+    group, seq_len = num_heads // key.shape[1], key.shape[2]
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    keys, values = (half[0].float().repeat_interleave(group, 0) for half in (key, value))  # [H, n, D]
+    scores = query[0].float() @ keys.transpose(1, 2) * scaling  # [H, q, n]
+    hidden = torch.ones(q_len, seq_len, dtype=torch.bool, device=query.device).triu(seq_len - q_len + 1)
+    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+    output = (weights @ values).transpose(0, 1)  # [H, q, D] -> [q, H, D]
+    watch = _watch.get()
+    watch.weights[module.layer_idx] = weights.amax(0)
+    watch.outputs[module.layer_idx] = output.flatten(1)
+    return output[None].to(query.dtype), None
+
+
+AttentionInterface.register(_IMPLEMENTATION, _watched_attention)
+
+
+@contextmanager
+def watching(model: Any) -> Iterator[Watch]:
+    """Watch every layer's attention of what `model` reads inside, in this thread.
+
+    The model is as it was afterwards, whatever happened inside. A model that does not ask transformers for its
+    attention function leaves the watch empty.
+    """
+    config = model.config.get_text_config(decoder=True)
+    before = config._attn_implementation
+    watch = Watch()
+    token = _watch.set(watch)
+    config._attn_implementation = _IMPLEMENTATION
+    try:
+        yield watch
+    finally:
+        config._attn_implementation = before
+        _watch.reset(token)

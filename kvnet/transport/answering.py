@@ -1,0 +1,93 @@
+"""Read texts for a peer: the callee's half of `Read`. Knows frames and queues; no models."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from typing import Final, Protocol
+
+from kvnet.errors import MalformedMessage, RequestError
+from kvnet.identity.keys import NodeKey
+from kvnet.identity.signing import SignedMessage
+from kvnet.transfer.messages import seal
+from kvnet.transport.frames import READING_DEADLINE_S, ReadStream
+from kvnet.transport.readings import PIECE_NBYTES, WINDOW, Asked, Reading, encode_reading, open_text
+from kvnet.transport.tasks import run_together
+
+MAX_UNSENT: Final = 2  # readings that wait for a slow caller, beside the one on its way
+
+
+class ReadJob(Protocol):
+    """An admitted request; the daemon's model stands behind it."""
+
+    asked: Asked
+
+    async def read(self, index: int, text: str) -> Reading:
+        """Read a text and the request's closing. Raises TextTooLong, RequestError, PeerNotAdded."""
+        ...
+
+    async def close(self, failure: BaseException | None) -> None:
+        """Release what the request holds."""
+        ...
+
+
+class ReadBackend(Protocol):
+    """What the server asks of the daemon."""
+
+    key: NodeKey
+    pool: Executor
+
+    async def open_reading(self, sealed_request: SignedMessage) -> ReadJob:
+        """Verify and admit a request, or raise why not."""
+        ...
+
+
+_Encoded = tuple[SignedMessage, bytes]
+
+
+async def answer_readings(stream: ReadStream, job: ReadJob, *, key: NodeKey, pool: Executor) -> None:
+    """Take texts, read them and send the readings, each while the others go on."""
+    texts: asyncio.Queue[str] = asyncio.Queue(WINDOW)
+    readings: asyncio.Queue[_Encoded] = asyncio.Queue(MAX_UNSENT)
+    await run_together(
+        _take_texts(stream, job.asked, texts),
+        _read_texts(job, texts, readings, key, pool),
+        _send_readings(stream, job.asked, readings),
+    )
+
+
+async def _take_texts(stream: ReadStream, asked: Asked, texts: asyncio.Queue[str]) -> None:
+    for index in range(asked.request.num_texts):
+        sealed = await stream.read_control(deadline_s=READING_DEADLINE_S)
+        text = open_text(sealed, asked, index)
+        try:
+            texts.put_nowait(text)
+        except asyncio.QueueFull:
+            raise MalformedMessage(f"text {index}: more than {WINDOW} are without an answer") from None
+
+
+async def _read_texts(
+    job: ReadJob,
+    texts: asyncio.Queue[str],
+    readings: asyncio.Queue[_Encoded],
+    key: NodeKey,
+    pool: Executor,
+) -> None:
+    loop = asyncio.get_running_loop()
+    for index in range(job.asked.request.num_texts):
+        text = await texts.get()
+        try:
+            reading = await job.read(index, text)
+        except RequestError as error:
+            raise type(error)(f"text {index}: {error.message}") from error
+        # Hashing a MiB takes longer than a turn of the loop may.
+        head, payload = await loop.run_in_executor(pool, encode_reading, reading, job.asked, text)
+        await readings.put((seal(key, head), payload))
+
+
+async def _send_readings(stream: ReadStream, asked: Asked, readings: asyncio.Queue[_Encoded]) -> None:
+    for _ in range(asked.request.num_texts):
+        sealed_head, payload = await readings.get()
+        await stream.write_control(sealed_head)
+        for start in range(0, len(payload), PIECE_NBYTES):
+            await stream.write_payload(payload[start : start + PIECE_NBYTES])
