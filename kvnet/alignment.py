@@ -105,6 +105,8 @@ class MapManifest:
     source_layers: tuple[int, ...]
     num_sinks: int  # first slots of a source's memory (its BOS) that no map touches
     window: tuple[int, int]  # offsets of the neighbouring slots a row is predicted from, both inclusive
+    far_window: tuple[int, int] | None  # offsets of slots further away, of which far_layers alone are seen
+    far_layers: tuple[int, ...]  # ascending; () where there is no far window, and only there
     closing: str  # text the source reads after a memory's own, so that its last fact is bound
     relative_lambda: float
     corpus_digest: str
@@ -134,9 +136,30 @@ def row_width(geometry: Geometry) -> int:
 
 
 def feature_width(manifest: MapManifest) -> int:
-    """Numbers that a map predicts from: of each slot of its window, keys and values of its source layers."""
-    geometry, (low, high) = manifest.source_geometry, manifest.window
-    return (high - low + 1) * len(manifest.source_layers) * 2 * geometry.num_kv_heads * geometry.head_dim
+    """Numbers that a map predicts from: those of its windows, near and far."""
+    return windows_width(
+        manifest.source_geometry,
+        manifest.source_layers,
+        manifest.window,
+        manifest.far_layers,
+        manifest.far_window,
+    )
+
+
+def windows_width(
+    geometry: Geometry,
+    layers: tuple[int, ...],
+    window: tuple[int, int],
+    far_layers: tuple[int, ...],
+    far_window: tuple[int, int] | None,
+) -> int:
+    """Numbers in a slot's windows: keys and values of `layers` at near offsets, of `far_layers` at far."""
+    low, high = window
+    num_seen = (high - low + 1) * len(layers)
+    if far_window is not None:
+        far_low, far_high = far_window
+        num_seen += (far_high - far_low + 1) * len(far_layers)
+    return num_seen * 2 * geometry.num_kv_heads * geometry.head_dim
 
 
 def _name(manifest: Manifest) -> str:

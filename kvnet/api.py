@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvnet.alignment import GateResult
+from kvnet.alignment import GateResult, Interval
 from kvnet.types import Fingerprint, Geometry, MemoryHeader
 
 
@@ -66,7 +66,7 @@ class MemoryInfo:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Layers captured so far."""
+    """Steps done so far: layers captured, texts of a fit read, arms of an examination sat."""
 
     done: int
     total: int
@@ -165,6 +165,29 @@ class AlignmentInfo:
     packaged: bool  # came with kvnet
     problem: str  # why it cannot be used, or ""
     gate: GateResult | None  # None for a port
+
+
+@dataclass(frozen=True, slots=True)
+class ArmReport:
+    """One row of an examination: what the receiver was asked behind, and how it answered."""
+
+    arm: str
+    recall: float
+    gap_recovered: Interval
+    kl: float  # nats, to the answers after the text itself
+    num_questions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A map examined on facts that it was never fitted or judged on, with all controls."""
+
+    alignment: str
+    source: str
+    receiver: str
+    arms: tuple[ArmReport, ...]
+    not_applicable: tuple[str, ...]  # arms that this pair of models has not
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

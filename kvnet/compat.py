@@ -48,18 +48,20 @@ def differences(source: Side, receiver: Side) -> Differences:
     return found
 
 
-def decide_tier(source: Side, receiver: Side, *, has_map: bool = False) -> Tier:
+def decide_tier(source: Side, receiver: Side, *, has_map: bool = False, in_coordinates: bool = False) -> Tier:
     """How a memory of `source` reaches `receiver`; `has_map`: an admitted map leads from one to the other.
 
     EXACT for the same fingerprint, IDENTITY for other weights or precision, MAPPED or MAPPED_TOKENS where
     there is a map, else REFUSED. Other weights of one architecture may be a fine-tune or a stranger, which no
     field tells; somebody who fitted a map between them did not find them the same, so the map is used.
+    A memory `in_coordinates` of a port is mapped, whatever its model: it holds no keys and values.
     Source: DESIGN, Words.
     """
     found = set(differences(source, receiver))
-    if not found:
+    if not found and not in_coordinates:
         return Tier.EXACT
-    if found <= _SAME_FAMILY and not (has_map and "weights_digest" in found):
+    is_family = found <= _SAME_FAMILY and not (has_map and "weights_digest" in found)
+    if is_family and not in_coordinates:
         return Tier.IDENTITY
     if not has_map:
         return Tier.REFUSED
@@ -90,9 +92,21 @@ def reach(tier: Tier, *, policy: Policy = Policy.ALIGN, has_text: bool = False) 
     return {Route.INJECT: tier, Route.TEXT: Tier.TEXT, Route.REFUSE: Tier.REFUSED}[route]
 
 
-def require_tier(source: Side, receiver: Side, *, has_map: bool = False, has_text: bool = False) -> Tier:
+def require_tier(
+    source: Side,
+    receiver: Side,
+    *,
+    has_map: bool = False,
+    in_coordinates: bool = False,
+    has_text: bool = False,
+) -> Tier:
     """What `reach` says of a memory that may use a map or a text; REFUSED is raised as IncompatibleModel."""
-    tier = decide_tier(source, receiver, has_map=has_map)
+    tier = decide_tier(source, receiver, has_map=has_map, in_coordinates=in_coordinates)
+    if in_coordinates and tier is Tier.REFUSED and not has_text:
+        raise IncompatibleModel(
+            f"memory of {source[0].model} in coordinates: no admitted map here ends in their port for "
+            f"{receiver[0].model}; import the sender's map and its port, or send it with --codec exact"
+        )
     if require_route(source, receiver, tier, has_text=has_text) is Route.TEXT:
         return Tier.TEXT
     return tier

@@ -98,6 +98,16 @@ def test_map_is_not_used_for_the_same_weights() -> None:
     assert decide_tier(same_weights, OURS, has_map=True) is Tier.IDENTITY
 
 
+def test_coordinates_are_mapped_or_refused_and_never_a_models_own_memory() -> None:
+    tokens = changed(tokenizer_digest="other")
+    for source, tier in ((OURS, Tier.MAPPED), (OTHER, Tier.MAPPED), (tokens, Tier.MAPPED_TOKENS)):
+        assert decide_tier(source, OURS, has_map=True, in_coordinates=True) is tier
+        assert decide_tier(source, OURS, in_coordinates=True) is Tier.REFUSED
+        with pytest.raises(IncompatibleModel, match=r"--codec exact"):
+            require_tier(source, OURS, in_coordinates=True)
+        assert require_tier(source, OURS, in_coordinates=True, has_text=True) is Tier.TEXT
+
+
 def test_map_between_two_trainings_of_one_architecture_is_used() -> None:
     assert decide_tier(changed(weights_digest="other"), OURS, has_map=True) is Tier.MAPPED
 

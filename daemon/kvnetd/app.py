@@ -33,6 +33,7 @@ from kvnetd.config import Config
 from kvnetd.control import ControlServer, ControlService
 from kvnetd.directory import Directory
 from kvnetd.log import EventLog
+from kvnetd.readings import Readings
 from kvnetd.services import Listening, Services
 from kvnetd.store.alignments import AlignmentStore
 from kvnetd.store.bases import BasisStore
@@ -76,7 +77,7 @@ async def node(config: Config, stopping: asyncio.Event) -> AsyncIterator[Service
         span = stack.enter_context(log.span("node", version=VERSION, pid=os.getpid()))
         services = await _build(stack, config, key, log)
         transfers = Transfers(services)
-        server = PeerServer(transfers)
+        server = PeerServer(transfers, Readings(services))
         port = await server.start(host=config.listen_host, port=config.listen_port)
         stack.push_async_callback(server.stop, STOP_GRACE_S)
         services.listening.address = _address(config.listen_host, port)

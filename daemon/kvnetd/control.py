@@ -22,7 +22,20 @@ from kvnet.transport.tasks import Running
 from kvnet.v1 import control_pb2 as pb
 from kvnet.v1 import control_pb2_grpc
 from kvnetd import encoding
-from kvnetd.actions import align, ask, explain, files, memories, packages, peers, remember, send, status
+from kvnetd.actions import (
+    align,
+    ask,
+    examine,
+    explain,
+    files,
+    fit,
+    memories,
+    packages,
+    peers,
+    remember,
+    send,
+    status,
+)
 from kvnetd.services import Services, utc_now
 from kvnetd.transfers import Transfers
 
@@ -124,6 +137,31 @@ class ControlService(control_pb2_grpc.ControlServicer):
 
     async def RemoveAlignment(self, request: pb.RemoveAlignmentRequest, context: Context) -> pb.AlignmentInfo:
         return wire.to_wire(await align.remove(self._services, request.alignment), pb.AlignmentInfo)
+
+    async def MakePort(self, request: pb.MakePortRequest, context: Context) -> pb.AlignmentInfo:
+        return wire.to_wire(await fit.make_port(self._services, rank=request.rank), pb.AlignmentInfo)
+
+    async def FitAlignment(
+        self, request: pb.FitAlignmentRequest, context: Context
+    ) -> AsyncGenerator[pb.FitEvent, None]:
+        steps = fit.fit(self._services, wire.from_wire(request, fit.FitRequest))
+        async with aclosing(steps):
+            async for step in steps:
+                if isinstance(step, Progress):
+                    yield pb.FitEvent(progress=wire.to_wire(step, pb.Progress))
+                else:
+                    yield pb.FitEvent(alignment=wire.to_wire(step, pb.AlignmentInfo))
+
+    async def EvaluateAlignment(
+        self, request: pb.EvaluateAlignmentRequest, context: Context
+    ) -> AsyncGenerator[pb.EvaluateEvent, None]:
+        steps = examine.evaluate(self._services, wire.from_wire(request, examine.EvaluateRequest))
+        async with aclosing(steps):
+            async for step in steps:
+                if isinstance(step, Progress):
+                    yield pb.EvaluateEvent(progress=wire.to_wire(step, pb.Progress))
+                else:
+                    yield pb.EvaluateEvent(evaluation=wire.to_wire(step, pb.Evaluation))
 
     async def Send(self, request: pb.SendRequest, context: Context) -> AsyncGenerator[pb.SendEvent, None]:
         steps = send.send(

@@ -28,6 +28,7 @@ from kvnet.types import (
     Coding,
     Compression,
     DType,
+    Geometry,
     Kind,
     MemoryHeader,
     RawMemory,
@@ -113,30 +114,54 @@ async def preset_to_send(services: Services, record: MemoryRecord, codec: str) -
 async def record_to_send(services: Services, record: MemoryRecord, codec: str) -> MemoryRecord:
     """The memory in the coding that shall travel: `record` itself, or another one of the same memory."""
     preset = await preset_to_send(services, record, codec)
-    if preset is None:
+    return record if preset is None else await _coded(services, record, preset, record.header.geometry.dtype)
+
+
+async def record_to_map(services: Services, record: MemoryRecord) -> MemoryRecord:
+    """The memory as it shall travel to be mapped there: as it lies here, but float32 as float16.
+
+    A map amplifies what a coarse coding loses (DESIGN §7), and halves lose less than a map does.
+    """
+    header = record.header
+    if header.coding.scheme is not Scheme.RAW or header.geometry.dtype is not DType.FLOAT32:
         return record
-    known = await _encoding_of(services, record, preset)
+    return await _coded(services, record, "exact", DType.FLOAT16)
+
+
+async def _coded(services: Services, record: MemoryRecord, preset: str, dtype: DType) -> MemoryRecord:
+    """An encoding of a memory, made before or now; it is kept as one that was made in passing."""
+    known = await _encoding_of(services, record, preset, dtype)
     if known is not None:
         return known
     memory = await services.in_pool(services.memories.load, record)
-    encoded, notes = await encode(services, memory, record.notes, codec=preset)
+    encoded, notes = await encode(services, memory, record.notes, codec=preset, dtype=dtype)
     compression, level = compression_for(encoded.header.coding, preset)
+    return await keep_encoding(services, record, encoded, new_making(services, notes, compression, level))
+
+
+async def keep_encoding(
+    services: Services, record: MemoryRecord, encoded: RawMemory, making: Making
+) -> MemoryRecord:
+    """Store what was made of `record` to be sent: hidden beside it, and gone with it."""
     words = record.head.metadata
-    making = replace(
-        new_making(services, replace(notes, origin="", in_passing=True), compression, level),
+    in_passing = replace(
+        making,
+        notes=replace(making.notes, origin="", in_passing=True),
         domain=words.domain,
         topic=words.topic,
         language_hint=words.language_hint,
     )
-    return await services.in_store(services.memories.put, encoded, making, services.key)
+    return await services.in_store(services.memories.put, encoded, in_passing, services.key)
 
 
-async def _encoding_of(services: Services, record: MemoryRecord, preset: str) -> MemoryRecord | None:
+async def _encoding_of(
+    services: Services, record: MemoryRecord, preset: str, dtype: DType
+) -> MemoryRecord | None:
     """An encoding made before, unless it is damaged or the model was calibrated anew since."""
     basis = await basis_for(services, preset)
     for known in services.memories.encodings_of(record.id):
         same_basis = known.header.coding.basis == (basis.digest if basis else "")
-        same_dtype = known.header.geometry == record.header.geometry
+        same_dtype = known.header.geometry.dtype is dtype
         same_heads = known.header.coding.pruned_heads == record.header.coding.pruned_heads
         same = preset_name(known.header.coding) == preset and same_basis and same_dtype and same_heads
         if same and known.id not in services.memories.damaged:
@@ -226,14 +251,17 @@ async def basis_for(services: Services, preset: str, *, required: bool = True) -
     return await _read_basis(services, digest)  # from disk: what it encodes needs the file from then on
 
 
-async def basis_of(services: Services, coding: Coding) -> Basis | None:
-    """The calibration that a memory was coded with; None where it needs none. Raises UnknownBasis."""
+async def basis_of(services: Services, coding: Coding, geometry: Geometry | None = None) -> Basis | None:
+    """The calibration that a memory was coded with; None where it needs none. Raises UnknownBasis.
+
+    `geometry` is the memory's, where it may be of another model than the hosted one.
+    """
     if coding.scheme is not Scheme.TRANSFORM:
         return None
     last = _last_parsed.get(services.bases)
     if last is not None and last.digest == coding.basis:
         return last
-    return await _read_basis(services, coding.basis)
+    return await _read_basis(services, coding.basis, geometry)
 
 
 async def basis_bytes(services: Services, digest: str) -> bytes:
@@ -244,9 +272,9 @@ async def basis_bytes(services: Services, digest: str) -> bytes:
     return data if data is not None else await services.in_pool(services.bases.require, digest)
 
 
-async def _read_basis(services: Services, digest: str) -> Basis:
+async def _read_basis(services: Services, digest: str, geometry: Geometry | None = None) -> Basis:
     data = await basis_bytes(services, digest)
-    basis = await services.runner.run(Basis.from_bytes, data, services.host.geometry)
+    basis = await services.runner.run(Basis.from_bytes, data, geometry or services.host.geometry)
     _last_parsed[services.bases] = basis
     return basis
 

@@ -25,6 +25,7 @@ FIELDS = frozenset(
     {
         *("transfer_id", "direction", "peer", "agent", "memory", "tier", "map", "fallback"),
         *("codec", "kl"),
+        *("source", "receiver", "lessons", "rows", "admitted", "gap_recovered"),
         *("model", "quantization", "device", "version", "pid", "address", "port"),
         *("layers", "tokens", "chunks", "resumed_chunks", "raw_bytes", "wire_bytes", "count"),
         *("reused_tokens", "recomputed_tokens", "new_tokens", "finish_reason"),
@@ -37,6 +38,7 @@ SPANS = (
     "prefill",
     "encoding",
     "calibration",
+    "alignment",
     "transfer",
     "verification",
     "injection",

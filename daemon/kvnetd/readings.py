@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import aclosing
 
-from kvnet.errors import MalformedMessage, PeerError, PeerNotAdded, ReplayedMessage, TooBusy
+from kvnet.errors import KvnetError, MalformedMessage, PeerError, PeerNotAdded, ReplayedMessage, TooBusy
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.peers import AddedPeer
 from kvnet.identity.signing import SignedMessage
@@ -92,16 +92,24 @@ class PeerReading:
         self._peer = peer
         self._span = span
         self._on_close = on_close
+        self._failure: KvnetError | None = None
         self._count = self._tokens = self._raw_nbytes = 0
 
     async def read(self, index: int, text: str) -> Reading:
         """Read one text; a caller that goes away ends it within a layer."""
-        services, whole = self._services, text + self.asked.request.closing
+        try:
+            return await self._read(index, text + self.asked.request.closing)
+        except KvnetError as failure:
+            self._failure = failure
+            raise
+
+    async def _read(self, index: int, text: str) -> Reading:
+        services = self._services
         if services.peers.get(self._peer.node_id) is None:
             raise PeerNotAdded(f"{self._peer.name}: was removed while its texts were read")
 
         def read(cancelled: Callable[[], bool]) -> Iterator[Reading]:
-            memory, spans = read_text(services.host, whole, cancelled=cancelled)
+            memory, spans = read_text(services.host, text, cancelled=cancelled)
             yield Reading(index, memory, services.host.num_sinks, spans)
 
         while True:
@@ -119,7 +127,7 @@ class PeerReading:
     async def close(self, failure: BaseException | None) -> None:
         """Write the log's last line and make room for the next."""
         self._span.add(count=self._count, tokens=self._tokens, raw_bytes=self._raw_nbytes)
-        self._span.end(failure)
+        self._span.end(self._failure or failure)  # a caller that is told why there is no more then leaves
         self._on_close()
 
 

@@ -1,60 +1,87 @@
-"""Where a model's answers read a memory: how they react to each slot's row. Knows models; no senders, no maps.
+"""Where a model's answers read a memory, and how they depend on it. Knows models; no senders, no maps.
 
-One backward pass for each question gives both what anchors are found by (how much an answer would change if the
-slot's row were an average one) and the metric of a port (the Fisher information of rows).
+Which layers matter is found by taking one away, which slots by the attention that answers pay there, and the
+metric of a port by one backward pass an answer (the Fisher information of rows).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Final
 
 import torch
 
 from kvnet.align.corpus import Lesson
-from kvnet.align.exam import Asked, asked_of
+from kvnet.align.exam import Asked, Exam, ask_behind, asked_of
 from kvnet.align.reading import Reading
 from kvnet.model.host import ModelHost
 from kvnet.model.slots import Slots, to_layers
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Reaction:
-    """Of one reading: `gradients` [num_questions, num_slots, row_width] of the answers' log-probabilities by rows."""
-
-    rows: torch.Tensor
-    gradients: torch.Tensor
-
-    def importance(self, mean: torch.Tensor) -> torch.Tensor:
-        """[num_slots]: the most that any answer would change, to first order, if a row were `mean`; nats."""
-        change = (self.gradients * (self.rows - mean)).sum(-1)  # [questions, n]
-        return change.abs().amax(0)
+_MATTERS: Final = 0.1  # of the recall gap, that a layer's loss costs
+_AS_BAD: Final = 2 / 3
+_NOISE: Final = 0.1  # standard deviations added to rows, without which certain answers have no gradient
 
 
-def react(host: ModelHost, lesson: Lesson, reading: Reading, *, num_questions: int) -> Reaction:
-    """How the answers to the first questions of a lesson depend on the slots of its reading."""
-    asked = asked_of(host, lesson, 0)[:num_questions]
-    gradients = [_gradient(host, reading.slots, question) for question in asked]
-    return Reaction(reading.slots.rows, torch.stack(gradients))
+def critical_layers(exam: Exam, readings: Sequence[Reading]) -> tuple[int, ...]:
+    """Layers whose memory, replaced by the average slot's, costs the most: two thirds of the worst or more.
+
+    All layers where recall tells nothing, which no model that answers from its context does.
+    """
+    none = exam.sit(lambda _: None)
+    mean = torch.cat([reading.slots.rows for reading in readings]).mean(0)
+    num_layers = exam.host.geometry.num_layers
+    losses = []
+    for layer_idx in range(num_layers):
+
+        def without(lesson_idx: int, layer_idx: int = layer_idx) -> Slots:
+            slots = readings[lesson_idx].slots
+            rows = slots.rows.clone()
+            width = rows.shape[1] // num_layers
+            place = slice(layer_idx * width, (layer_idx + 1) * width)
+            rows[:, place] = mean[place]
+            return Slots(slots.geometry, rows, slots.positions, slots.span)
+
+        losses.append(1 - exam.gap_recovered(exam.sit(without), none).value)
+    worst = max(losses)
+    if worst < _MATTERS:
+        return tuple(range(num_layers))
+    return tuple(layer_idx for layer_idx, loss in enumerate(losses) if loss >= _AS_BAD * worst)
 
 
-def _gradient(host: ModelHost, slots: Slots, asked: Asked) -> torch.Tensor:
-    """[num_slots, row_width]: d log p(answer) / d rows."""
+def attention_paid(host: ModelHost, lesson: Lesson, reading: Reading, layers: Sequence[int]) -> torch.Tensor:
+    """[num_slots]: the most attention that any answer's first token pays to each slot in these layers."""
+    cache = host.inject_slots(reading.slots)
+    paid = torch.zeros(reading.slots.num_slots)
+    first, stop = host.num_sinks, host.num_sinks + reading.slots.num_slots
+    for asked in asked_of(host, lesson, 0):
+        with ask_behind(cache):
+            _, watch = host.watched_logits(asked.token_ids, cache)
+        for layer_idx in layers:
+            weights = watch.weights[layer_idx][asked.first_scored, first:stop]  # [n]
+            paid = torch.maximum(paid, weights.cpu())
+    return paid
+
+
+def sensitivity(
+    host: ModelHost, lesson: Lesson, reading: Reading, spread: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """[num_questions, num_slots, row_width]: d log p(answer) / d rows, for the answers of a lesson.
+
+    `spread` [row_width] is the rows' standard deviation; a tenth of it is added to them as noise.
+    """
+    noise = torch.randn(reading.slots.rows.shape, generator=generator) * spread * _NOISE
+    rows = reading.slots.rows + noise
+    asked = asked_of(host, lesson, 0)
+    return torch.stack([_gradient(host, reading.slots, rows, question) for question in asked])
+
+
+def _gradient(host: ModelHost, slots: Slots, rows: torch.Tensor, asked: Asked) -> torch.Tensor:
     with torch.enable_grad():
-        rows = slots.rows.clone().requires_grad_()
-        leaf = Slots(slots.geometry, rows, slots.positions, slots.span)
-        layers = to_layers(leaf, num_sinks=host.num_sinks, dtype=torch.float32)
+        leaf = rows.clone().requires_grad_()
+        moved = Slots(slots.geometry, leaf, slots.positions, slots.span)
+        layers = to_layers(moved, num_sinks=host.num_sinks, dtype=torch.float32)
         logits = host.graded_logits(asked.token_ids, host.behind_sinks(layers))
         scores = logits[asked.first_scored :].float().log_softmax(-1)
         answer = torch.tensor(asked.answer_ids, device=scores.device)[:, None]
-        (found,) = torch.autograd.grad(scores.gather(1, answer).sum(), [rows])
+        (found,) = torch.autograd.grad(scores.gather(1, answer).sum(), [leaf])
     return found
-
-
-def mean_row(readings: Iterable[Reading]) -> torch.Tensor:
-    """[row_width]: the average slot."""
-    total, count = torch.zeros(()), 0
-    for reading in readings:
-        total = total + reading.slots.rows.sum(0)
-        count += reading.slots.num_slots
-    return total / max(1, count)

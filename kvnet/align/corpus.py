@@ -49,7 +49,7 @@ def fact_lessons(
     fact_counts: Sequence[int] = _FACT_COUNTS,
     num_questions: int = 16,
 ) -> Iterator[Lesson]:
-    """Random facts in random phrasings, of each at most `num_questions` asked for. The same seed, the same texts."""
+    """Random facts in random phrasings, at most `num_questions` of a text asked for; as the seed has it."""
     rng = random.Random(f"lessons {seed}")
     for _ in range(count):
         context = sample_context(rng, rng.choice(fact_counts), style=style)

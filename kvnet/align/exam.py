@@ -6,7 +6,8 @@ recall of whole answers (DESIGN §7).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -111,7 +112,7 @@ def _gap(sums: torch.Tensor) -> torch.Tensor:
 
 
 def asked_of(host: ModelHost, lesson: Lesson, lesson_idx: int) -> list[Asked]:
-    """The lesson's questions as this model's tokens, but those whose answer melts into the prompt's last token."""
+    """The lesson's questions as this model's tokens; without those whose answer melts into the prompt."""
     found = []
     for question in lesson.questions:
         prompt_ids = _tokens(host, question.prompt)
@@ -120,6 +121,16 @@ def asked_of(host: ModelHost, lesson: Lesson, lesson_idx: int) -> list[Asked]:
         if whole[: len(prompt_ids)] == prompt_ids and len(whole) > first:
             found.append(Asked(lesson_idx, tuple(whole[:-1]), first - 1, tuple(whole[first:])))
     return found
+
+
+@contextmanager
+def ask_behind(cache: Cache) -> Iterator[None]:
+    """Whatever is read inside, the cache is as it was afterwards."""
+    length = cache_seq_len(cache)
+    try:
+        yield
+    finally:
+        crop_cache(cache, length)
 
 
 def _tokens(host: ModelHost, text: str) -> list[int]:
@@ -137,10 +148,9 @@ def _begin(host: ModelHost, slots: Slots | None) -> tuple[Cache, int]:
 
 
 def _answer(host: ModelHost, cache: Cache, asked: Asked, *, num_gaps: int) -> torch.Tensor:
-    """Log-probabilities [answer length, vocab_size] where the answer is predicted; the cache stays as it was."""
-    length = cache_seq_len(cache)
-    logits = host.all_logits(asked.token_ids, cache, num_gaps=num_gaps)
-    crop_cache(cache, length)
+    """Log-probabilities [answer length, vocab_size] where the answer is predicted."""
+    with ask_behind(cache):
+        logits = host.all_logits(asked.token_ids, cache, num_gaps=num_gaps)
     return logits[asked.first_scored :].float().log_softmax(-1)
 
 

@@ -71,12 +71,14 @@ def _recall_objection(figures: Figures) -> str:
     gap = figures.gap_recovered
     if figures.gap_shuffled > MOST_SHUFFLED:
         return (
-            f"memories of other texts recover {figures.gap_shuffled:.1%} of the gap, at most {MOST_SHUFFLED:.0%}: "
+            f"memories of other texts recover {figures.gap_shuffled:.1%} of the gap, "
+            f"at most {MOST_SHUFFLED:.0%}: "
             "the questions can be guessed"
         )
     if gap.low < LEAST_GAP:
         return (
-            f"{gap.value:.1%} of the recall gap is recovered (95 % interval {gap.low:.1%} to {gap.high:.1%}), "
+            f"{gap.value:.1%} of the recall gap is recovered "
+            f"(95 % interval {gap.low:.1%} to {gap.high:.1%}), "
             f"at least {LEAST_GAP:.0%} are needed"
         )
     return ""

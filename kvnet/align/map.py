@@ -1,6 +1,6 @@
-"""A map: from slots of one model to slots of another, in closed form. Knows no models, no files, no fit.
+"""A map: from slots of one model to slots of another. Knows no models, no files, no fit, no training.
 
-slots -> chosen source layers -> window of neighbours -> (anchors) -> encoder -> port or rows
+slots -> windows of neighbours, near and far -> (anchors) -> encoder (+ products) (+ residual) -> port or rows
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from kvnet.align.port import Port, take_tensors
-from kvnet.align.window import stack_window
-from kvnet.alignment import MapManifest, feature_width, row_width
+from kvnet.align.quadratic import Quadratic
+from kvnet.align.residual import Residual
+from kvnet.align.window import choose_layers, stack_windows
+from kvnet.alignment import MapManifest, Method, feature_width, row_width
 from kvnet.errors import IncompatibleModel
 from kvnet.model.slots import Slots
 
@@ -21,9 +23,10 @@ _SENT_ABOVE = 0.5  # of an anchor's score, which was fitted to 0 and 1
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AlignmentMap:
-    """encoder [window * width of the chosen layers, rank], bias [rank]: coordinates of the receiver's port, or
-    rows of the receiver. anchor [the same width], anchor_bias []: a slot is sent if its score is above one half;
-    None sends all.
+    """encoder [feature_width, rank], bias [rank]: coordinates of the receiver's port, or its rows.
+
+    anchor [feature_width], anchor_bias []: a slot is sent if its score is above one half; None sends all.
+    quadratic: products of a first guess that are added to the encoder's; residual: what training adds.
     """
 
     manifest: MapManifest
@@ -31,26 +34,40 @@ class AlignmentMap:
     bias: torch.Tensor
     anchor: torch.Tensor | None = None
     anchor_bias: torch.Tensor | None = None
+    quadratic: Quadratic | None = None
+    residual: Residual | None = None
 
     def encode(self, slots: Slots) -> tuple[torch.Tensor, torch.Tensor]:
         """(coordinates or rows [m, rank], which of the source's slots they are for: int64 [m], ascending).
 
         Raises IncompatibleModel for slots of another geometry than the map was fitted to.
         """
+        features, at = self.features_of(slots)
+        encoded = self.closed_form(features)
+        return (encoded if self.residual is None else encoded + self.residual.apply(features)), at
+
+    def closed_form(self, features: torch.Tensor) -> torch.Tensor:
+        """[m, feature_width] -> [m, rank], without what training adds."""
+        encoded = torch.addmm(self.bias, features, self.encoder)
+        return encoded if self.quadratic is None else encoded + self.quadratic.apply(features)
+
+    def features_of(self, slots: Slots) -> tuple[torch.Tensor, torch.Tensor]:
+        """(what is seen of each slot that is sent [m, feature_width], which these are: int64 [m]).
+
+        Raises IncompatibleModel as `encode` does.
+        """
         self._refuse_other(slots)
-        chosen = choose_layers(slots.rows, self.manifest)
-        low, high = self.manifest.window
         if self.anchor is None or self.anchor_bias is None:
             at = torch.arange(slots.num_slots)
         else:
-            score = score_slots(chosen, self.anchor, low) + self.anchor_bias
+            score = score_slots(slots.rows, self.manifest, self.anchor) + self.anchor_bias
             at = (score > _SENT_ABOVE).nonzero()[:, 0]
             # A text without anchors is sent whole: less would leave nothing to read.
             at = at if len(at) else torch.arange(slots.num_slots)
-        return stack_window(chosen, (low, high), at) @ self.encoder + self.bias, at
+        return stack_features(slots.rows, self.manifest, at), at
 
     def apply(self, slots: Slots, port: Port | None = None) -> Slots:
-        """The receiver's slots, at the positions of the source's own. `port` is the one the manifest names."""
+        """The receiver's slots, at the positions of the source's. `port` is the one the manifest names."""
         encoded, at = self.encode(slots)
         rows = encoded if port is None else port.to_rows(encoded)
         return Slots(self.manifest.receiver_geometry, rows, slots.positions[at], slots.span)
@@ -60,6 +77,8 @@ class AlignmentMap:
         named = {"encoder": self.encoder, "encoder_bias": self.bias}
         if self.anchor is not None and self.anchor_bias is not None:
             named |= {"anchor": self.anchor[:, None], "anchor_bias": self.anchor_bias[None]}
+        for part in (self.quadratic, self.residual):
+            named |= {} if part is None else part.to_tensors()
         return named
 
     @classmethod
@@ -69,32 +88,62 @@ class AlignmentMap:
         """Inverse of `to_tensors`, checked against the manifest. Raises MalformedFile."""
         width = feature_width(manifest)
         shapes: dict[str, tuple[int, ...]] = {"encoder": (width, rank), "encoder_bias": (rank,)}
-        if "anchor" not in tensors:
-            taken = take_tensors(tensors, shapes, what="map")
-            return cls(manifest, taken["encoder"], taken["encoder_bias"])
-        taken = take_tensors(tensors, shapes | {"anchor": (width, 1), "anchor_bias": (1,)}, what="map")
-        anchor, anchor_bias = taken["anchor"][:, 0], taken["anchor_bias"][0]
-        return cls(manifest, taken["encoder"], taken["encoder_bias"], anchor, anchor_bias)
+        if "anchor" in tensors:
+            shapes |= {"anchor": (width, 1), "anchor_bias": (1,)}
+        is_quadratic = "lift" in tensors
+        if is_quadratic:
+            shapes |= Quadratic.shapes(tensors, feature_width=width, rank=rank)
+        is_trained = manifest.method is Method.TRAINED
+        if is_trained:
+            shapes |= Residual.shapes(tensors, feature_width=width, rank=rank)
+        taken = take_tensors(tensors, shapes, what="map")
+        return cls(
+            manifest,
+            taken["encoder"],
+            taken["encoder_bias"],
+            anchor=taken["anchor"][:, 0] if "anchor" in taken else None,
+            anchor_bias=taken["anchor_bias"][0] if "anchor" in taken else None,
+            quadratic=Quadratic.from_tensors(taken) if is_quadratic else None,
+            residual=Residual.from_tensors(taken) if is_trained else None,
+        )
 
     def _refuse_other(self, slots: Slots) -> None:
         wanted = self.manifest.source_geometry
         if slots.rows.shape[1] != row_width(wanted) or slots.geometry.num_layers != wanted.num_layers:
             raise IncompatibleModel(
-                f"the slots have rows of {slots.rows.shape[1]} numbers in {slots.geometry.num_layers} layers, the "
-                f"map of {self.manifest.source.model} takes {row_width(wanted)} in {wanted.num_layers}; use its own map"
+                f"the slots have rows of {slots.rows.shape[1]} numbers in {slots.geometry.num_layers} "
+                f"layers, the map of {self.manifest.source.model} takes {row_width(wanted)} in "
+                f"{wanted.num_layers}; use its own map"
             )
 
 
-def choose_layers(rows: torch.Tensor, manifest: MapManifest) -> torch.Tensor:
-    """[n, row_width] -> the columns of the manifest's source layers, in their order."""
-    if manifest.source_layers == tuple(range(manifest.source_geometry.num_layers)):
-        return rows
-    layers = rows.chunk(manifest.source_geometry.num_layers, 1)
-    return torch.cat([layers[layer_idx] for layer_idx in manifest.source_layers], 1)
+def stack_features(rows: torch.Tensor, manifest: MapManifest, at: torch.Tensor | None = None) -> torch.Tensor:
+    """[n, row_width] -> [m, feature_width]: the windows of the slots `at`, as the manifest describes them."""
+    return stack_windows(
+        rows,
+        manifest.source_geometry.num_layers,
+        manifest.source_layers,
+        manifest.window,
+        manifest.far_layers,
+        manifest.far_window,
+        at,
+    )
 
 
-def score_slots(chosen: torch.Tensor, anchor: torch.Tensor, low: int) -> torch.Tensor:
-    """[n]: `stack_window(chosen) @ anchor` without building the window: an offset's share at a time."""
+def score_slots(rows: torch.Tensor, manifest: MapManifest, anchor: torch.Tensor) -> torch.Tensor:
+    """[n]: `stack_features(rows, manifest) @ anchor` without building the windows."""
+    num_layers = manifest.source_geometry.num_layers
+    near, (low, high) = choose_layers(rows, num_layers, manifest.source_layers), manifest.window
+    near_width = (high - low + 1) * near.shape[1]
+    score = _score_window(near, anchor[:near_width], low)
+    if manifest.far_window is not None:
+        far = choose_layers(rows, num_layers, manifest.far_layers)
+        score += _score_window(far, anchor[near_width:], manifest.far_window[0])
+    return score
+
+
+def _score_window(chosen: torch.Tensor, anchor: torch.Tensor, low: int) -> torch.Tensor:
+    """[n]: `stack_window(chosen) @ anchor`, an offset's share at a time."""
     num_slots, width = chosen.shape
     shares = chosen @ anchor.view(-1, width).T  # [n, window]
     score = torch.zeros(num_slots)

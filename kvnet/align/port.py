@@ -11,7 +11,9 @@ from typing import Final
 
 import torch
 
+from kvnet.alignment import row_width
 from kvnet.errors import MalformedFile, TooFewSamples
+from kvnet.types import Geometry
 
 LARGEST_CODE: Final = {8: 127, 4: 7}
 _METRIC_FLOOR: Final = 1e-4  # of the mean sensitivity: an unseen direction is not worthless
@@ -24,7 +26,7 @@ _REMEDY: Final = "make the port again, or ask its owner for it again"
 class Port:
     """z = (row - mean) @ project; row is mean + z @ basis; z is about code * step. All float32.
 
-    project [row_width, rank], basis [rank, row_width], mean [row_width], steps [rank] for each number of bits.
+    project [row_width, rank], basis [rank, row_width], mean [row_width], steps [rank] by number of bits.
     """
 
     project: torch.Tensor
@@ -53,6 +55,13 @@ class Port:
     def dequantize(self, codes: torch.Tensor, bits: int) -> torch.Tensor:
         """Inverse of `quantize` up to rounding."""
         return codes.float() * self.steps[bits]
+
+    @classmethod
+    def identity(cls, geometry: Geometry) -> Port:
+        """The port whose coordinates are the rows themselves: for maps that end in rows."""
+        every = torch.eye(row_width(geometry))
+        steps = {bits: torch.ones(len(every)) for bits in LARGEST_CODE}
+        return cls(every, every, torch.zeros(len(every)), steps)
 
     def cut(self, rank: int) -> Port:
         """The port of the first `rank` coordinates: they are in order of what they carry."""
@@ -85,7 +94,8 @@ def take_tensors(
     for name, shape in shapes.items():
         if tuple(tensors[name].shape) != shape or not bool(tensors[name].isfinite().all()):
             raise MalformedFile(
-                f"{name} of a {what} is {list(tensors[name].shape)}, wanted {list(shape)} of finite numbers; {_REMEDY}"
+                f"{name} of a {what} is {list(tensors[name].shape)}, "
+                f"wanted {list(shape)} of finite numbers; {_REMEDY}"
             )
     return {name: tensor.float() for name, tensor in tensors.items()}
 

@@ -1,7 +1,8 @@
-"""align ls, show, export, import, rm: maps and ports on this node and as files."""
+"""align ls, show, export, import, rm, port, fit, eval: maps and ports on this node and as files."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import Annotated
 import typer
 
 from kvnet.alignment import GateResult
-from kvnet.api import AlignmentInfo
+from kvnet.api import AlignmentInfo, ArmReport, Evaluation
 from kvnet.cli.output import Json, nbytes_text, print_json, print_table, printable, table_lines
+from kvnet.cli.progress import layer_bar, waiting
 from kvnet.client import Node
 from kvnet.identity.keys import grouped, short_id
 
 align = typer.Typer(help="Maps and ports: what makes a memory work in another model.", no_args_is_help=True)
 
 AlignmentId = Annotated[str, typer.Argument(metavar="ID", help="Id of a map or port, or the start of it.")]
+Peer = Annotated[str, typer.Option(help="The peer whose model reads the texts.")]
+Source = Annotated[str, typer.Option(help="Or a second model, loaded here for it.", metavar="MODEL")]
 _SHORT_ID_CHARS = 16
 _SHORT_DIGEST_CHARS = 19
 _LABEL_WIDTH = 9
@@ -100,12 +104,111 @@ def align_rm(alignment: AlignmentId, as_json: Json = False) -> None:
         print(f"removed {gone.id}")
 
 
+@align.command("port")
+def align_port(
+    rank: Annotated[int | None, typer.Option(min=1, help="Coordinates a slot; 64 if not given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make the hosted model's port: the few coordinates in which it takes what others mapped."""
+    with Node() as node, waiting("making a port"):
+        made = node.make_port(rank=rank or 0)
+    if as_json:
+        print_json(made)
+        return
+    print(
+        printable(f"{made.id}: port of {made.receiver}, {made.rank} coordinates, {nbytes_text(made.nbytes)}")
+    )
+
+
+@align.command("fit")
+def align_fit(
+    peer: Peer = "",
+    source: Source = "",
+    corpus: Annotated[
+        Path | None, typer.Option(help="A text file, blank lines between paragraphs; else shipped texts.")
+    ] = None,
+    lessons: Annotated[int | None, typer.Option(min=1, help="At most so many texts.")] = None,
+    no_anchors: Annotated[
+        bool, typer.Option("--no-anchors", help="Map every slot, not only those that answers read.")
+    ] = False,
+    rows: Annotated[bool, typer.Option("--rows", help="End in the model's rows, not in its port.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fit a map from another model to the hosted one; broken off, the same command goes on from there."""
+    made: AlignmentInfo | None = None
+    with Node() as node, layer_bar("fitting") as show:
+        steps = node.fit_alignment_stream(
+            peer=peer,
+            source=source,
+            corpus=corpus or "",
+            lessons=lessons or 0,
+            no_anchors=no_anchors,
+            rows=rows,
+        )
+        try:
+            for step in steps:
+                if isinstance(step, AlignmentInfo):
+                    made = step
+                else:
+                    show(step.done, step.total)
+        except KeyboardInterrupt:
+            print("broken off; the same command goes on from there", file=sys.stderr)
+            raise
+    if made is None:
+        raise AssertionError("the daemon ended the fit without a map")
+    if as_json:
+        print_json(made)
+    else:
+        print("\n".join(map(printable, _lines(made))))
+
+
+@align.command("eval")
+def align_eval(
+    alignment: AlignmentId,
+    peer: Peer = "",
+    source: Source = "",
+    questions: Annotated[int | None, typer.Option(min=1, help="About so many; 320 if not given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Examine a map on facts it never saw, beside the text, nothing, and memories that carry nothing."""
+    found: Evaluation | None = None
+    with Node() as node, layer_bar("examining") as show:
+        for step in node.evaluate_alignment_stream(
+            alignment, peer=peer, source=source, questions=questions or 0
+        ):
+            if isinstance(step, Evaluation):
+                found = step
+            else:
+                show(step.done, step.total)
+    if found is None:
+        raise AssertionError("the daemon ended the examination without a table")
+    if as_json:
+        print_json(found)
+        return
+    print(printable(f"{found.alignment}: {found.source} -> {found.receiver}"))
+    columns = ("arm", "recall", "gap recovered", "95 % interval", "KL, nats", "questions")
+    rows = [*map(_arm_row, found.arms), *((arm, "n/a", "-", "-", "-", "-") for arm in found.not_applicable)]
+    print_table(columns, rows, empty="nothing was asked")
+
+
 def age_text(created_at: str, now: datetime) -> str:
     """How long ago a time of the form YYYY-MM-DDThh:mm:ssZ was, for people: 5 min, 3 h, 2 d."""
     minutes = max(0, int((now - datetime.fromisoformat(created_at)).total_seconds())) // 60
     if minutes < 60:
         return f"{minutes} min"
     return f"{minutes // 60} h" if minutes < 48 * 60 else f"{minutes // (24 * 60)} d"
+
+
+def _arm_row(arm: ArmReport) -> tuple[str, ...]:
+    gap = arm.gap_recovered
+    return (
+        arm.arm,
+        f"{arm.recall:.3f}",
+        f"{gap.value:.3f}",
+        f"{gap.low:.3f} to {gap.high:.3f}",
+        f"{arm.kl:.4f}",
+        str(arm.num_questions),
+    )
 
 
 def _row(info: AlignmentInfo) -> tuple[str, ...]:

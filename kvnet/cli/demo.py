@@ -1,4 +1,4 @@
-"""demo: two nodes as two processes; one reads a text, the other answers from its memory."""
+"""demo: nodes as processes of their own; one reads a text, others answer from its memory, whatever model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-from kvnet.api import KvReport, NodeStatus, SendReport
+from kvnet.api import KvReport, MemoryInfo, NodeStatus, SendReport
 from kvnet.cli import spawn
 from kvnet.cli.output import Json, nbytes_text, print_json, seconds_text, table_lines
 from kvnet.client import Node
-from kvnet.errors import OperatorError
+from kvnet.errors import IncompatibleModel, OperatorError
 from kvnet.paths import Home
 
 TEXT = (
@@ -33,9 +33,11 @@ QUESTIONS = (
     ("What is the code of the south gate?", "3390"),
     ("What is Omar's dog called?", "Bruno"),
 )
+CROSSED = (("carol", "ref-b"), ("dave", "ref-c"))  # nodes of models that the teller's is a stranger to
 RUNS_FOR_TTFT = 5
 MAX_TOKENS = 16
 SHOWN_CHARS = 24
+SHOWN_ID_CHARS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,22 @@ class Reply:
     kv: KvReport
 
 
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """What a node of another model made of the memory: through which map, or from the text sent along."""
+
+    model: str
+    tier: str
+    map: str  # id, or "" where the text was read
+    questions: list[Reply]
+
+
 def demo(
     teller: Annotated[str, typer.Option(help="Model of the node that reads.")] = "ref-a",
     answerer: Annotated[str, typer.Option(help="Model of the node that answers.")] = "ref-a",
     as_json: Json = False,
 ) -> None:
-    """Start two nodes, let one read a text, send its cache, and ask the other about it."""
+    """Start two nodes, let one read a text, send its cache, and ask the other about it; then other models."""
 
     def say(text: str) -> None:
         print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
@@ -67,14 +79,18 @@ def demo(
         _introduce(alice, bob)
         for status in (alice.status(), bob.status()):
             say(f"  {status.name}: {status.model} on {status.grpc}, key {status.node_id[:13]}")
-        report = _hand_over(alice, say)
+        memory = _read(alice, say)
+        report = _hand_over(alice, memory, say)
         replies = _ask_all(bob, report.memory)
         ttft = _time_to_first_token(bob, report.memory)
         _show(replies, report, ttft, say)
+        crossed = [_cross(alice, memory, folder / name, model, say) for name, model in CROSSED]
+        _show_crossed(crossed, say)
         if as_json:
             nodes = [_brief(alice.status()), _brief(bob.status())]
             document: dict[str, Any] = {"nodes": nodes, "send": asdict(report)}
-            print_json({**document, "questions": [asdict(reply) for reply in replies], "ttft": ttft})
+            document |= {"questions": [asdict(reply) for reply in replies], "ttft": ttft}
+            print_json({**document, "crossed": [asdict(crossing) for crossing in crossed]})
 
 
 def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
@@ -95,16 +111,20 @@ def _node(folder: Path, name: str, model: str) -> Iterator[Node]:
         spawn.stop(home)
 
 
-def _introduce(alice: Node, bob: Node) -> None:
-    a, b = alice.status(), bob.status()
-    alice.add_peer(b.grpc, node_id=b.node_id, name="bob")
-    bob.add_peer(a.grpc, node_id=a.node_id, name="alice")
+def _introduce(alice: Node, other: Node) -> None:
+    a, b = alice.status(), other.status()
+    alice.add_peer(b.grpc, node_id=b.node_id, name=b.name)
+    other.add_peer(a.grpc, node_id=a.node_id, name=a.name)
 
 
-def _hand_over(alice: Node, say: Callable[[str], None]) -> SendReport:
+def _read(alice: Node, say: Callable[[str], None]) -> MemoryInfo:
     say(f"\nalice reads {len(TEXT)} characters:\n  {TEXT}")
-    memory = alice.remember(TEXT, name="demo")
+    memory = alice.remember(TEXT, name="demo", keep_text=True)
     say(f"\nher cache: {memory.tokens} tokens, {memory.layers} layers, {nbytes_text(memory.nbytes)}")
+    return memory
+
+
+def _hand_over(alice: Node, memory: MemoryInfo, say: Callable[[str], None]) -> SendReport:
     say(f"  {memory.id}\nshe sends it to bob, layer by layer, each chunk signed:")
     for step in alice.send_stream(memory, "bob", note="from the demo"):
         if isinstance(step, SendReport):
@@ -114,6 +134,32 @@ def _hand_over(alice: Node, say: Callable[[str], None]) -> SendReport:
             f"{nbytes_text(step.wire_bytes)}"
         )
     raise AssertionError("the transfer ended without a report")
+
+
+def _cross(alice: Node, memory: MemoryInfo, folder: Path, model: str, say: Callable[[str], None]) -> Crossing:
+    """Send the memory to a node of another model, started for this, and ask it the same."""
+    say(f"\nstarting {folder.name}, a node of {model}, which shares no weights with {alice.status().model}")
+    with _node(folder, folder.name, model) as node:
+        _introduce(alice, node)
+        try:
+            report = alice.send(memory, folder.name)
+        except IncompatibleModel:
+            say(f"  {_why_no_map(alice, node)}; alice sends the text along (send --with-text)")
+            report = alice.send(memory, folder.name, with_text=True)
+        say(f"  sent as {report.codec}: {report.wire_bytes} bytes on the wire, tier {report.tier}")
+        replies = _ask_all(node, report.memory)
+    used = replies[0].kv
+    return Crossing(model, used.tier, used.map, replies)
+
+
+def _why_no_map(alice: Node, node: Node) -> str:
+    """One clause: what the gate said of the map there is, or that there is none."""
+    source, receiver = alice.status().fingerprint, node.status().fingerprint
+    for found in node.alignments():
+        is_ours = (found.source_digest, found.receiver_digest) == (source.digest, receiver.digest)
+        if is_ours and found.gate is not None and not found.gate.admitted:
+            return f"the map from {source.model} to {receiver.model} was not admitted ({found.gate.reason})"
+    return f"no map leads from {source.model} to {receiver.model}"
 
 
 def _ask_all(bob: Node, memory: str) -> list[Reply]:
@@ -156,6 +202,28 @@ def _show(
         f"\n{right} of {len(replies)} right with the memory, {guessed} without it. First token after "
         f"{seconds_text(ttft['memory_s'])} with the memory, {seconds_text(ttft['text_s'])} reading the text."
     )
+
+
+def _show_crossed(crossed: list[Crossing], say: Callable[[str], None]) -> None:
+    columns = ("model", "question", "expected", "with the memory", "without it", "tier", "map")
+    rows = [
+        (
+            *(crossing.model, reply.question, reply.expected),
+            *(_short(reply.with_memory), _short(reply.without_memory)),
+            *(reply.kv.tier, reply.kv.map[:SHOWN_ID_CHARS] or "-"),
+        )
+        for crossing in crossed
+        for reply in crossing.questions
+    ]
+    say("")
+    for line in table_lines(columns, rows):
+        say(line)
+    say("")
+    for crossing in crossed:
+        right = sum(reply.with_memory == reply.expected for reply in crossing.questions)
+        guessed = sum(reply.without_memory == reply.expected for reply in crossing.questions)
+        how = "with the memory" if crossing.map else "having read the text, as no map was used"
+        say(f"{crossing.model}: {right} of {len(crossing.questions)} right {how}, {guessed} without either.")
 
 
 def _clean(text: str) -> str:

@@ -158,12 +158,13 @@ class ModelHost:
     def inject_slots(self, slots: Slots) -> Cache:
         """A fresh cache: this model's own first token, then `slots` at their positions behind it.
 
-        Raises IncompatibleModel for slots of another geometry, TextTooLong, and UnsupportedModel for slots with
-        gaps in a model that cannot be told positions.
+        Raises IncompatibleModel for slots of another geometry, TextTooLong, and UnsupportedModel for slots
+        with gaps in a model that cannot be told positions.
         """
         if (wanted := row_width(self.geometry)) != slots.rows.shape[1]:
             raise IncompatibleModel(
-                f"the slots have rows of {slots.rows.shape[1]} numbers, {self.name} has {wanted}; map them first"
+                f"the slots have rows of {slots.rows.shape[1]} numbers, {self.name} has {wanted}; "
+                "map them first"
             )
         if slots.num_slots < slots.span and "position_ids" not in self._accepted:
             raise UnsupportedModel(
@@ -205,7 +206,7 @@ class ModelHost:
     ) -> Iterator[TextDelta | Generated]:
         """Answer `prompt`, after a memory, or after a `context` that is read here, or after nothing.
 
-        `basis` is the memory's, as for `inject`; `slots` are given instead of a memory that was mapped or joined.
+        `basis` is the memory's, as for `inject`; `slots` stand for memories that were mapped or joined.
         Yields TextDelta as text becomes certain, and Generated last.
         Raises RequestError, TextTooLong, Cancelled, and what `inject` raises.
         """
@@ -286,7 +287,7 @@ class ModelHost:
     def watched_logits(
         self, token_ids: Sequence[int], cache: Cache, *, num_gaps: int = 0
     ) -> tuple[torch.Tensor, Watch]:
-        """`all_logits`, and what each layer attended to meanwhile. Raises UnsupportedModel if it cannot be seen."""
+        """`all_logits`, and what each layer attended to. Raises UnsupportedModel where it cannot be seen."""
         with watching(self._model) as watch:
             logits = self.all_logits(token_ids, cache, num_gaps=num_gaps)
         if len(watch.weights) != self.geometry.num_layers:

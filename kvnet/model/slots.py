@@ -44,7 +44,8 @@ def slots_of(memory: RawMemory, *, num_sinks: int, basis: Basis | None = None) -
     header = memory.header
     if header.seq_len <= num_sinks:
         raise MalformedChunk(
-            f"a memory of {header.seq_len} tokens holds nothing behind its first {num_sinks}; send a longer one"
+            f"a memory of {header.seq_len} tokens holds nothing behind its first {num_sinks}; "
+            "send a longer one"
         )
     layers = unpack_memory(memory, dtype=DType.FLOAT32, basis=basis)
     first = header.start_pos + num_sinks

@@ -70,8 +70,8 @@ AttentionInterface.register(_IMPLEMENTATION, _watched_attention)
 def watching(model: Any) -> Iterator[Watch]:
     """Watch every layer's attention of what `model` reads inside, in this thread.
 
-    The model is as it was afterwards, whatever happened inside. A model that does not ask transformers for its
-    attention function leaves the watch empty.
+    The model is as it was afterwards, whatever happened inside. A model that does not ask transformers for
+    its attention function leaves the watch empty.
     """
     config = model.config.get_text_config(decoder=True)
     before = config._attn_implementation

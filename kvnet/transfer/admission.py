@@ -18,7 +18,7 @@ from kvnet.errors import (
 )
 from kvnet.plan import MAX_ATTENTION_HEADS, check_coding, count_transfer_chunks, transfer_room_nbytes
 from kvnet.transfer.messages import MAX_NOTE_CHARS, MAX_TEXT_NBYTES, Limits, Offer
-from kvnet.types import Fingerprint, Geometry, NodeId, Tier
+from kvnet.types import Fingerprint, Geometry, NodeId, Scheme, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ def admit_offer(
         (memory.fingerprint, memory.geometry),
         (receiver.fingerprint, receiver.geometry),
         has_map=has_map,
+        in_coordinates=memory.coding.scheme is Scheme.PORT,
         has_text=bool(offer.text),
     )
     if memory.start_pos:

@@ -6,7 +6,7 @@ import asyncio
 from concurrent.futures import Executor
 from typing import Final, Protocol
 
-from kvnet.errors import MalformedMessage, RequestError
+from kvnet.errors import CapacityError, KvnetError, MalformedMessage, PeerError, RequestError
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.signing import SignedMessage
 from kvnet.transfer.messages import seal
@@ -14,6 +14,7 @@ from kvnet.transport.frames import READING_DEADLINE_S, ReadStream
 from kvnet.transport.readings import PIECE_NBYTES, WINDOW, Asked, Reading, encode_reading, open_text
 from kvnet.transport.tasks import run_together
 
+LEAVE_DEADLINE_S: Final = 10.0
 MAX_UNSENT: Final = 2  # readings that wait for a slow caller, beside the one on its way
 
 
@@ -42,17 +43,17 @@ class ReadBackend(Protocol):
         ...
 
 
-_Encoded = tuple[SignedMessage, bytes]
+_Read = tuple[Reading, str] | KvnetError
 
 
 async def answer_readings(stream: ReadStream, job: ReadJob, *, key: NodeKey, pool: Executor) -> None:
     """Take texts, read them and send the readings, each while the others go on."""
     texts: asyncio.Queue[str] = asyncio.Queue(WINDOW)
-    readings: asyncio.Queue[_Encoded] = asyncio.Queue(MAX_UNSENT)
+    readings: asyncio.Queue[_Read] = asyncio.Queue(MAX_UNSENT)
     await run_together(
         _take_texts(stream, job.asked, texts),
-        _read_texts(job, texts, readings, key, pool),
-        _send_readings(stream, job.asked, readings),
+        _read_texts(job, texts, readings),
+        _send_readings(stream, job.asked, readings, key, pool),
     )
 
 
@@ -66,28 +67,32 @@ async def _take_texts(stream: ReadStream, asked: Asked, texts: asyncio.Queue[str
             raise MalformedMessage(f"text {index}: more than {WINDOW} are without an answer") from None
 
 
-async def _read_texts(
-    job: ReadJob,
-    texts: asyncio.Queue[str],
-    readings: asyncio.Queue[_Encoded],
-    key: NodeKey,
-    pool: Executor,
-) -> None:
-    loop = asyncio.get_running_loop()
+async def _read_texts(job: ReadJob, texts: asyncio.Queue[str], readings: asyncio.Queue[_Read]) -> None:
     for index in range(job.asked.request.num_texts):
         text = await texts.get()
         try:
             reading = await job.read(index, text)
-        except RequestError as error:
-            raise type(error)(f"text {index}: {error.message}") from error
-        # Hashing a MiB takes longer than a turn of the loop may.
-        head, payload = await loop.run_in_executor(pool, encode_reading, reading, job.asked, text)
-        await readings.put((seal(key, head), payload))
+        except (RequestError, PeerError, CapacityError) as error:
+            await readings.put(type(error)(f"text {index}: {error.message}"))
+            return
+        await readings.put((reading, text))
 
 
-async def _send_readings(stream: ReadStream, asked: Asked, readings: asyncio.Queue[_Encoded]) -> None:
+async def _send_readings(
+    stream: ReadStream, asked: Asked, readings: asyncio.Queue[_Read], key: NodeKey, pool: Executor
+) -> None:
+    loop = asyncio.get_running_loop()
     for _ in range(asked.request.num_texts):
-        sealed_head, payload = await readings.get()
-        await stream.write_control(sealed_head)
+        read = await readings.get()
+        if isinstance(read, KvnetError):
+            await stream.write_refusal(read)
+            # The caller leaves when it comes to this. A status now could overtake what it has not taken in:
+            # to grpcio, a write that finds the stream gone is the end of what was still to be read.
+            await asyncio.sleep(LEAVE_DEADLINE_S)
+            raise read
+        reading, text = read
+        # Hashing a MiB takes longer than a turn of the loop may.
+        head, payload = await loop.run_in_executor(pool, encode_reading, reading, asked, text)
+        await stream.write_control(seal(key, head))
         for start in range(0, len(payload), PIECE_NBYTES):
             await stream.write_payload(payload[start : start + PIECE_NBYTES])

@@ -68,7 +68,7 @@ async def _take_reading(
 ) -> Reading:
     try:
         async with asyncio.timeout(READING_DEADLINE_S):
-            sealed = await stream.read_control(deadline_s=READING_DEADLINE_S)
+            sealed = await stream.read_answer()
             with _naming(stream.peer):
                 head = open_head(sealed, asked, index, text, hello)
             payload = await _take_payload(stream, head)

@@ -54,7 +54,7 @@ class _Stream:
         try:
             call.trailing_metadata().send(None)  # the status is here: nothing is waited for
         except StopIteration as found:
-            self._end = wire.peer_refusal(found.value, peer=self.peer)
+            self._end = self._end or wire.peer_refusal(found.value, peer=self.peer)
 
     async def _read(self, *, deadline_s: float) -> Any:
         wait_s = max(deadline_s, self._idle_deadline_s)
@@ -141,10 +141,20 @@ class ReadStream(_Stream):
 
     async def read_control(self, *, deadline_s: float = 0.0) -> SignedMessage:
         """The next frame, which must be a control message. Raises as FrameStream's."""
-        frame = await self._read(deadline_s=deadline_s)
-        if frame.WhichOneof("frame") != "control":
-            raise MalformedMessage(f"{self.peer}: expected a control message, got another frame")
-        return wire.message_from_wire(frame.control)
+        return self._control(await self._read(deadline_s=deadline_s))
+
+    async def write_refusal(self, error: KvnetError) -> None:
+        """Say why there will be no more readings."""
+        _, _, ((_, packed),) = wire.error_to_status(error)
+        await self._write(peer_pb2.ReadFrame(refusal=packed), deadline_s=READING_DEADLINE_S)
+
+    async def read_answer(self) -> SignedMessage:
+        """What a peer says of the next text: `read_control` with time to read it, or its refusal, raised."""
+        frame = await self._read(deadline_s=READING_DEADLINE_S)
+        if frame.WhichOneof("frame") == "refusal":
+            said = wire.peer_refusal(((wire.ERROR_METADATA_KEY, frame.refusal),), peer=self.peer)
+            raise said or MalformedMessage(f"{self.peer}: sent a refusal that is none")
+        return self._control(frame)
 
     async def read_payload(self) -> bytes:
         """The next frame, which must be a piece of a payload. Raises as FrameStream's `read`."""
@@ -153,3 +163,8 @@ class ReadStream(_Stream):
             raise MalformedMessage(f"{self.peer}: expected a piece of a payload, got another frame")
         piece: bytes = frame.payload
         return piece
+
+    def _control(self, frame: peer_pb2.ReadFrame) -> SignedMessage:
+        if frame.WhichOneof("frame") != "control":
+            raise MalformedMessage(f"{self.peer}: expected a control message, got another frame")
+        return wire.message_from_wire(frame.control)

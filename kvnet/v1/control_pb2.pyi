@@ -389,6 +389,86 @@ class RemoveAlignmentRequest(_message.Message):
     alignment: str
     def __init__(self, alignment: _Optional[str] = ...) -> None: ...
 
+class MakePortRequest(_message.Message):
+    __slots__ = ("rank",)
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    def __init__(self, rank: _Optional[int] = ...) -> None: ...
+
+class FitAlignmentRequest(_message.Message):
+    __slots__ = ("peer", "source", "corpus", "lessons", "no_anchors", "rows")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    CORPUS_FIELD_NUMBER: _ClassVar[int]
+    LESSONS_FIELD_NUMBER: _ClassVar[int]
+    NO_ANCHORS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    source: str
+    corpus: str
+    lessons: int
+    no_anchors: bool
+    rows: bool
+    def __init__(self, peer: _Optional[str] = ..., source: _Optional[str] = ..., corpus: _Optional[str] = ..., lessons: _Optional[int] = ..., no_anchors: _Optional[bool] = ..., rows: _Optional[bool] = ...) -> None: ...
+
+class FitEvent(_message.Message):
+    __slots__ = ("progress", "alignment")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    alignment: AlignmentInfo
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., alignment: _Optional[_Union[AlignmentInfo, _Mapping]] = ...) -> None: ...
+
+class EvaluateAlignmentRequest(_message.Message):
+    __slots__ = ("alignment", "peer", "source", "questions")
+    ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    QUESTIONS_FIELD_NUMBER: _ClassVar[int]
+    alignment: str
+    peer: str
+    source: str
+    questions: int
+    def __init__(self, alignment: _Optional[str] = ..., peer: _Optional[str] = ..., source: _Optional[str] = ..., questions: _Optional[int] = ...) -> None: ...
+
+class ArmReport(_message.Message):
+    __slots__ = ("arm", "recall", "gap_recovered", "kl", "num_questions")
+    ARM_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
+    GAP_RECOVERED_FIELD_NUMBER: _ClassVar[int]
+    KL_FIELD_NUMBER: _ClassVar[int]
+    NUM_QUESTIONS_FIELD_NUMBER: _ClassVar[int]
+    arm: str
+    recall: float
+    gap_recovered: Interval
+    kl: float
+    num_questions: int
+    def __init__(self, arm: _Optional[str] = ..., recall: _Optional[float] = ..., gap_recovered: _Optional[_Union[Interval, _Mapping]] = ..., kl: _Optional[float] = ..., num_questions: _Optional[int] = ...) -> None: ...
+
+class Evaluation(_message.Message):
+    __slots__ = ("alignment", "source", "receiver", "arms", "not_applicable", "seconds")
+    ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_FIELD_NUMBER: _ClassVar[int]
+    ARMS_FIELD_NUMBER: _ClassVar[int]
+    NOT_APPLICABLE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    alignment: str
+    source: str
+    receiver: str
+    arms: _containers.RepeatedCompositeFieldContainer[ArmReport]
+    not_applicable: _containers.RepeatedScalarFieldContainer[str]
+    seconds: float
+    def __init__(self, alignment: _Optional[str] = ..., source: _Optional[str] = ..., receiver: _Optional[str] = ..., arms: _Optional[_Iterable[_Union[ArmReport, _Mapping]]] = ..., not_applicable: _Optional[_Iterable[str]] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class EvaluateEvent(_message.Message):
+    __slots__ = ("progress", "evaluation")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    EVALUATION_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    evaluation: Evaluation
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
+
 class SendRequest(_message.Message):
     __slots__ = ("memory", "to", "note", "agent", "codec", "with_text")
     MEMORY_FIELD_NUMBER: _ClassVar[int]

@@ -115,6 +115,21 @@ class ControlStub:
                 request_serializer=kvnet_dot_v1_dot_control__pb2.RemoveAlignmentRequest.SerializeToString,
                 response_deserializer=kvnet_dot_v1_dot_control__pb2.AlignmentInfo.FromString,
                 _registered_method=True)
+        self.MakePort = channel.unary_unary(
+                '/kvnet.v1.Control/MakePort',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.MakePortRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.AlignmentInfo.FromString,
+                _registered_method=True)
+        self.FitAlignment = channel.unary_stream(
+                '/kvnet.v1.Control/FitAlignment',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.FitAlignmentRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.FitEvent.FromString,
+                _registered_method=True)
+        self.EvaluateAlignment = channel.unary_stream(
+                '/kvnet.v1.Control/EvaluateAlignment',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.EvaluateAlignmentRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.EvaluateEvent.FromString,
+                _registered_method=True)
         self.Send = channel.unary_stream(
                 '/kvnet.v1.Control/Send',
                 request_serializer=kvnet_dot_v1_dot_control__pb2.SendRequest.SerializeToString,
@@ -272,6 +287,25 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MakePort(self, request, context):
+        """Make the hosted model's port, fit a map to that model, examine one. Each is cancelled with its call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FitAlignment(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EvaluateAlignment(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Send(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -416,6 +450,21 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.RemoveAlignment,
                     request_deserializer=kvnet_dot_v1_dot_control__pb2.RemoveAlignmentRequest.FromString,
                     response_serializer=kvnet_dot_v1_dot_control__pb2.AlignmentInfo.SerializeToString,
+            ),
+            'MakePort': grpc.unary_unary_rpc_method_handler(
+                    servicer.MakePort,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.MakePortRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.AlignmentInfo.SerializeToString,
+            ),
+            'FitAlignment': grpc.unary_stream_rpc_method_handler(
+                    servicer.FitAlignment,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.FitAlignmentRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.FitEvent.SerializeToString,
+            ),
+            'EvaluateAlignment': grpc.unary_stream_rpc_method_handler(
+                    servicer.EvaluateAlignment,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.EvaluateAlignmentRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.EvaluateEvent.SerializeToString,
             ),
             'Send': grpc.unary_stream_rpc_method_handler(
                     servicer.Send,
@@ -901,6 +950,87 @@ class Control:
             '/kvnet.v1.Control/RemoveAlignment',
             kvnet_dot_v1_dot_control__pb2.RemoveAlignmentRequest.SerializeToString,
             kvnet_dot_v1_dot_control__pb2.AlignmentInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MakePort(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/MakePort',
+            kvnet_dot_v1_dot_control__pb2.MakePortRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.AlignmentInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FitAlignment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvnet.v1.Control/FitAlignment',
+            kvnet_dot_v1_dot_control__pb2.FitAlignmentRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.FitEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EvaluateAlignment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvnet.v1.Control/EvaluateAlignment',
+            kvnet_dot_v1_dot_control__pb2.EvaluateAlignmentRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.EvaluateEvent.FromString,
             options,
             channel_credentials,
             insecure,

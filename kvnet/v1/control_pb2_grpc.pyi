@@ -54,6 +54,10 @@ class ControlStub:
     ExportAlignment: _grpc.UnaryStreamMultiCallable[_control_pb2.ExportAlignmentRequest, _control_pb2.Piece]
     ImportAlignment: _grpc.StreamUnaryMultiCallable[_control_pb2.AlignmentPiece, _control_pb2.AlignmentInfo]
     RemoveAlignment: _grpc.UnaryUnaryMultiCallable[_control_pb2.RemoveAlignmentRequest, _control_pb2.AlignmentInfo]
+    MakePort: _grpc.UnaryUnaryMultiCallable[_control_pb2.MakePortRequest, _control_pb2.AlignmentInfo]
+    """Make the hosted model's port, fit a map to that model, examine one. Each is cancelled with its call."""
+    FitAlignment: _grpc.UnaryStreamMultiCallable[_control_pb2.FitAlignmentRequest, _control_pb2.FitEvent]
+    EvaluateAlignment: _grpc.UnaryStreamMultiCallable[_control_pb2.EvaluateAlignmentRequest, _control_pb2.EvaluateEvent]
     Send: _grpc.UnaryStreamMultiCallable[_control_pb2.SendRequest, _control_pb2.SendEvent]
     Pull: _grpc.UnaryStreamMultiCallable[_control_pb2.PullRequest, _control_pb2.SendEvent]
     Ask: _grpc.UnaryStreamMultiCallable[_control_pb2.AskRequest, _control_pb2.AskEvent]
@@ -93,6 +97,10 @@ class ControlAsyncStub(ControlStub):
     ExportAlignment: _aio.UnaryStreamMultiCallable[_control_pb2.ExportAlignmentRequest, _control_pb2.Piece]  # type: ignore[assignment]
     ImportAlignment: _aio.StreamUnaryMultiCallable[_control_pb2.AlignmentPiece, _control_pb2.AlignmentInfo]  # type: ignore[assignment]
     RemoveAlignment: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveAlignmentRequest, _control_pb2.AlignmentInfo]  # type: ignore[assignment]
+    MakePort: _aio.UnaryUnaryMultiCallable[_control_pb2.MakePortRequest, _control_pb2.AlignmentInfo]  # type: ignore[assignment]
+    """Make the hosted model's port, fit a map to that model, examine one. Each is cancelled with its call."""
+    FitAlignment: _aio.UnaryStreamMultiCallable[_control_pb2.FitAlignmentRequest, _control_pb2.FitEvent]  # type: ignore[assignment]
+    EvaluateAlignment: _aio.UnaryStreamMultiCallable[_control_pb2.EvaluateAlignmentRequest, _control_pb2.EvaluateEvent]  # type: ignore[assignment]
     Send: _aio.UnaryStreamMultiCallable[_control_pb2.SendRequest, _control_pb2.SendEvent]  # type: ignore[assignment]
     Pull: _aio.UnaryStreamMultiCallable[_control_pb2.PullRequest, _control_pb2.SendEvent]  # type: ignore[assignment]
     Ask: _aio.UnaryStreamMultiCallable[_control_pb2.AskRequest, _control_pb2.AskEvent]  # type: ignore[assignment]
@@ -225,6 +233,28 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.RemoveAlignmentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.AlignmentInfo, _abc.Awaitable[_control_pb2.AlignmentInfo]]: ...
+
+    @_abc_1.abstractmethod
+    def MakePort(
+        self,
+        request: _control_pb2.MakePortRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.AlignmentInfo, _abc.Awaitable[_control_pb2.AlignmentInfo]]:
+        """Make the hosted model's port, fit a map to that model, examine one. Each is cancelled with its call."""
+
+    @_abc_1.abstractmethod
+    def FitAlignment(
+        self,
+        request: _control_pb2.FitAlignmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.FitEvent], _abc.AsyncIterator[_control_pb2.FitEvent]]: ...
+
+    @_abc_1.abstractmethod
+    def EvaluateAlignment(
+        self,
+        request: _control_pb2.EvaluateAlignmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.EvaluateEvent], _abc.AsyncIterator[_control_pb2.EvaluateEvent]]: ...
 
     @_abc_1.abstractmethod
     def Send(

@@ -53,9 +53,11 @@ class Frame(_message.Message):
     def __init__(self, control: _Optional[_Union[SignedMessage, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ...) -> None: ...
 
 class ReadFrame(_message.Message):
-    __slots__ = ("control", "payload")
+    __slots__ = ("control", "payload", "refusal")
     CONTROL_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
     control: SignedMessage
     payload: bytes
-    def __init__(self, control: _Optional[_Union[SignedMessage, _Mapping]] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    refusal: bytes
+    def __init__(self, control: _Optional[_Union[SignedMessage, _Mapping]] = ..., payload: _Optional[bytes] = ..., refusal: _Optional[bytes] = ...) -> None: ...

@@ -173,5 +173,6 @@ def _advance(progress: Progress, schedule: Schedule, elapsed_s: float) -> None:
 
 def _lr_factor(step: int, fraction: float, schedule: Schedule) -> float:
     warm = min(1.0, step / schedule.warmup_steps)
-    falling = (1.0 - fraction) / (1.0 - schedule.hold_share)
-    return warm * min(1.0, max(0.02, falling))
+    if fraction <= schedule.hold_share:
+        return warm
+    return warm * max(0.02, (1.0 - fraction) / (1.0 - schedule.hold_share))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -282,7 +283,7 @@ def test_the_demo_ends_with_one_object(home: MakeHome) -> None:
     assert said.status == 0, said
     assert said.stdout.count("\n") == 1
     document = said.json
-    assert set(document) == {"nodes", "send", "questions", "ttft"}
+    assert set(document) == {"nodes", "send", "questions", "ttft", "crossed"}
     assert [node["name"] for node in document["nodes"]] == ["alice", "bob"]
     assert all(set(node) == {"name", "node_id", "model", "grpc"} for node in document["nodes"])
     assert set(document["send"]) >= SEND_FIELDS
@@ -292,4 +293,22 @@ def test_the_demo_ends_with_one_object(home: MakeHome) -> None:
         assert question["kv"]["tier"] == "exact"
     assert set(document["ttft"]) == {"memory_s", "text_s"}
     assert "alice reads" in said.stderr
+    _is_crossed(document["crossed"])
     assert not home("nobody").exists()
+
+
+def _is_crossed(crossed: list[dict[str, Any]]) -> None:
+    """Each other model answered through a map, or from the text where no map was admitted; and said which."""
+    assert [crossing["model"] for crossing in crossed] == ["ref-b", "ref-c"]
+    for crossing in crossed:
+        assert set(crossing) == {"model", "tier", "map", "questions"}
+        is_mapped = crossing["map"] != ""
+        assert crossing["tier"] in (("mapped", "mapped+tokens") if is_mapped else ("text",))
+        right = sum(reply["with_memory"] == reply["expected"] for reply in crossing["questions"])
+        guessed = sum(reply["without_memory"] == reply["expected"] for reply in crossing["questions"])
+        assert right > guessed
+        for reply in crossing["questions"]:
+            assert reply["kv"]["tier"] == crossing["tier"]
+            assert reply["kv"]["map"] == crossing["map"]
+            assert reply["kv"]["fallback"] == ("none" if is_mapped else "text")
+            assert (reply["kv"]["reused_tokens"] > 0) == is_mapped

@@ -75,6 +75,8 @@ def make_map(**changes: Any) -> MapManifest:
         "source_layers": (1, 0),
         "num_sinks": 1,
         "window": (-1, 1),
+        "far_window": None,
+        "far_layers": (),
         "closing": " So.",
         "relative_lambda": 1e-6,
         "corpus_digest": sha256_hex(b"corpus"),
@@ -102,7 +104,10 @@ def make_tensors(manifest: Manifest, *, seed: int = 0, half: bool = False) -> di
             "step4": (manifest.rank,),
         }
     else:
-        stacked = 3 * row_width(manifest.source_geometry)  # a window of three slots, all layers
+        seen = [(slot, layer) for slot in slots_in(manifest.window) for layer in manifest.source_layers]
+        if manifest.far_window is not None:
+            seen += [(slot, layer) for slot in slots_in(manifest.far_window) for layer in manifest.far_layers]
+        stacked = len(seen) * row_width(replace(manifest.source_geometry, num_layers=1))
         out = RANK if manifest.port else row_width(manifest.receiver_geometry)
         shapes = {
             "encoder": (stacked, out),
@@ -115,6 +120,11 @@ def make_tensors(manifest: Manifest, *, seed: int = 0, half: bool = False) -> di
         name: make_tensor(shape, source, half=half and name in ("basis", "encoder"))
         for name, shape in shapes.items()
     }
+
+
+def slots_in(window: tuple[int, int]) -> range:
+    """The offsets of a window."""
+    return range(window[0], window[1] + 1)
 
 
 def make_tensor(shape: tuple[int, ...], source: random.Random, *, half: bool = False) -> TensorBytes:

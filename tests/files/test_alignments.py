@@ -52,7 +52,9 @@ PORT_ID = read_alignment(PORT).manifest.id
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize(
-    "manifest", [make_map(), make_map(port=PORT_ID), make_port()], ids=["map", "z", "port"]
+    "manifest",
+    [make_map(), make_map(far_window=(-4, -2), far_layers=(0,)), make_map(port=PORT_ID), make_port()],
+    ids=["map", "far", "z", "port"],
 )
 def test_what_is_written_is_read(manifest: MapManifest | PortManifest, half: bool) -> None:
     tensors = make_tensors(manifest, half=half)
@@ -71,6 +73,7 @@ def test_what_is_written_is_read(manifest: MapManifest | PortManifest, half: boo
 @given(
     offset=st.integers(-64, 64),
     more=st.integers(0, 3),
+    num_far=st.integers(0, 3),
     rank=st.integers(1, 5),
     num_layers=st.integers(1, 3),
     closing=st.text(max_size=20),
@@ -83,6 +86,7 @@ def test_what_is_written_is_read(manifest: MapManifest | PortManifest, half: boo
 def test_any_map_comes_back_as_it_was(
     offset: int,
     more: int,
+    num_far: int,
     rank: int,
     num_layers: int,
     closing: str,
@@ -91,17 +95,24 @@ def test_any_map_comes_back_as_it_was(
     has_anchor: bool,
     seed: int,
 ) -> None:
-    window = (min(offset, 64 - more), min(offset, 64 - more) + more)
+    low = min(offset, 64 - more)
+    window = (low, low + more)
+    # Beside the near window, on the side that has room for it.
+    far_low = low - num_far if low > 0 else low + more + 1
+    far_window = (far_low, far_low + num_far - 1) if num_far else None
+    far_layers = tuple(range(num_layers)) if num_far else ()
     source_geometry = make_geometry(num_layers=num_layers, num_kv_heads=1, rope=Rope("x", 1e4, 0.5, {"n": 1}))
     manifest = make_map(
         window=window,
+        far_window=far_window,
+        far_layers=far_layers,
         source_geometry=source_geometry,
         source_layers=(num_layers - 1,),
         closing=closing,
         relative_lambda=number,
         port=PORT_ID if ends_in_port else "",
     )
-    rows = (more + 1) * 8  # of one layer
+    rows = (more + 1 + num_far * num_layers) * 8  # near, of one layer
     out = rank if ends_in_port else row_width(manifest.receiver_geometry)
     source = random.Random(seed)
     tensors = {
@@ -151,11 +162,13 @@ def test_the_id_is_that_of_the_manifest_as_it_stands_in_the_file() -> None:
 def test_golden_map_is_the_one_it_always_was() -> None:
     encoded = GOLDEN.read_bytes()
     found = read_alignment(encoded)
-    assert found.manifest.id == "map_bnsjqahsgqic636mscdxcyvska7umfd7s7cpaf3kc5p2gaogufqq"
+    assert found.manifest.id == "map_olbewrc7awylfsvrqrvtlbmnpf52lbyq4trrl6t6e354kud5lm7q"
     assert found.signer == SENDER.node_id
+    assert isinstance(found.manifest, MapManifest)
+    assert (found.manifest.far_window, found.manifest.far_layers) == ((-4, -2), (0,))
     tensors = {name: found.tensor(name) for name in found.tables}
     assert write_alignment(found.manifest, tensors, SENDER) == encoded
-    assert struct.unpack("<f", found.tensor("anchor_bias").data) == (-2.0,)
+    assert struct.unpack("<f", found.tensor("anchor_bias").data) == (1.96875,)
 
 
 def test_nobody_else_makes_a_verified_alignment() -> None:

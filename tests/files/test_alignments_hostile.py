@@ -79,6 +79,15 @@ def dropping(*path: str) -> Callable[[Any], None]:
     return change
 
 
+def with_far(window: Any, layers: Any) -> bytes:
+    """The map with this far window and these far layers, and the numbers of one without."""
+
+    def change(plain: Any) -> None:
+        plain |= {"far_window": window, "far_layers": layers}
+
+    return with_manifest(MAP, change)
+
+
 def text_of_manifest(text: str) -> bytes:
     """The map under this text for a manifest, signed."""
     header = header_of(MAP)
@@ -163,6 +172,31 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "window of truths": (with_manifest(MAP, setting("window", to=[False, True])), "wanted two integers"),
     "window backwards": (with_manifest(MAP, setting("window", to=[1, -1])), "ascending offsets within 64"),
     "window too wide": (with_manifest(MAP, setting("window", to=[-65, 0])), "ascending offsets within 64"),
+    "no far window": (with_manifest(MAP, dropping("far_window")), "field 'far_window' is missing"),
+    "far window is a number": (with_far(3, [0]), "far_window: expected a list"),
+    "far window of one": (with_far([2], [0]), "far_window: .2., wanted two integers"),
+    "far window of truths": (with_far([False, True], [0]), "far_window: .* wanted two integers"),
+    "far window is empty": (with_far([], [0]), "far_window: .., wanted two integers"),
+    "far window backwards": (with_far([-2, -4], [0]), "far_window is -2 to -4, wanted ascending offsets"),
+    "far window too far": (with_far([-65, -2], [0]), "far_window is -65 to -2, wanted .* within 64"),
+    "far window beyond the other end": (with_far([2, 65], [0]), "wanted ascending offsets within 64"),
+    "far window reaches the near one from below": (with_far([-3, -1], [0]), "none of the window's offsets"),
+    "far window reaches the near one from above": (with_far([1, 3], [0]), "none of the window's offsets"),
+    "far window around the near one": (
+        with_far([-3, 3], [0]),
+        "wanted none of the window's offsets, -1 to 1",
+    ),
+    "far window within the near one": (with_far([0, 0], [0]), "wanted none of the window's offsets"),
+    "far window without layers": (with_far([-4, -2], []), "far_layers is .., wanted some of 2 layers"),
+    "far layers without a window": (with_far(None, [0]), "far_layers without a far_window"),
+    "far layer beyond the source": (with_far([-4, -2], [2]), "far_layers is .2., wanted some of 2 layers"),
+    "far layer twice": (with_far([-4, -2], [1, 1]), "far_layers is .* ascending"),
+    "far layers descending": (with_far([-4, -2], [1, 0]), "far_layers is .* ascending"),
+    "far layer negative": (with_far([-4, -2], [-1]), "far_layers.0.: -1 is negative"),
+    "numbers for the near window alone": (
+        with_far([-4, -2], [0]),
+        "tensor anchor is .48, 1., wanted .72, 1.",
+    ),
     "layer beyond the source": (
         with_manifest(MAP, setting("source_layers", to=[2])),
         "wanted some of 2 layers",

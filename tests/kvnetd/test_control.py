@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 from kvnetd.actions.ask import Question
+from kvnetd.actions.examine import EvaluateRequest
+from kvnetd.actions.fit import FitRequest
 from kvnetd.actions.packages import sign
 from kvnetd.actions.remember import MAX_LEVEL, MAX_NAME_CHARS, MAX_WORDS_CHARS, Reading, remember
 from kvnetd.services import Services
@@ -20,7 +22,12 @@ from kvnet.identity.signing import verify_message
 from kvnet.types import canonical_json
 from kvnet.v1 import control_pb2 as pb
 
-REQUESTS: list[tuple[type[Message], type[Any]]] = [(pb.RememberRequest, Reading), (pb.AskRequest, Question)]
+REQUESTS: list[tuple[type[Message], type[Any]]] = [
+    (pb.RememberRequest, Reading),
+    (pb.AskRequest, Question),
+    (pb.FitAlignmentRequest, FitRequest),
+    (pb.EvaluateAlignmentRequest, EvaluateRequest),
+]
 
 
 @pytest.mark.parametrize(("message", "cls"), REQUESTS)

@@ -40,9 +40,10 @@ HEADER = make_memory().header
 TRANSFORM, _ = make_basis()
 
 
-def admit(offer: Offer, receiver: Receiver | None = None, *, now: int = NOW) -> Tier:
+def admit(offer: Offer, receiver: Receiver | None = None, *, now: int = NOW, has_map: bool = False) -> Tier:
     """Decide an offer that SENDER signed."""
-    return admit_offer(offer, sender=SENDER.node_id, receiver=receiver or make_receiver(), now=now)
+    receiver = receiver or make_receiver()
+    return admit_offer(offer, sender=SENDER.node_id, receiver=receiver, now=now, has_map=has_map)
 
 
 def offer_of(**changes: Any) -> Offer:
@@ -165,11 +166,19 @@ def test_coordinates_need_room_for_the_most_that_may_come() -> None:
     header = make_memory(coding=coding).header
     needed = 1 + 5 * 1024 + coding.basis_nbytes
     assert make_offer(header).chunk_count == 2
-    assert admit(make_offer(header), make_receiver(free_nbytes=needed)) is Tier.EXACT
+    assert admit(make_offer(header), make_receiver(free_nbytes=needed), has_map=True) is Tier.MAPPED
     with pytest.raises(StoreFull, match=f"memory of {needed} bytes"):
-        admit(make_offer(header), make_receiver(free_nbytes=needed - 1))
+        admit(make_offer(header), make_receiver(free_nbytes=needed - 1), has_map=True)
     with pytest.raises(IncompatibleModel, match="port coding, this node decodes raw"):
         admit(make_offer(header), make_receiver(limits=Limits(max_seq_len=64, schemes=("raw",))))
+
+
+def test_coordinates_are_never_the_models_own_memory() -> None:
+    coding, _ = make_port()
+    offer = make_offer(make_memory(coding=coding).header)
+    with pytest.raises(IncompatibleModel, match="no admitted map here ends in their port"):
+        admit(offer)
+    assert admit(replace(offer, text="Anna.")) is Tier.TEXT
 
 
 def test_offer_in_the_name_of_another_is_refused() -> None:

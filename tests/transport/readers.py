@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 
+from kvnet.errors import RequestError
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.signing import SignedMessage
 from kvnet.transfer.messages import Hello
@@ -65,6 +66,8 @@ class MemoryJob:
         """As a model: after a while."""
         self.begun.append(index)
         await self._may_read.wait()
+        if not text.strip():
+            raise RequestError("the text is empty")
         return make_reading(index, text, **self._geometry)
 
     async def close(self, failure: BaseException | None) -> None:

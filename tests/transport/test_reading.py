@@ -106,6 +106,24 @@ async def test_text_that_cannot_be_sent_ends_the_reading_and_says_which(reader: 
             await reader.ask(["salt", bad], num_texts=2)
 
 
+async def test_readings_before_a_text_that_cannot_be_read_arrive_and_then_the_reason(
+    pool: Executor,
+) -> None:
+    wide = {"num_kv_heads": 64, "head_dim": 256}  # so that much is still on its way
+    async with (
+        reader_of(pool, **wide) as reader,
+        PeerClient(reader.address, public=RECEIVER.public, peer="alice") as client,
+    ):
+        texts = [*TEXTS, " ", *TEXTS]
+        request = make_request(num_texts=len(texts))
+        readings = client.read_texts(request, texts, key=SENDER, hello=reader.hello, pool=pool)
+        async with aclosing(readings):
+            found = [await anext(readings) for _ in TEXTS]
+            with pytest.raises(PeerError, match="alice: text 4: the text is empty"):
+                await anext(readings)
+    assert found == [make_reading(index, text, **wide) for index, text in enumerate(TEXTS)]
+
+
 async def test_fewer_texts_than_requested_are_a_bug_of_the_caller(reader: Reader) -> None:
     with pytest.raises(ValueError, match="4 texts, the request says 5"):
         await reader.ask(num_texts=5)

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from kvnet.errors import BadSignature, KvnetError, MalformedMessage, ReplayedMessage, TransferIncomplete
+from kvnet.errors import (
+    BadSignature,
+    KvnetError,
+    MalformedMessage,
+    ReplayedMessage,
+    StoreFull,
+    TransferIncomplete,
+)
 from kvnet.identity.signing import sign_message
 from kvnet.transfer.messages import PullRequest, seal
 from kvnet.transport.frames import ReadStream
@@ -85,6 +92,10 @@ async def empty_frame(bob: ReadStream) -> None:
     await bob._write(peer_pb2.ReadFrame())
 
 
+async def refusal_instead_of_a_text(bob: ReadStream) -> None:
+    await bob.write_refusal(StoreFull("no room"))
+
+
 async def request_again(bob: ReadStream) -> None:
     await bob.write_control(SEALED)
 
@@ -134,6 +145,7 @@ async def text_with_half_a_surrogate(bob: ReadStream) -> None:
     [
         (payload_instead_of_a_text, MalformedMessage),
         (empty_frame, MalformedMessage),
+        (refusal_instead_of_a_text, MalformedMessage),
         (request_again, MalformedMessage),
         (text_by_another, BadSignature),
         (text_altered_on_the_way, BadSignature),

@@ -17,8 +17,10 @@ from kvnet.errors import (
     KvnetError,
     MalformedChunk,
     MalformedMessage,
+    PeerError,
     PeerUnreachable,
     ReplayedMessage,
+    StateCorrupt,
     TransferIncomplete,
 )
 from kvnet.identity.keys import NodeKey
@@ -161,6 +163,19 @@ async def payload_without_a_head(alice: Liar) -> None:
     await alice.stream.write_payload(alice.payload)
 
 
+async def refusal_of_noise(alice: Liar) -> None:
+    await alice.stream._write(peer_pb2.ReadFrame(refusal=b"noise"))
+
+
+async def refusal_in_the_middle_of_a_payload(alice: Liar) -> None:
+    await alice.send(seal(RECEIVER, alice.head))
+    await alice.stream.write_refusal(PeerError("why"))
+
+
+async def refusal_that_blames_this_node(alice: Liar) -> None:
+    await alice.stream.write_refusal(StateCorrupt("your disk"))
+
+
 async def empty_frame(alice: Liar) -> None:
     await alice.stream._write(peer_pb2.ReadFrame())
 
@@ -222,6 +237,9 @@ ACTS: tuple[tuple[Lie, type[KvnetError]], ...] = (
     (no_payload, MalformedMessage),
     (payload_without_a_head, MalformedMessage),
     (empty_frame, MalformedMessage),
+    (refusal_of_noise, MalformedMessage),
+    (refusal_in_the_middle_of_a_payload, MalformedMessage),
+    (refusal_that_blames_this_node, PeerError),
     (same_reading_twice, MalformedMessage),
     (sinks_that_change, MalformedMessage),
     (last_slot_beyond_the_text, MalformedChunk),

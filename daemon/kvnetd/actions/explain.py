@@ -6,8 +6,9 @@ from kvnet.alignment import MapManifest
 from kvnet.api import Difference, Explanation, MapSummary
 from kvnet.compat import Policy, Side, advise, decide_tier, differences, reach
 from kvnet.model.prospect import prospect
+from kvnet.types import Fingerprint, Scheme
 from kvnetd.actions.memories import find
-from kvnetd.alignments import MAPPED, known_map
+from kvnetd.alignments import MAPPED, known_map, map_for
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
 from kvnetd.store.texts import has_text
@@ -21,9 +22,11 @@ async def explain(services: Services, wanted: str, *, model: str = "") -> Explan
     record = await find(services, wanted)
     header, policy = record.header, Policy(services.config.align)
     source, receiver = (header.fingerprint, header.geometry), await _receiver(services, model)
-    found = None if policy is Policy.ERROR else known_map(services, source[0], receiver[0])
+    found = None if policy is Policy.ERROR else _map_to(services, record, receiver[0])
     with_text = await services.in_pool(has_text, services.memories, header)
-    tier = reach(decide_tier(source, receiver, has_map=found is not None), policy=policy, has_text=with_text)
+    in_coordinates = header.coding.scheme is Scheme.PORT
+    tier = decide_tier(source, receiver, has_map=found is not None, in_coordinates=in_coordinates)
+    tier = reach(tier, policy=policy, has_text=with_text)
     return Explanation(
         memory=record.id,
         model=receiver[0].model,
@@ -42,6 +45,14 @@ async def _receiver(services: Services, model: str) -> Side:
     if not model:
         return services.host.fingerprint, services.host.geometry
     return await services.in_pool(prospect, model, cache_dir=services.config.home.cache)
+
+
+def _map_to(services: Services, record: MemoryRecord, receiver: Fingerprint) -> MapManifest | None:
+    """The map that would be used; of a memory in coordinates only the hosted model's own can be told."""
+    if record.header.coding.scheme is not Scheme.PORT:
+        return known_map(services, record.header.fingerprint, receiver)
+    is_hosted = receiver.digest == services.host.fingerprint.digest
+    return map_for(services, record.header, record.head.w_matrix_reference) if is_hosted else None
 
 
 def _summary(found: MapManifest) -> MapSummary:

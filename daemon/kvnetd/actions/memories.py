@@ -8,7 +8,7 @@ from kvnet.api import MemoryInfo
 from kvnet.codec.presets import preset_name
 from kvnet.compat import decide_tier, reach
 from kvnet.model.reference.catalog import reference_basis
-from kvnet.types import sha256_hex
+from kvnet.types import Scheme, sha256_hex
 from kvnetd.alignments import leads_here
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
@@ -108,7 +108,8 @@ def _info(
     tier = decide_tier(
         (header.fingerprint, header.geometry),
         (host.fingerprint, host.geometry),
-        has_map=leads_here(services, header),
+        has_map=leads_here(services, header, record.head.w_matrix_reference),
+        in_coordinates=header.coding.scheme is Scheme.PORT,
     )
     tier = reach(tier, has_text=has_text(services.memories, header))
     return MemoryInfo(

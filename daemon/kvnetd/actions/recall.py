@@ -14,7 +14,7 @@ from kvnet.model.slots import Slots, join
 from kvnet.types import RawMemory, Scheme, Tier
 from kvnetd import encoding
 from kvnetd.actions.memories import find
-from kvnetd.alignments import MAPPED, leads_here, map_for, slots_for
+from kvnetd.alignments import MAPPED, map_for, require_made_by, slots_for
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
 from kvnetd.store.texts import attached_text, has_text
@@ -70,15 +70,22 @@ def policy_of(services: Services, asked: str) -> Policy:
 
 
 async def plan(services: Services, wanted: str, policy: Policy) -> Planned:
-    """What would be done with a memory. Raises UnknownMemory, IncompatibleModel, AlignmentRefused."""
+    """What would be done with a memory.
+
+    Raises UnknownMemory, IncompatibleModel, AlignmentRefused, and UnknownAlignment for coordinates whose map
+    is not here.
+    """
     record = await find(services, wanted)
     header, host = record.header, services.host
     source, receiver = (header.fingerprint, header.geometry), (host.fingerprint, host.geometry)
-    has_map = policy is not Policy.ERROR and leads_here(services, header)
-    tier = decide_tier(source, receiver, has_map=has_map)
+    in_coordinates = header.coding.scheme is Scheme.PORT
+    found = None if policy is Policy.ERROR else map_for(services, header, record.head.w_matrix_reference)
+    tier = decide_tier(source, receiver, has_map=found is not None, in_coordinates=in_coordinates)
     with_text = await services.in_pool(has_text, services.memories, header)
+    if in_coordinates and policy is not Policy.ERROR and not with_text:
+        require_made_by(services, record)
     route = require_route(source, receiver, tier, policy=policy, has_text=with_text)
-    return Planned(record, tier, map_for(services, header) if tier in MAPPED else None, route, with_text)
+    return Planned(record, tier, found if tier in MAPPED else None, route, with_text)
 
 
 async def recall(services: Services, wanted: Sequence[str], policy: Policy) -> Recalled:

@@ -15,10 +15,12 @@ from kvnet.identity.peers import AddedPeer
 from kvnet.transfer.messages import MAX_NOTE_CHARS, MAX_TEXT_NBYTES, Hello
 from kvnet.transport.client import HELLO_DEADLINE_S, PeerClient
 from kvnet.transport.sending import AckProgress, Sent
-from kvnet.types import Coding, Compression, MemoryId, Scheme
+from kvnet.types import Coding, Compression, MemoryId, Scheme, Tier
 from kvnetd import encoding
 from kvnetd.actions.memories import find
+from kvnetd.alignments import MAPPED
 from kvnetd.outgoing import OutboundTransfer
+from kvnetd.projection import PORT_BITS, map_into_port, project
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
 from kvnetd.store.texts import attached_text
@@ -51,15 +53,15 @@ async def send(
     text = await _text_of(services, record) if with_text else ""
     hello, address, _ = await say_hello(services, peer)
     source = record.header
-    require_tier(
+    tier = require_tier(
         (source.fingerprint, source.geometry),
         (hello.fingerprint, hello.geometry),
         # Coordinates were made for somebody's port: whether it is the peer's, the peer says.
         has_map=source.fingerprint.digest in hello.maps or source.coding.scheme is Scheme.PORT,
+        in_coordinates=source.coding.scheme is Scheme.PORT,
         has_text=bool(text),
     )
-    await _require_preset(services, record, codec, hello)
-    record = await encoding.record_to_send(services, record, codec)
+    record = await _record_to_send(services, record, codec, hello, tier)
     used = {section.compression for section in record.head.sections}
     _require_decoder(hello, record.header.coding, used)
     # One item a layer and one for the end: never more.
@@ -95,6 +97,32 @@ async def send(
         resumed_chunks=sent.resumed_chunks,
         codec=preset_name(record.header.coding),
     )
+
+
+async def _record_to_send(
+    services: Services, record: MemoryRecord, codec: str, hello: Hello, tier: Tier
+) -> MemoryRecord:
+    """What shall travel: to a peer with a map, coordinates if we have one too, else what its map can use.
+
+    Raises RequestError for coordinates that cannot be made, and IncompatibleModel, before anything is
+    encoded, where the peer decodes none of it.
+    """
+    is_raw = record.header.coding.scheme is not Scheme.PORT
+    if is_raw and tier in MAPPED and codec in PORT_BITS:
+        manifest = map_into_port(services, record.header.fingerprint, hello.fingerprint)
+        if manifest is not None:
+            bits = PORT_BITS[codec]
+            _require_decoder(hello, Coding(Scheme.PORT, bits, bits), {Compression.ZSTD})
+            return await project(services, record, manifest, bits=bits)
+        if not codec:
+            return await encoding.record_to_map(services, record)
+    if is_raw and codec and codec in PORT_BITS:
+        raise RequestError(
+            f"codec {codec}: no admitted map here leads from {record.header.fingerprint.model} into a port "
+            f"of {hello.fingerprint.model}; import one with `kvnet align import`, or send with another codec"
+        )
+    await _require_preset(services, record, codec, hello)
+    return await encoding.record_to_send(services, record, codec)
 
 
 async def _text_of(services: Services, record: MemoryRecord) -> str:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from kvnet import wire
-from kvnet.api import AlignmentExport, AlignmentInfo, PackagedAlignment
+from kvnet.api import AlignmentExport, AlignmentInfo, Evaluation, PackagedAlignment, Progress
 from kvnet.client._sync.connection import Connection
 from kvnet.client.connect import alignment_id_of
 from kvnet.errors import AlignmentRefused, CapacityError, PeerError
@@ -15,6 +17,7 @@ from kvnet.files.alignments import check_file_nbytes, read_head_file
 from kvnet.files.documents import is_alignment_path
 from kvnet.files.package import Package, PackageFile
 from kvnet.files.writer import replacing
+from kvnet.texts import require_text
 from kvnet.v1 import control_pb2 as pb
 
 _BLOCK_NBYTES = 1 << 20
@@ -65,6 +68,79 @@ class AlignmentCalls(Connection):
         request = pb.RemoveAlignmentRequest(alignment=alignment_id_of(alignment))
         return wire.from_wire(self._call(self._stub.RemoveAlignment, request), AlignmentInfo)
 
+    def make_port(self, *, rank: int = 0) -> AlignmentInfo:
+        """Make the hosted model's port, of `rank` coordinates if given, and keep it. It takes minutes."""
+        request = pb.MakePortRequest(rank=rank)
+        return wire.from_wire(self._call(self._stub.MakePort, request, deadline_s=None), AlignmentInfo)
+
+    def fit_alignment(self, **options: Any) -> AlignmentInfo:
+        """`fit_alignment_stream` to its end: the map."""
+        with closing(self.fit_alignment_stream(**options)) as steps:
+            for step in steps:
+                if isinstance(step, AlignmentInfo):
+                    return step
+        raise AssertionError("the daemon ended the fit without a map")
+
+    def fit_alignment_stream(
+        self,
+        *,
+        peer: str = "",
+        source: str = "",
+        corpus: str | Path = "",
+        lessons: int = 0,
+        no_anchors: bool = False,
+        rows: bool = False,
+    ) -> Generator[Progress | AlignmentInfo, None, None]:
+        """Fit a map to the hosted model from a peer's, or from a `source` on this machine; it comes last.
+
+        It is kept whatever its gate says: see its `gate`. `corpus` is a text file with blank lines between
+        paragraphs; the shipped texts if not given, of either at most `lessons`. With `no_anchors` every slot
+        is mapped, with `rows` the map ends in the model's rows and not in its port. Whoever leaves ends the
+        fit, and the same call goes on from there.
+        """
+        request = pb.FitAlignmentRequest(
+            peer=require_text(peer, what="peer"),
+            source=require_text(source, what="model"),
+            corpus=_absolute(corpus),
+            lessons=lessons,
+            no_anchors=no_anchors,
+            rows=rows,
+        )
+        with closing(self._stream(self._stub.FitAlignment, request)) as events:
+            for event in events:
+                if event.HasField("progress"):
+                    yield wire.from_wire(event.progress, Progress)
+                else:
+                    yield wire.from_wire(event.alignment, AlignmentInfo)
+
+    def evaluate_alignment(self, alignment: str | AlignmentInfo, **options: Any) -> Evaluation:
+        """`evaluate_alignment_stream` to its end: the table."""
+        with closing(self.evaluate_alignment_stream(alignment, **options)) as steps:
+            for step in steps:
+                if isinstance(step, Evaluation):
+                    return step
+        raise AssertionError("the daemon ended the examination without a table")
+
+    def evaluate_alignment_stream(
+        self, alignment: str | AlignmentInfo, *, peer: str = "", source: str = "", questions: int = 0
+    ) -> Generator[Progress | Evaluation, None, None]:
+        """Examine a map to the hosted model on new facts, with every control; the table comes last.
+
+        The texts are read by a peer, or by a model on this machine: the map's own source if none is named.
+        """
+        request = pb.EvaluateAlignmentRequest(
+            alignment=alignment_id_of(alignment),
+            peer=require_text(peer, what="peer"),
+            source=require_text(source, what="model"),
+            questions=questions,
+        )
+        with closing(self._stream(self._stub.EvaluateAlignment, request)) as events:
+            for event in events:
+                if event.HasField("progress"):
+                    yield wire.from_wire(event.progress, Progress)
+                else:
+                    yield wire.from_wire(event.evaluation, Evaluation)
+
     def _import_packaged(self, package: Package, file: PackageFile, *, trust: bool) -> PackagedAlignment:
         try:
             check_file_nbytes(file.size)
@@ -82,6 +158,11 @@ class AlignmentCalls(Connection):
 
         reply = self._call(self._stub.ImportAlignment, pieces(), deadline_s=None)
         return wire.from_wire(reply, AlignmentInfo)
+
+
+def _absolute(path: str | Path) -> str:
+    """As the daemon can open it, whose folder is another."""
+    return str(Path(path).absolute()) if path else ""
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

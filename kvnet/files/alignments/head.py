@@ -14,10 +14,12 @@ from dataclasses import InitVar, dataclass
 from math import prod
 from typing import Any, Final
 
-from kvnet.alignment import AlignmentKind, Manifest, MapManifest, kind_of
+from kvnet.alignment import AlignmentKind, Manifest, MapManifest, Method, kind_of
 from kvnet.errors import BadSignature, MalformedFile, MalformedMessage, RequestError, UnsupportedFormat
 from kvnet.files.alignments.manifests import (
+    MAX_LIFT_WIDTH,
     MAX_MANIFEST_NBYTES,
+    MAX_RESIDUAL_WIDTH,
     decode_manifest,
     encode_manifest,
     tensor_shapes,
@@ -202,7 +204,13 @@ def _signature(text: str) -> bytes:
 
 def _read_tables(plain: dict[str, Any], manifest: Manifest) -> dict[str, TensorEntry]:
     """The tensors, which must be those of the manifest and lie end to end."""
-    wanted = tensor_shapes(manifest, _rank_of(plain, manifest), has_anchor="anchor" in plain)
+    wanted = tensor_shapes(
+        manifest,
+        _rank_of(plain, manifest),
+        has_anchor="anchor" in plain,
+        residual_width=_residual_width_of(plain, manifest),
+        lift_width=_lift_width_of(plain),
+    )
     if plain.keys() != wanted.keys():
         raise MalformedFile(
             f"{WHAT}: tensors {', '.join(sorted(plain))!r:.80}, wanted {', '.join(sorted(wanted))}"
@@ -224,14 +232,44 @@ def _rank_of(plain: dict[str, Any], manifest: Manifest) -> int:
     """Columns of a map's encoder, which its manifest leaves open; 0 of all else."""
     if not isinstance(manifest, MapManifest):
         return 0
-    entry = plain.get("encoder")
-    shape = entry.get("shape") if isinstance(entry, dict) else None
-    rank = shape[1] if isinstance(shape, list) and len(shape) == 2 else None
+    rank = _columns_of(plain, "encoder")
     if manifest.port and not (type(rank) is int and 1 <= rank <= MAX_PORT_RANK):
         raise MalformedFile(
             f"{WHAT}: an encoder into {rank!r:.20} coordinates, allowed are 1 to {MAX_PORT_RANK}"
         )
     return rank if type(rank) is int else 0
+
+
+def _residual_width_of(plain: dict[str, Any], manifest: Manifest) -> int:
+    """Columns of a trained map's residual, which its manifest leaves open; 0 of all else."""
+    if not isinstance(manifest, MapManifest) or manifest.method is not Method.TRAINED:
+        return 0
+    width = _columns_of(plain, "residual_in")
+    if not (type(width) is int and 1 <= width <= MAX_RESIDUAL_WIDTH):
+        raise MalformedFile(
+            f"{WHAT}: a trained map with a residual of {width!r:.20} hidden numbers, "
+            f"allowed are 1 to {MAX_RESIDUAL_WIDTH}"
+        )
+    return width
+
+
+def _lift_width_of(plain: dict[str, Any]) -> int:
+    """Columns of a map's lift, which its manifest leaves open; 0 of a map without products."""
+    if "lift" not in plain:
+        return 0
+    width = _columns_of(plain, "lift")
+    if not (type(width) is int and 1 <= width <= MAX_LIFT_WIDTH):
+        raise MalformedFile(
+            f"{WHAT}: products of {width!r:.20} directions, allowed are 1 to {MAX_LIFT_WIDTH}"
+        )
+    return width
+
+
+def _columns_of(plain: dict[str, Any], name: str) -> Any:
+    """The second number of a tensor's shape as the header has it, unchecked; None if there is none."""
+    entry = plain.get(name)
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    return shape[1] if isinstance(shape, list) and len(shape) == 2 else None
 
 
 def _read_entry(name: str, entry: Any, shape: tuple[int, ...]) -> TensorEntry:

@@ -10,7 +10,15 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
-from kvnet.alignment import AlignmentKind, Manifest, MapManifest, PortManifest, feature_width, row_width
+from kvnet.alignment import (
+    AlignmentKind,
+    Manifest,
+    MapManifest,
+    Method,
+    PortManifest,
+    feature_width,
+    row_width,
+)
 from kvnet.errors import MalformedFile, MalformedMessage
 from kvnet.format import strict_json
 from kvnet.plan import MAX_PORT_RANK
@@ -18,6 +26,8 @@ from kvnet.types import Geometry, canonical_json, to_plain
 
 MAX_MANIFEST_NBYTES: Final = 64 << 10
 MAX_WINDOW_OFFSET: Final = 64
+MAX_RESIDUAL_WIDTH: Final = 4096
+MAX_LIFT_WIDTH: Final = 256
 WHAT: Final = "alignment manifest"
 
 Shape = tuple[int, ...]
@@ -45,22 +55,26 @@ def decode_manifest(kind: AlignmentKind, encoded: bytes) -> Manifest:
     """
     try:
         plain = strict_json.loads(encoded, what=WHAT, max_nbytes=MAX_MANIFEST_NBYTES)
-        window = _take_window(plain)
+        windows = _take_windows(plain)
         manifest: Manifest = strict_json.from_plain(_MANIFESTS[kind], plain, what=WHAT)
     except MalformedMessage as exc:
         raise MalformedFile(exc.message) from exc
     if isinstance(manifest, MapManifest):
-        manifest = replace(manifest, window=window)
+        manifest = replace(manifest, **windows)
     if encode_manifest(manifest) != encoded:
         raise MalformedFile(f"{WHAT}: not written as canonical JSON, so it would have two names")
     _check(manifest)
     return manifest
 
 
-def tensor_shapes(manifest: Manifest, rank: int, *, has_anchor: bool) -> dict[str, Shape]:
+def tensor_shapes(
+    manifest: Manifest, rank: int, *, has_anchor: bool, residual_width: int, lift_width: int
+) -> dict[str, Shape]:
     """Name -> shape of every tensor that goes with a manifest.
 
-    Of a map, `rank` is the number of coordinates it ends in, for those that end in a port.
+    Of a map, `rank` is the number of coordinates it ends in, for those that end in a port, and
+    `residual_width` that of a residual's hidden numbers, for those that were trained; `lift_width` is that of
+    the directions whose products are taken, 0 where there are none.
     """
     if isinstance(manifest, PortManifest):
         width = row_width(manifest.geometry)
@@ -74,18 +88,38 @@ def tensor_shapes(manifest: Manifest, rank: int, *, has_anchor: bool) -> dict[st
     stacked = feature_width(manifest)
     out = rank if manifest.port else row_width(manifest.receiver_geometry)
     anchor: dict[str, Shape] = {"anchor": (stacked, 1), "anchor_bias": (1,)} if has_anchor else {}
-    return {**anchor, "encoder": (stacked, out), "encoder_bias": (out,)}
+    residual: dict[str, Shape] = {}
+    if manifest.method is Method.TRAINED:
+        residual = {
+            "residual_in": (stacked, residual_width),
+            "residual_in_bias": (residual_width,),
+            "residual_out": (residual_width, out),
+        }
+    products: dict[str, Shape] = {}
+    if lift_width:
+        products = {
+            "lift": (stacked, lift_width),
+            "lift_bias": (lift_width,),
+            "quadratic": (lift_width * (lift_width + 1) // 2, out),
+        }
+    return {**anchor, **products, **residual, "encoder": (stacked, out), "encoder_bias": (out,)}
 
 
-def _take_window(plain: Any) -> tuple[int, int]:
-    """Replace a map's window by zeros: its offsets may be negative, which `from_plain` lets no integer be."""
-    window = plain.get("window") if isinstance(plain, dict) else None
-    if not isinstance(window, list):
-        return (0, 0)  # of a port, or for `from_plain` to refuse
-    if len(window) != 2 or not all(type(offset) is int for offset in window):
-        raise MalformedMessage(f"{WHAT}.window: {window!r:.60}, wanted two integers")
-    plain["window"] = [0, 0]
-    return (window[0], window[1])
+def _take_windows(plain: Any) -> dict[str, Any]:
+    """Take a map's windows out: their offsets may be negative, which `from_plain` lets no integer be.
+
+    What is no list stays for `from_plain` to judge; of the others it sees an empty one.
+    """
+    taken: dict[str, Any] = {}
+    for name in ("window", "far_window"):
+        offsets = plain.get(name) if isinstance(plain, dict) else None
+        if not isinstance(offsets, list):
+            continue
+        if len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
+            raise MalformedMessage(f"{WHAT}.{name}: {offsets!r:.60}, wanted two integers")
+        taken[name] = tuple(offsets)
+        plain[name] = []
+    return taken
 
 
 def _check(manifest: Manifest) -> None:
@@ -108,16 +142,7 @@ def _check_map(manifest: MapManifest) -> None:
     _check_geometry("receiver_geometry", manifest.receiver_geometry)
     if not _PORT.fullmatch(manifest.port):
         raise MalformedFile(f"{WHAT}: port is {manifest.port!r:.60}, wanted a port's id or nothing")
-    low, high = manifest.window
-    if not -MAX_WINDOW_OFFSET <= low <= high <= MAX_WINDOW_OFFSET:
-        raise MalformedFile(
-            f"{WHAT}: window is {low} to {high}, wanted ascending offsets within {MAX_WINDOW_OFFSET}"
-        )
-    layers, num_layers = manifest.source_layers, manifest.source_geometry.num_layers
-    if not layers or max(layers) >= num_layers or len(set(layers)) != len(layers):
-        raise MalformedFile(
-            f"{WHAT}: source_layers is {list(layers)!s:.60}, wanted some of {num_layers} layers, each once"
-        )
+    _check_windows(manifest)
     if manifest.relative_lambda < 0:
         raise MalformedFile(f"{WHAT}: relative_lambda is {manifest.relative_lambda}, wanted 0 or more")
     gate = manifest.gate
@@ -130,6 +155,39 @@ def _check_map(manifest: MapManifest) -> None:
         raise MalformedFile(f"{WHAT}: gate.attention_cosine is {gate.attention_cosine}, wanted -1 to 1")
     if gate.gap_recovered.low > gate.gap_recovered.high:
         raise MalformedFile(f"{WHAT}: gate.gap_recovered ends before it begins")
+
+
+def _check_windows(manifest: MapManifest) -> None:
+    low, high = manifest.window
+    _check_window("window", low, high)
+    layers, num_layers = manifest.source_layers, manifest.source_geometry.num_layers
+    if not layers or max(layers) >= num_layers or len(set(layers)) != len(layers):
+        raise MalformedFile(
+            f"{WHAT}: source_layers is {list(layers)!s:.60}, wanted some of {num_layers} layers, each once"
+        )
+    far_layers = manifest.far_layers
+    if manifest.far_window is None:
+        if far_layers:
+            raise MalformedFile(f"{WHAT}: far_layers without a far_window, wanted both or neither")
+        return
+    far_low, far_high = manifest.far_window
+    _check_window("far_window", far_low, far_high)
+    if far_low <= high and low <= far_high:
+        raise MalformedFile(
+            f"{WHAT}: far_window is {far_low} to {far_high}, "
+            f"wanted none of the window's offsets, {low} to {high}"
+        )
+    if not far_layers or max(far_layers) >= num_layers or list(far_layers) != sorted(set(far_layers)):
+        raise MalformedFile(
+            f"{WHAT}: far_layers is {list(far_layers)!s:.60}, wanted some of {num_layers} layers, ascending"
+        )
+
+
+def _check_window(name: str, low: int, high: int) -> None:
+    if not -MAX_WINDOW_OFFSET <= low <= high <= MAX_WINDOW_OFFSET:
+        raise MalformedFile(
+            f"{WHAT}: {name} is {low} to {high}, wanted ascending offsets within {MAX_WINDOW_OFFSET}"
+        )
 
 
 def _check_geometry(what: str, geometry: Geometry) -> None:

@@ -1,0 +1,234 @@
+"""align port and fit: make this model's port, and fit a map to it from another model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from kvnet.align import recipe
+from kvnet.align.artefacts import load_map, load_port, sign_alignment
+from kvnet.align.corpus import Lesson, digest_lessons, read_lessons
+from kvnet.align.map import AlignmentMap
+from kvnet.align.port import Port
+from kvnet.align.reading import Reader
+from kvnet.api import AlignmentInfo, Progress
+from kvnet.errors import RequestError, TooFewSamples
+from kvnet.files.alignments import VerifiedAlignment
+from kvnet.plan import MAX_PORT_RANK
+from kvnet.types import to_plain
+from kvnet.version import VERSION
+from kvnetd.actions.align import describe
+from kvnetd.actions.send import say_hello
+from kvnetd.fitting import Cancelled, KeptSums, Told, read_by_peer, read_here, working
+from kvnetd.services import Services, utc_seconds
+from kvnetd.store.alignments import AlignmentRecord
+
+T = TypeVar("T")
+
+LEAST_LESSONS: Final = 16
+MOST_LESSONS: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class FitRequest:
+    """From which model, read by a `peer` or by `source` on this machine, and on what."""
+
+    peer: str = ""
+    source: str = ""
+    corpus: str = ""  # absolute path of a text file; the shipped lessons if empty
+    lessons: int = 0  # at most so many; the corpus' all, or the recipe's number, if 0
+    no_anchors: bool = False  # map every slot
+    rows: bool = False  # end in the receiver's rows instead of its port
+
+
+async def make_port(services: Services, *, rank: int = 0) -> AlignmentInfo:
+    """Make and keep the hosted model's port of `rank` coordinates (0: the recipe's number).
+
+    Raises RequestError, TooFewSamples, UnsupportedModel, StoreFull.
+    """
+    if not 0 <= rank <= MAX_PORT_RANK:
+        raise RequestError(f"rank {rank}: a port has 1 to {MAX_PORT_RANK} coordinates")
+    with services.log.span("alignment", receiver=services.host.name) as span:
+        record, _ = await _new_port(services, rank)
+        span.add(port=record.id, rows=record.manifest.num_rows)
+    return describe(services, record)
+
+
+async def fit(services: Services, request: FitRequest) -> AsyncGenerator[Progress | AlignmentInfo, None]:
+    """Fit a map to the hosted model and keep it, whatever its gate says; what it says of itself comes last.
+
+    A fit that ends before its time leaves its sums, and the same request goes on from them. No map that is
+    here already is touched. Raises RequestError, TooFewSamples, SingularStatistics, UnalignableTokens,
+    NotFinite, IncompatibleModel, Cancelled, and what the peer or the loader raises.
+    """
+    with services.log.span("alignment", receiver=services.host.name, peer=request.peer) as span:
+        lessons = await services.in_pool(_lessons, request)
+        async with reader_of(services, request.peer, request.source) as reader:
+            span.add(source=reader.fingerprint.model, lessons=len(lessons))
+            ending = await _ending(services, rows=request.rows)
+            options = recipe.MapOptions(anchors=not request.no_anchors)
+            made: AlignmentMap | None = None
+            steps = working(services, _fitting(services, reader, lessons, ending, options))
+            async with aclosing(steps):
+                async for step in steps:
+                    if isinstance(step, Progress):
+                        yield step
+                    else:
+                        made = step
+            if made is None:
+                raise AssertionError("the fit ended without a map")
+            verified = await services.runner.run(_signed, services, made, ending.port)
+            record = await services.in_store(services.alignments.put, verified)
+        gate = made.manifest.gate
+        span.add(
+            map=record.id,
+            port=ending.port_id,
+            rows=made.manifest.num_rows,
+            admitted=gate.admitted,
+            gap_recovered=gate.gap_recovered.value,
+        )
+    yield describe(services, record)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """What a map shall end in: a port, or rows where `port` is None."""
+
+    port: Port | None
+    port_id: str
+    critical_layers: tuple[int, ...] | None  # None: not known yet
+
+
+async def _ending(services: Services, *, rows: bool) -> _Ending:
+    """The hosted model's port, made now if there is none."""
+    if rows:
+        return _Ending(None, "", None)
+    critical_layers = None
+    record = services.alignments.find_port(services.host.fingerprint)
+    if record is None:
+        record, critical_layers = await _new_port(services, 0)
+    verified = await services.in_pool(services.alignments.load, record)
+    return _Ending(await services.runner.run(load_port, verified), record.id, critical_layers)
+
+
+async def _new_port(services: Services, rank: int) -> tuple[AlignmentRecord, tuple[int, ...]]:
+    """A port of the hosted model, kept, and the layers in which the model's answers read."""
+
+    def make(cancelled: Cancelled) -> tuple[VerifiedAlignment, tuple[int, ...]]:
+        made = recipe.make_port(
+            services.host, created_at=utc_seconds(), rank=rank or recipe.DEFAULT_RANK, cancelled=cancelled
+        )
+        verified = sign_alignment(made.manifest, made.port.to_tensors(), services.key)
+        load_port(verified)  # a number that halves cannot hold is told now, and nothing is kept
+        return verified, made.critical_layers
+
+    verified, critical_layers = await _result_of(services, make)
+    return await services.in_store(services.alignments.put, verified), critical_layers
+
+
+def _fitting(
+    services: Services,
+    reader: Reader,
+    lessons: Sequence[Lesson],
+    ending: _Ending,
+    options: recipe.MapOptions,
+) -> Callable[[Told, Cancelled], AlignmentMap]:
+    """The fit as the model's thread does it."""
+    host = services.host
+    depends_on = {
+        "kvnet": VERSION,
+        "source": reader.fingerprint.digest,
+        "receiver": host.fingerprint.digest,
+        "port": ending.port_id,
+        "options": to_plain(options),
+        "corpus": digest_lessons(lessons),
+    }
+
+    def act(told: Told, cancelled: Cancelled) -> AlignmentMap:
+        kept = KeptSums(services.config.home.root / "fits", depends_on)
+        state = kept.load()
+        try:
+            made = recipe.make_map(
+                reader,
+                host,
+                lessons,
+                created_at=utc_seconds(),
+                port=ending.port,
+                port_id=ending.port_id,
+                critical=ending.critical_layers or recipe.find_critical_layers(host),
+                options=options,
+                state=state,
+                progress=told,
+                saved=kept.note,
+                cancelled=cancelled,
+            )
+        except BaseException:
+            kept.save()
+            raise
+        kept.drop()
+        return made
+
+    return act
+
+
+def _signed(services: Services, made: AlignmentMap, port: Port | None) -> VerifiedAlignment:
+    verified = sign_alignment(made.manifest, made.to_tensors(), services.key)
+    load_map(verified, port)  # a number that halves cannot hold is told now, and nothing is kept
+    return verified
+
+
+@asynccontextmanager
+async def reader_of(services: Services, peer_name: str, source: str) -> AsyncIterator[Reader]:
+    """Who reads the texts: an added peer's model, or a second one on this machine, gone after the block."""
+    if bool(peer_name) == bool(source):
+        raise RequestError(
+            "name who reads the texts: a peer (--peer), or a model here (--source), one of them"
+        )
+    if source:
+        local = await read_here(services, source)
+        _refuse_own(services, local)
+        yield local
+        return
+    peer = services.peers.find(peer_name)
+    hello, address, _ = await say_hello(services, peer)
+    async with read_by_peer(services, peer, hello, address) as reader:
+        _refuse_own(services, reader)
+        yield reader
+
+
+def _refuse_own(services: Services, reader: Reader) -> None:
+    if reader.fingerprint.digest == services.host.fingerprint.digest:
+        raise RequestError(
+            f"{reader.fingerprint.model} is the very model that is hosted here, its memories need no map; "
+            "name another model"
+        )
+
+
+def _lessons(request: FitRequest) -> Sequence[Lesson]:
+    """What the map is fitted on. Blocks. Raises RequestError, TooFewSamples."""
+    if not 0 <= request.lessons <= MOST_LESSONS:
+        raise RequestError(f"{request.lessons} lessons: a fit takes {LEAST_LESSONS} to {MOST_LESSONS}")
+    if request.corpus:
+        path = Path(request.corpus)
+        if not path.is_absolute():
+            raise RequestError(f"corpus {request.corpus:.200}: give the file's absolute path")
+        try:
+            found: Sequence[Lesson] = read_lessons(path)[: request.lessons or None]
+        except OSError as exc:
+            raise RequestError(f"corpus {path}: cannot be read ({exc.strerror}); name a text file") from exc
+    else:
+        found = recipe.fit_lessons(request.lessons or recipe.DEFAULT_LESSONS)
+    if len(found) < LEAST_LESSONS:
+        raise TooFewSamples(f"{len(found)} texts to fit a map on, at least {LEAST_LESSONS}; give more")
+    return found
+
+
+async def _result_of(services: Services, act: Callable[[Cancelled], T]) -> T:
+    """`act(cancelled)` on the model's thread; it is cancelled when the caller is."""
+    steps = working(services, lambda _, cancelled: act(cancelled))
+    async with aclosing(steps):
+        (found,) = [step async for step in steps if not isinstance(step, Progress)]
+    return found

@@ -1,0 +1,98 @@
+"""A map between two daemons of other models: taken in, used on the wire, examined, and a new one fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvnet.files.alignments import VerifiedAlignment
+from tests.e2e.daemons import Daemon, Kvnet, introduce
+from tests.e2e.outcomes import assert_refused_both_ways, prints
+from tests.kvnetd.aligned import map_of, port_of
+from tests.kvnetd.hosting import load_host
+
+TEXT = "Zoltan's tool is a hammer. Anna keeps the red key."
+PROMPT = "What is Zoltan's tool?"
+
+
+@dataclass(frozen=True)
+class Strangers:
+    """alice hosts ref-a and bob ref-b, and what leads from hers to his."""
+
+    alice: Daemon
+    bob: Daemon
+    port: VerifiedAlignment
+    map: VerifiedAlignment
+
+
+@pytest.fixture(scope="module")
+def strangers(homes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Strangers]:
+    alice, bob = Daemon(homes / "from", "alice"), Daemon(homes / "to", "bob", model="ref-b")
+    try:
+        alice.launch()
+        bob.launch()
+        torch.set_num_threads(1)
+        cache = tmp_path_factory.mktemp("cache")
+        a, b = load_host("ref-a", cache), load_host("ref-b", cache)
+        port = port_of(b)
+        of_map = map_of(a, b, port)
+        for one in (alice, bob):
+            one.wait_until_ready()
+        introduce(alice, bob)
+        for number, found in enumerate((port, of_map)):
+            path = cache / f"{number}.safetensors"
+            path.write_bytes(found.encoded)
+            for one in (alice, bob):
+                with one.node() as node:
+                    node.import_alignment(path, trust=True)
+        yield Strangers(alice, bob, port, of_map)
+    finally:
+        alice.stop()
+        bob.stop()
+
+
+def test_memory_goes_in_coordinates_and_answers_through_the_map(strangers: Strangers, run: Kvnet) -> None:
+    alice, bob = strangers.alice.home.root, strangers.bob.home.root
+    memory = run(alice, "remember", TEXT, "--json").json
+    sent = run(alice, "send", memory["id"], "--to", "bob", "--json").json
+    assert (sent["tier"], sent["codec"]) == ("mapped", "port8")
+    again = run(alice, "send", memory["id"], "--to", "bob", "--note", "again", "--json").json
+    assert again["wire_bytes"] < sent["wire_bytes"]  # the port is there already
+    found = run(bob, "ask", PROMPT, "--memory", sent["memory"], "--max-tokens", "4", "--json").json["kv"]
+    assert (found["tier"], found["codec"], found["map"]) == ("mapped", "port8", strangers.map.manifest.id)
+    assert found["reused_tokens"] > 0
+    explained = run(bob, "explain", sent["memory"], "--json").json
+    assert (explained["tier"], explained["map"]["id"]) == ("mapped", strangers.map.manifest.id)
+
+
+def test_table_tells_every_arm(strangers: Strangers, run: Kvnet) -> None:
+    bob, wanted = strangers.bob.home.root, strangers.map.manifest.id
+    table = run(bob, "align", "eval", wanted, "--peer", "alice", "--questions", "8", "--json").json
+    assert [row["arm"] for row in table["arms"]][:4] == ["text", "none", "own", "mapped"]
+    assert set(table["arms"][0]) == {"arm", "recall", "gap_recovered", "kl", "num_questions"}
+    said = prints(run(bob, "align", "eval", wanted, "--source", "ref-a", "--questions", "8"))
+    assert "95 % interval" in said
+    assert "n/a" in said
+    refused = ("align", "eval", wanted, "--source", "ref-c")
+    assert_refused_both_ways(run, bob, refused, "incompatible_model", 5)
+
+
+def test_fit_keeps_what_its_gate_refuses_and_touches_no_admitted_map(
+    strangers: Strangers, run: Kvnet
+) -> None:
+    bob = strangers.bob.home.root
+    made = run(bob, "align", "fit", "--peer", "alice", "--lessons", "32", "--json").json
+    assert (made["kind"], made["source"], made["receiver"]) == ("map", "ref-a", "ref-b")
+    assert (made["port"], made["num_contexts"]) == (strangers.port.manifest.id, 32)
+    assert made["signed_by"] == strangers.bob.node_id
+    assert "gate" in prints(run(bob, "align", "show", made["id"]))
+    listed = {row["id"] for row in run(bob, "align", "ls", "--json").json}
+    assert {made["id"], strangers.map.manifest.id} <= listed
+    lines = strangers.bob.events("alignment.completed")
+    assert lines[-1]["map"] == made["id"]
+    assert_refused_both_ways(run, bob, ("align", "fit"), "request_invalid", 4)
+    assert_refused_both_ways(run, bob, ("align", "fit", "--peer", "nobody"), "unknown_peer", 4)

@@ -1,0 +1,98 @@
+"""Ports and maps of real models, made in a second and signed with a verdict of the test's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kvnetd.services import Services
+
+from kvnet.align.artefacts import load_map, load_port, sign_alignment
+from kvnet.align.corpus import fact_lessons
+from kvnet.align.fit import Fit, FitPlan, learn_port_of
+from kvnet.align.map import AlignmentMap
+from kvnet.align.port import Port
+from kvnet.align.reading import LocalReader
+from kvnet.alignment import LayerStrategy, MapManifest, Method, Pairing, PortManifest
+from kvnet.files.alignments import VerifiedAlignment
+from kvnet.identity.keys import NodeKey
+from kvnet.model.host import ModelHost
+from kvnet.types import sha256_hex
+from tests.builders import RECEIVER
+from tests.files.alignment_files import GATE
+
+RANK = 12
+LESSONS = list(fact_lessons(16, seed=77, fact_counts=(3,), num_questions=1))
+WHEN = "2026-01-01T00:00:00Z"
+ADMITTED = GATE
+REFUSED = replace(GATE, admitted=False, reason="it recalls nothing")
+
+
+def port_of(host: ModelHost, key: NodeKey = RECEIVER) -> VerifiedAlignment:
+    """A port of a few coordinates, signed."""
+    port, num_rows = learn_port_of(host, LESSONS, None, RANK)
+    manifest = PortManifest(
+        receiver=host.fingerprint,
+        geometry=host.geometry,
+        rank=RANK,
+        corpus_digest=sha256_hex(b"lessons"),
+        num_rows=num_rows,
+        created_at=WHEN,
+        tensors_digest="",
+    )
+    return sign_alignment(manifest, port.to_tensors(), key)
+
+
+def map_of(
+    source: ModelHost,
+    receiver: ModelHost,
+    port: VerifiedAlignment | None,
+    *,
+    key: NodeKey = RECEIVER,
+    admitted: bool = True,
+    closing: str = "",
+) -> VerifiedAlignment:
+    """A map that sends every slot, fitted on a few lessons; what it carries is next to nothing."""
+    ends_in = Port.identity(receiver.geometry) if port is None else load_port(port)
+    plan = FitPlan(source_layers=(0, 1), window=(0, 0), closing=closing)
+    fit = Fit.begin(LocalReader(source), receiver, ends_in, plan)
+    fit.run(LESSONS)
+    found = fit.solve(1e-3)
+    same_tokens = source.fingerprint.tokenizer_digest == receiver.fingerprint.tokenizer_digest
+    manifest = MapManifest(
+        source=source.fingerprint,
+        source_geometry=source.geometry,
+        receiver=receiver.fingerprint,
+        receiver_geometry=receiver.geometry,
+        port=port.manifest.id if port else "",
+        method=Method.RIDGE,
+        pairing=Pairing.TOKENS if same_tokens else Pairing.SPANS,
+        layer_strategy=LayerStrategy.LINEAR,
+        source_layers=plan.source_layers,
+        num_sinks=source.num_sinks,
+        window=plan.window,
+        far_window=None,
+        far_layers=(),
+        closing=closing,
+        relative_lambda=1e-3,
+        corpus_digest=sha256_hex(b"lessons"),
+        num_contexts=len(LESSONS),
+        num_rows=fit.state.num_rows,
+        created_at=WHEN,
+        tensors_digest="",
+        gate=ADMITTED if admitted else REFUSED,
+    )
+    made = AlignmentMap(manifest, found.weight.float(), found.bias.float())
+    return sign_alignment(manifest, made.to_tensors(), key)
+
+
+def loaded(of_map: VerifiedAlignment, of_port: VerifiedAlignment | None) -> tuple[AlignmentMap, Port | None]:
+    """Both as a node reads them."""
+    port = load_port(of_port) if of_port else None
+    return load_map(of_map, port), port
+
+
+def keep(services: Services, *found: VerifiedAlignment | None) -> None:
+    """Have these maps and ports."""
+    for one in found:
+        if one is not None:
+            services.alignments.put(one)
