@@ -101,10 +101,10 @@ async def _build(stack: AsyncExitStack, config: Config, key: NodeKey, log: Event
     # Through the store's thread: behind whatever it still has to write.
     stack.push_async_callback(loop.run_in_executor, store_thread, ledger.close)
     memories = await loop.run_in_executor(store_thread, MemoryStore, home.store / "memories")
-    bases = await loop.run_in_executor(store_thread, BasisStore, home.store / "bases")
     alignments = await loop.run_in_executor(
         store_thread, AlignmentStore, home.root / "alignments", packaged_alignments()
     )
+    bases = await loop.run_in_executor(store_thread, BasisStore, home.store / "bases", alignments.port_file)
     spool = await loop.run_in_executor(store_thread, Spool, home.store / "incoming", bases)
     runner = ModelRunner()
     stack.push_async_callback(runner.close)

@@ -127,11 +127,12 @@ class Fit:
         if self.state.num_done == 0:
             self._learn_first(pairs, lessons, cancelled)
             progress(self.state.num_done, len(lessons))
+            saved(self.state)
         for source, own in pairs:
             refuse_cancelled(cancelled)
             self._add(*self._rows(source, own))
             progress(self.state.num_done, len(lessons))
-            if self.state.num_done % _LEAST_LESSONS == 0:
+            if self.state.num_done % _LEAST_LESSONS == 0 or self.state.num_done == len(lessons):
                 saved(self.state)
 
     def solve(self, relative_lambda: float) -> LinearMap:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 from kvnetd.store.alignments import AlignmentStore
+from kvnetd.store.bases import BasisStore
 
 from kvnet.errors import RequestError, StateCorrupt, StoreFull, UnknownAlignment
 from kvnet.files.alignments import VerifiedAlignment, read_alignment
 from kvnet.model.reference.catalog import packaged_alignments
 from kvnet.model.reference.signer import PACKAGED_SIGNER, packaged_key
+from kvnet.types import sha256_hex
 from tests.builders import SENDER, STRANGER
 from tests.files.alignment_files import (
     GATE,
@@ -237,3 +239,18 @@ def test_every_packaged_map_and_port_is_whole_and_signed_as_such(tmp_path: Path)
     assert not store.damaged
     for record in store.all():
         assert store.load(record).signer == PACKAGED_SIGNER
+
+
+def test_file_of_a_port_is_found_by_its_digest(store: AlignmentStore) -> None:
+    port = a_port()
+    store.put(port)
+    assert store.port_file(port.digest) == bytes(port.encoded)
+    assert store.port_file(sha256_hex(b"another")) is None
+
+
+def test_port_that_lies_among_alignments_need_not_be_sent(store: AlignmentStore, tmp_path: Path) -> None:
+    port = a_port()
+    bases = BasisStore(tmp_path / "bases", store.port_file)
+    assert bases.get(port.digest) is None
+    store.put(port)
+    assert bases.get(port.digest) == bytes(port.encoded)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from kvnetd.actions import memories
+from kvnetd.actions.send import send
 from kvnetd.services import Services
 from kvnetd.store.texts import attach_text, attached_text
 from kvnetd.transfers import Transfers
@@ -16,6 +19,7 @@ from kvnet.identity.peers import AddedPeer
 from kvnet.transfer.messages import MAX_TEXT_NBYTES, seal
 from tests.builders import SENDER, STRANGER, make_fingerprint
 from tests.kvnetd.exchange import failure_at, pull_memory, send_memory
+from tests.kvnetd.hosting import hosting, load_host, read
 from tests.kvnetd.nodes import AT, MEMORY, Node, complete, events, offer, spooled
 from tests.kvnetd.test_exchange import break_after
 
@@ -76,8 +80,22 @@ async def test_text_of_the_source_goes_with_a_coding(alice: Node, bob: Node) -> 
 
 async def test_memory_without_a_text_cannot_be_sent_with_it(alice: Node, bob: Node) -> None:
     alice.remember()
+    host_another_model(alice)  # the model that read it could tell its text, this one cannot
     with pytest.raises(RequestError, match="--keep-text"):
         await send_memory(alice, with_text=True)
+
+
+async def test_model_that_read_a_memory_tells_the_text_that_nobody_kept(
+    alice: Node, bob: Node, tmp_path: Path
+) -> None:
+    host = load_host("ref-a", tmp_path)
+    services = hosting(alice.services, host)
+    memory = read(services, host, TEXT)
+    steps = send(services, Transfers(services), memory=memory.id, to="bob", note="", agent="", with_text=True)
+    async with aclosing(steps):
+        async for _ in steps:
+            pass
+    assert attached_text(bob.services.memories, memory.header) == TEXT
 
 
 async def test_text_too_long_for_an_offer_is_refused_before_anyone_is_dialled(alice: Node) -> None:

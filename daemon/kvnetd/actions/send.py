@@ -12,6 +12,7 @@ from kvnet.codec.presets import PRESETS, preset_name
 from kvnet.compat import require_tier
 from kvnet.errors import IncompatibleModel, KvnetError, PeerUnreachable, RequestError
 from kvnet.identity.peers import AddedPeer
+from kvnet.model.recover import recover_text
 from kvnet.transfer.messages import MAX_NOTE_CHARS, MAX_TEXT_NBYTES, Hello
 from kvnet.transport.client import HELLO_DEADLINE_S, PeerClient
 from kvnet.transport.sending import AckProgress, Sent
@@ -126,12 +127,12 @@ async def _record_to_send(
 
 
 async def _text_of(services: Services, record: MemoryRecord) -> str:
-    """The text that is kept beside a memory. Raises RequestError where none is, or one too long to send."""
+    """The text that is kept beside a memory, or else what its own model reads out of it.
+
+    Raises RequestError where there is neither, or one too long to send.
+    """
     text = await services.in_pool(attached_text, services.memories, record.header)
-    if not text:
-        raise RequestError(
-            f"memory {record.id}: no text is kept beside it; read it again with `kvnet remember --keep-text`"
-        )
+    text = text or await _recovered(services, record)
     nbytes = len(text.encode())
     if nbytes > MAX_TEXT_NBYTES:
         raise RequestError(
@@ -139,6 +140,18 @@ async def _text_of(services: Services, record: MemoryRecord) -> str:
             "send it without"
         )
     return text
+
+
+async def _recovered(services: Services, record: MemoryRecord) -> str:
+    """A whole memory tells its text to the model that made it (SECURITY.md)."""
+    header = record.header
+    if header.fingerprint != services.host.fingerprint or header.coding.scheme is Scheme.PORT:
+        raise RequestError(
+            f"memory {record.id}: no text is kept beside it; read it again with `kvnet remember --keep-text`"
+        )
+    memory = await services.in_pool(services.memories.load, record)
+    basis = await encoding.basis_of(services, header.coding, header.geometry)
+    return await services.runner.run(recover_text, services.host, memory, basis=basis)
 
 
 async def say_hello(

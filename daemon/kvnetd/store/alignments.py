@@ -15,7 +15,7 @@ from kvnet.alignment import AlignmentKind, Manifest, MapManifest, PortManifest
 from kvnet.errors import KvnetError, RequestError, StateCorrupt, UnknownAlignment
 from kvnet.files.alignments import AlignmentHead, VerifiedAlignment, read_alignment_file, read_head_file
 from kvnet.files.durable import sync_folder
-from kvnet.types import Fingerprint, NodeId
+from kvnet.types import Fingerprint, NodeId, sha256_hex
 from kvnetd.store.disk import full_disk_refused, require_room, write_durably
 
 _SUFFIX = ".safetensors"
@@ -58,6 +58,7 @@ class AlignmentStore:
     def __init__(self, root: Path, packaged: Sequence[Path] = ()) -> None:
         self.root = root
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._digests: dict[Path, str] = {}
         self.damaged: dict[str, str] = {}  # id, as the file's name has it -> why it cannot be used
         self._packaged = self._scan(packaged, packaged=True)
         self._stored = self._scan(sorted(root.glob(f"*{_SUFFIX}")), packaged=False)
@@ -127,6 +128,13 @@ class AlignmentStore:
             self._tell(record.id, exc)
             raise StateCorrupt(f"{record.id}: {exc.message}; {_remedy(record)}") from exc
 
+    def port_file(self, digest: str) -> bytes | None:
+        """The file of a port here with this sha256:<hex>, so that nobody need send it; None if none is it."""
+        for record in self.all():
+            if isinstance(record.manifest, PortManifest) and self._digest_of(record) == digest:
+                return record.path.read_bytes()
+        return None
+
     def put(self, alignment: VerifiedAlignment) -> AlignmentRecord:
         """Keep a map or port durably. The same id again is a success. Raises StoreFull."""
         name = alignment.manifest.id
@@ -174,6 +182,15 @@ class AlignmentStore:
             and manifest.gate.admitted
             and not self.lacks_port(manifest)
         )
+
+    def _digest_of(self, record: AlignmentRecord) -> str:
+        """Of a port's whole file, read once: what is put under an id later is the same file."""
+        if record.path not in self._digests:
+            try:
+                self._digests[record.path] = sha256_hex(record.path.read_bytes())
+            except OSError:
+                return ""
+        return self._digests[record.path]
 
     def _is_whole(self, record: AlignmentRecord) -> bool:
         try:
