@@ -14,9 +14,11 @@ from kvnetd.services import Services
 from kvnetd.store.texts import attach_text, attached_text
 from kvnetd.transfers import Transfers
 
+from kvnet.api import SendReport
 from kvnet.errors import IncompatibleModel, PeerUnreachable, ReplayedMessage, RequestError
 from kvnet.identity.peers import AddedPeer
 from kvnet.transfer.messages import MAX_TEXT_NBYTES, seal
+from kvnet.types import MemoryId
 from tests.builders import SENDER, STRANGER, make_fingerprint
 from tests.kvnetd.exchange import failure_at, pull_memory, send_memory
 from tests.kvnetd.hosting import hosting, load_host, read
@@ -93,9 +95,10 @@ async def test_model_that_read_a_memory_tells_the_text_that_nobody_kept(
     memory = read(services, host, TEXT)
     steps = send(services, Transfers(services), memory=memory.id, to="bob", note="", agent="", with_text=True)
     async with aclosing(steps):
-        async for _ in steps:
-            pass
-    assert attached_text(bob.services.memories, memory.header) == TEXT
+        report = [step async for step in steps][-1]
+    assert isinstance(report, SendReport)
+    arrived = bob.services.memories.get(MemoryId(report.memory))
+    assert attached_text(bob.services.memories, arrived.header) == TEXT
 
 
 async def test_text_too_long_for_an_offer_is_refused_before_anyone_is_dialled(alice: Node) -> None:
