@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kvnet.align.corpus import Lesson
+from kvnet.align.corpus import Lesson, Question
 from kvnet.alignment import Interval
 from kvnet.errors import TooFewSamples
 from kvnet.model.cache import Cache, cache_seq_len, crop_cache
@@ -115,8 +115,7 @@ def asked_of(host: ModelHost, lesson: Lesson, lesson_idx: int) -> list[Asked]:
     """The lesson's questions as this model's tokens; without those whose answer melts into the prompt."""
     found = []
     for question in lesson.questions:
-        prompt_ids = _tokens(host, question.prompt)
-        whole = _tokens(host, f"{question.prompt} {question.expected}".strip())
+        prompt_ids, whole = _tokens_of(host, question)
         first = max(len(prompt_ids), 1)
         if whole[: len(prompt_ids)] == prompt_ids and len(whole) > first:
             found.append(Asked(lesson_idx, tuple(whole[:-1]), first - 1, tuple(whole[first:])))
@@ -133,8 +132,18 @@ def ask_behind(cache: Cache) -> Iterator[None]:
         crop_cache(cache, length)
 
 
-def _tokens(host: ModelHost, text: str) -> list[int]:
-    return host.tokenize_question(text, after_memory=True) if text else []
+def _tokens_of(host: ModelHost, question: Question) -> tuple[list[int], list[int]]:
+    """(the prompt, the prompt and its answer): the reply to a turn if the model is a chat model."""
+    if not question.prompt:
+        return [], _plain(host, question.expected)
+    prompt_ids = host.tokenize_question(question.prompt, after_memory=True)
+    if host.tokenizer.chat_template:
+        return prompt_ids, prompt_ids + _plain(host, question.expected)
+    return prompt_ids, _plain(host, f"{question.prompt} {question.expected}".strip())
+
+
+def _plain(host: ModelHost, text: str) -> list[int]:
+    return list(host.tokenizer.encode(text, add_special_tokens=False))
 
 
 def _begin(host: ModelHost, slots: Slots | None) -> tuple[Cache, int]:

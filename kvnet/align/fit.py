@@ -27,7 +27,6 @@ from kvnet.errors import IncompatibleModel, TooFewSamples
 from kvnet.model.generation import never, refuse_cancelled
 from kvnet.model.host import ModelHost
 
-WINDOW: Final = (-2, 2)
 LAMBDAS: Final = (1e-9, 1e-7, 1e-5, 1e-3)
 PAID_ABOVE: Final = 0.3  # attention from which on a slot counts as read
 _ANCHOR_LAMBDA: Final = 1e-5
@@ -44,7 +43,7 @@ class FitPlan:
     """What is fitted: from which source layers, which neighbours, and where."""
 
     source_layers: tuple[int, ...]
-    window: tuple[int, int] = WINDOW
+    window: tuple[int, int]
     critical_layers: tuple[int, ...] | None = None  # where attention finds anchors; None maps every slot
     num_labelled: int = 200  # lessons that anchors are learned from
     closing: str = ""

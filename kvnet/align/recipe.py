@@ -15,7 +15,7 @@ from kvnet.align.anchors import critical_layers
 from kvnet.align.corpus import Lesson, digest_lessons, fact_lessons
 from kvnet.align.exam import Exam
 from kvnet.align.examine import Sitting, best_of, figures_of
-from kvnet.align.fit import LAMBDAS, WINDOW, Fit, FitPlan, FitState, Progress, learn_port_of, pairing_of
+from kvnet.align.fit import LAMBDAS, Fit, FitPlan, FitState, Progress, learn_port_of, pairing_of
 from kvnet.align.gate import judge
 from kvnet.align.layers import pick_source_layers
 from kvnet.align.map import AlignmentMap
@@ -45,6 +45,7 @@ _TUNE_LESSONS: Final = 20  # that lambda is chosen on
 _GATE_LESSONS: Final = 40
 _GATE_QUESTIONS: Final = 8
 _MOST_FEATURES: Final = 8192  # a row's columns times the window: the sums are of its square
+CLOSING: Final = " We"  # the next sentence begins: models that bind a fact there have bound the last one
 _UNJUDGED: Final = GateResult(
     False, "not examined yet", 0, 0, 0.0, 0.0, 0.0, Interval(0.0, 0.0, 0.0), 0.0, 0.0, 0.0
 )
@@ -92,12 +93,12 @@ class MapOptions:
     """What may be chosen for a map."""
 
     anchors: bool = True
-    window: tuple[int, int] = WINDOW
-    far_window: tuple[int, int] | None = None
-    far_layers: tuple[int, ...] = ()
-    num_directions: int = 0
+    window: tuple[int, int] = (-2, 0)
+    far_window: tuple[int, int] | None = (-9, -3)
+    far_layers: tuple[int, ...] = (0,)
+    num_directions: int = 64
     strategy: LayerStrategy = LayerStrategy.LINEAR
-    closing: str = ""
+    closing: str = CLOSING
     relative_lambdas: tuple[float, ...] = LAMBDAS
 
 
@@ -128,6 +129,7 @@ def make_map(
     Raises TooFewSamples, SingularStatistics, UnalignableTokens, NotFinite, Cancelled, and as `reader` does.
     """
     options = options or MapOptions()
+    target = port or Port.identity(host.geometry)
     plan = FitPlan(
         source_layers=_source_layers(reader, host, options),
         window=options.window,
@@ -135,9 +137,8 @@ def make_map(
         closing=options.closing,
         far_window=options.far_window,
         far_layers=options.far_layers,
-        num_directions=options.num_directions,
+        num_directions=min(options.num_directions, target.rank),
     )
-    target = port or Port.identity(host.geometry)
     fit = Fit.begin(reader, host, target, plan, state)
     fit.run(lessons, progress=progress, saved=saved, cancelled=cancelled)
     manifest = MapManifest(

@@ -96,7 +96,7 @@ def train_residual(
             if is_last:
                 break
             refuse_cancelled(cancelled)
-            course.step(state, random.Random(f"training {seed} {state.num_done}"))  # noqa: S311
+            course.step(state, random.Random(f"training {seed} {state.num_done}"))
             progress(state.num_done, num_steps)
     except Cancelled:
         saved(state)

@@ -1,0 +1,111 @@
+"""A text read for a fit is the memory of it, and tells which characters each slot covers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from kvnet.align.fit import pair_readings
+from kvnet.align.pairs import pair_slots
+from kvnet.align.reading import LocalReader, Reading
+from kvnet.errors import TextTooLong
+from kvnet.model.host import ModelHost
+from kvnet.model.loader import ModelSpec
+from kvnet.model.reference.catalog import REFERENCE_MODELS, reference_path
+from kvnet.model.slots import slots_of
+
+TEXT = "Mira's dog is called Pixel. The code of the north gate is 4821."
+BYTES_TEXT = "Zürich, São Paulo and 東京."  # characters of several tokens each
+
+
+@pytest.fixture(scope="module", params=REFERENCE_MODELS)
+def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LocalReader:
+    torch.set_num_threads(1)
+    return LocalReader(ModelHost.load(ModelSpec(request.param), tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def without_bos(tmp_path_factory: pytest.TempPathFactory) -> LocalReader:
+    """A reference model whose tokenizer puts nothing before a text."""
+    folder = tmp_path_factory.mktemp("models") / "plain"
+    shutil.copytree(reference_path("ref-a"), folder)
+    described = folder / "tokenizer.json"
+    tokenizer = json.loads(described.read_text(encoding="utf-8")) | {"post_processor": None}
+    described.write_text(json.dumps(tokenizer), encoding="utf-8")
+    return LocalReader(ModelHost.load(ModelSpec(str(folder)), tmp_path_factory.mktemp("cache")))
+
+
+def read(reader: LocalReader, text: str) -> Reading:
+    (found,) = reader.read([text])
+    return found
+
+
+def assert_is_the_memory(reader: LocalReader, text: str) -> None:
+    """A reading's slots are those of the memory that the model makes of the text."""
+    found = read(reader, text).slots
+    wanted = slots_of(reader.host.capture(text), num_sinks=reader.num_sinks)
+    assert (found.geometry, found.span) == (wanted.geometry, wanted.span)
+    assert torch.equal(found.rows, wanted.rows)
+    assert torch.equal(found.positions, wanted.positions)
+
+
+@pytest.mark.parametrize("text", [TEXT, BYTES_TEXT, "a"])
+def test_slots_are_those_of_the_memory(reader: LocalReader, text: str) -> None:
+    assert_is_the_memory(reader, text)
+
+
+def test_every_slot_has_a_span_and_spans_cover_all_that_is_written(reader: LocalReader) -> None:
+    for text in (TEXT, BYTES_TEXT):
+        found = read(reader, text)
+        assert len(found.spans) == found.slots.num_slots == found.slots.span
+        covered = {place for start, stop in found.spans for place in range(start, stop)}
+        assert {place for place, char in enumerate(text) if char != " "} <= covered
+
+
+def test_spans_pair_one_to_one_with_themselves(reader: LocalReader) -> None:
+    found = read(reader, TEXT)
+    covering = torch.tensor([slot for slot, (start, stop) in enumerate(found.spans) if start < stop])
+    source_idx, own_idx, coverage = pair_slots(found.spans, found.spans)
+    assert torch.equal(source_idx, covering)
+    assert torch.equal(own_idx, covering)
+    assert coverage == 1.0
+
+
+def test_one_tokenizer_pairs_pieces_of_a_character_one_to_one(reader: LocalReader) -> None:
+    found = read(reader, BYTES_TEXT)
+    assert len(set(found.spans)) < len(found.spans)
+    for paired in pair_readings(found, found):
+        assert torch.equal(paired, torch.arange(found.slots.num_slots))
+
+
+def test_texts_are_read_in_order_and_one_at_a_time(reader: LocalReader) -> None:
+    asked: list[str] = []
+
+    def texts() -> Iterator[str]:
+        for text in (TEXT, "Another one."):
+            asked.append(text)
+            yield text
+
+    readings = reader.read(texts())
+    assert asked == []
+    first = next(readings)
+    assert asked == [TEXT]
+    assert torch.equal(first.slots.rows, read(reader, TEXT).slots.rows)
+    assert next(readings).spans == read(reader, "Another one.").spans
+    assert next(readings, None) is None
+
+
+def test_text_longer_than_the_context_is_refused(reader: LocalReader) -> None:
+    with pytest.raises(TextTooLong, match="shorten"):
+        read(reader, "a b " * reader.host.max_seq_len)
+
+
+def test_model_without_a_first_token_of_its_own_gives_every_slot(without_bos: LocalReader) -> None:
+    assert without_bos.num_sinks == 0
+    assert_is_the_memory(without_bos, TEXT)
+    assert len(read(without_bos, TEXT).spans) == len(without_bos.host.tokenize_context(TEXT))
