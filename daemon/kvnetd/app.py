@@ -102,7 +102,7 @@ async def _build(stack: AsyncExitStack, config: Config, key: NodeKey, log: Event
     stack.push_async_callback(loop.run_in_executor, store_thread, ledger.close)
     memories = await loop.run_in_executor(store_thread, MemoryStore, home.store / "memories")
     alignments = await loop.run_in_executor(
-        store_thread, AlignmentStore, home.root / "alignments", packaged_alignments()
+        store_thread, AlignmentStore, home.root / "alignments", packaged_alignments(), key.node_id
     )
     bases = await loop.run_in_executor(store_thread, BasisStore, home.store / "bases", alignments.port_file)
     spool = await loop.run_in_executor(store_thread, Spool, home.store / "incoming", bases)

@@ -22,34 +22,20 @@ from kvnet.transport.tasks import Running
 from kvnet.v1 import control_pb2 as pb
 from kvnet.v1 import control_pb2_grpc
 from kvnetd import encoding
-from kvnetd.actions import (
-    align,
-    ask,
-    examine,
-    explain,
-    files,
-    fit,
-    memories,
-    packages,
-    peers,
-    remember,
-    send,
-    status,
-)
+from kvnetd.actions import ask, explain, files, memories, packages, peers, remember, send, status
+from kvnetd.control_alignments import AlignmentService, Context
 from kvnetd.services import Services, utc_now
 from kvnetd.transfers import Transfers
 
 TOKEN_METADATA_KEY = "kvnet-token"  # noqa: S105  # a header's name
 _log = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
 
-
-class ControlService(control_pb2_grpc.ControlServicer):
+class ControlService(AlignmentService):
     """One method per RPC; each is an action and a conversion."""
 
     def __init__(self, services: Services, transfers: Transfers, shutdown: Callable[[], None]) -> None:
-        self._services = services
+        super().__init__(services)
         self._transfers = transfers
         self._shutdown = shutdown
 
@@ -110,58 +96,6 @@ class ControlService(control_pb2_grpc.ControlServicer):
     async def Calibrate(self, request: pb.CalibrateRequest, context: Context) -> pb.Calibration:
         found = await encoding.calibrate(self._services, tuple(request.texts))
         return wire.to_wire(found, pb.Calibration)
-
-    async def ListAlignments(self, request: pb.ListAlignmentsRequest, context: Context) -> pb.AlignmentList:
-        found = align.list_alignments(self._services)
-        return pb.AlignmentList(alignments=[wire.to_wire(info, pb.AlignmentInfo) for info in found])
-
-    async def ShowAlignment(self, request: pb.ShowAlignmentRequest, context: Context) -> pb.AlignmentInfo:
-        return wire.to_wire(align.show(self._services, request.alignment), pb.AlignmentInfo)
-
-    async def ExportAlignment(
-        self, request: pb.ExportAlignmentRequest, context: Context
-    ) -> AsyncGenerator[pb.Piece, None]:
-        pieces = align.export(self._services, request.alignment)
-        async with aclosing(pieces):
-            async for data in pieces:
-                yield pb.Piece(data=data)
-
-    async def ImportAlignment(
-        self, request_iterator: AsyncIterator[pb.AlignmentPiece], context: Context
-    ) -> pb.AlignmentInfo:
-        async def pieces() -> AsyncGenerator[bytes | bool, None]:
-            async for piece in request_iterator:
-                yield getattr(piece, piece.WhichOneof("piece") or "data")
-
-        return wire.to_wire(await align.import_(self._services, pieces()), pb.AlignmentInfo)
-
-    async def RemoveAlignment(self, request: pb.RemoveAlignmentRequest, context: Context) -> pb.AlignmentInfo:
-        return wire.to_wire(await align.remove(self._services, request.alignment), pb.AlignmentInfo)
-
-    async def MakePort(self, request: pb.MakePortRequest, context: Context) -> pb.AlignmentInfo:
-        return wire.to_wire(await fit.make_port(self._services, rank=request.rank), pb.AlignmentInfo)
-
-    async def FitAlignment(
-        self, request: pb.FitAlignmentRequest, context: Context
-    ) -> AsyncGenerator[pb.FitEvent, None]:
-        steps = fit.fit(self._services, wire.from_wire(request, fit.FitRequest))
-        async with aclosing(steps):
-            async for step in steps:
-                if isinstance(step, Progress):
-                    yield pb.FitEvent(progress=wire.to_wire(step, pb.Progress))
-                else:
-                    yield pb.FitEvent(alignment=wire.to_wire(step, pb.AlignmentInfo))
-
-    async def EvaluateAlignment(
-        self, request: pb.EvaluateAlignmentRequest, context: Context
-    ) -> AsyncGenerator[pb.EvaluateEvent, None]:
-        steps = examine.evaluate(self._services, wire.from_wire(request, examine.EvaluateRequest))
-        async with aclosing(steps):
-            async for step in steps:
-                if isinstance(step, Progress):
-                    yield pb.EvaluateEvent(progress=wire.to_wire(step, pb.Progress))
-                else:
-                    yield pb.EvaluateEvent(evaluation=wire.to_wire(step, pb.Evaluation))
 
     async def Send(self, request: pb.SendRequest, context: Context) -> AsyncGenerator[pb.SendEvent, None]:
         steps = send.send(

@@ -1,6 +1,7 @@
-"""What a fit needs of the daemon: models that read for it, sums that outlive it, and word of how far it is.
+"""What a fit or a training needs of the daemon: models that read for it, a state that outlives it, and word
+of how far it is.
 
-The mathematics is kvnet.align's; a fit holds the model's thread until it ends or is cancelled.
+The mathematics is kvnet.align's; either holds the model's thread until it ends or is cancelled.
 """
 
 from __future__ import annotations
@@ -9,16 +10,16 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Final, Generic, Protocol, Self, TypeVar, cast
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 
-from kvnet.align.fit import FitState
 from kvnet.align.reading import LocalReader, Reading
 from kvnet.api import Progress
 from kvnet.errors import IncompatibleModel, KvnetError, StoreFull, TooBusy
@@ -35,7 +36,19 @@ from kvnetd.readings import read_at_peer
 from kvnetd.services import Services
 from kvnetd.store.disk import require_room
 
+
+class Resumable(Protocol):
+    """What can be kept as tensors and taken up again."""
+
+    def to_tensors(self) -> dict[str, torch.Tensor]: ...
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Self: ...
+
+
+P = TypeVar("P")
 T = TypeVar("T")
+S = TypeVar("S", bound=Resumable)
 Told = Callable[[int, int], None]  # steps done, and of how many
 Cancelled = Callable[[], bool]
 
@@ -51,22 +64,36 @@ _KEPT_FOR_S: Final = 7 * 24 * 3600.0
 async def working(
     services: Services, act: Callable[[Told, Cancelled], T]
 ) -> AsyncGenerator[Progress | T, None]:
-    """`act(told, cancelled)` on the model's thread: the latest progress as it comes, the result last.
+    """`telling`, of an `act(told, cancelled)` that counts its steps."""
+
+    def counting(tell: Callable[[Progress], None], cancelled: Cancelled) -> T:
+        return act(lambda done, total: tell(Progress(done, total)), cancelled)
+
+    steps = telling(services, counting)
+    async with aclosing(steps):
+        async for step in steps:
+            yield step
+
+
+async def telling(
+    services: Services, act: Callable[[Callable[[P], None], Cancelled], T]
+) -> AsyncGenerator[P | T, None]:
+    """`act(tell, cancelled)` on the model's thread: the latest that it tells as it comes, the result last.
 
     Leave the loop through `aclosing`: `cancelled()` is true from then on. Raises TooBusy, and as `act`.
     """
     loop, changed = asyncio.get_running_loop(), asyncio.Event()
-    latest: list[Progress] = []
+    latest: list[P] = []
 
-    def tell(progress: Progress) -> None:
-        latest[:] = [progress]
+    def hear(told: P) -> None:
+        latest[:] = [told]
         changed.set()
 
-    def told(done: int, total: int) -> None:
-        loop.call_soon_threadsafe(tell, Progress(done, total))
+    def tell(told: P) -> None:
+        loop.call_soon_threadsafe(hear, told)
 
     def make(cancelled: Cancelled) -> Iterator[T]:
-        yield act(told, cancelled)
+        yield act(tell, cancelled)
 
     async def run() -> T:
         async with aclosing(services.runner.stream(make)) as items:
@@ -204,56 +231,61 @@ async def read_here(services: Services, model: str) -> LocalReader:
     return LocalReader(await services.runner.run(ModelHost.load, spec, config.home.cache))
 
 
-class KeptSums:
-    """The sums of one fit on disk, so that it can be left and taken up again. For the model's thread."""
+class KeptState(Generic[S]):
+    """The state of one fit or training on disk, so that it can be left and taken up again.
 
-    def __init__(self, folder: Path, what: object) -> None:
-        """`what` is all that the fit depends on: the same again finds the same sums."""
+    For the model's thread.
+    """
+
+    def __init__(self, folder: Path, what: object, kind: type[S]) -> None:
+        """`what` is all that the work depends on: the same again finds the same state, which is a `kind`."""
         name = hashlib.sha256(canonical_json(what)).hexdigest()
         self._path = folder / f"{name}.safetensors"
-        self._state: FitState | None = None
+        self._kind = kind
+        self._state: S | None = None
         self._saved_at = time.monotonic()
 
-    def load(self) -> FitState | None:
-        """What an earlier fit left; None if it left nothing that can be read."""
+    def load(self) -> S | None:
+        """What an earlier call left; None if it left nothing that can be read."""
         self._sweep()
         try:
-            self._state = FitState.from_tensors(safetensors.torch.load_file(self._path))
+            self._state = self._kind.from_tensors(safetensors.torch.load_file(self._path))
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, KvnetError, KeyError, ValueError, RuntimeError) as exc:
-            _log.warning("the sums of a fit cannot be read, it starts anew: %s", exc)
+            _log.warning("what a fit or training left cannot be read, it starts anew: %s", exc)
             return None
         return self._state
 
-    def note(self, state: FitState) -> None:
-        """How far the fit is; written at most once a minute."""
+    def note(self, state: S) -> None:
+        """How far the work is; written at most once a minute."""
         self._state = state
         if time.monotonic() - self._saved_at >= _SAVE_EVERY_S:
             self.save()
 
     def save(self) -> None:
-        """Write what was noted last. A disk that has no room for it costs a resume, not the fit."""
+        """Write what was noted last. A disk that has no room for it costs a resume, not the work."""
         if self._state is None:
             return
         self._saved_at = time.monotonic()
-        tensors = self._state.to_tensors()
+        # A file holds rows; a solver may have left columns.
+        tensors = {name: tensor.contiguous() for name, tensor in self._state.to_tensors().items()}
         fresh = self._path.with_suffix(".new")
         try:
             self._path.parent.mkdir(mode=0o700, exist_ok=True)
-            require_room(self._path.parent, sum(t.nbytes for t in tensors.values()), what="fit")
+            require_room(self._path.parent, sum(t.nbytes for t in tensors.values()), what="state")
             safetensors.torch.save_file(tensors, fresh)
             fresh.replace(self._path)
         except (OSError, SafetensorError, StoreFull) as exc:
             fresh.unlink(missing_ok=True)
-            _log.warning("the sums of a fit cannot be kept: %s", exc)
+            _log.warning("the state of a fit or training cannot be kept: %s", exc)
 
     def drop(self) -> None:
-        """The fit came to its end."""
+        """The work came to its end."""
         self._path.unlink(missing_ok=True)
 
     def _sweep(self) -> None:
-        """Sums that nobody came back to for a week are as large as they are useless."""
+        """States that nobody came back to for a week are as large as they are useless."""
         for path in self._path.parent.glob("*"):
             if time.time() - path.stat().st_mtime > _KEPT_FOR_S:
                 path.unlink(missing_ok=True)

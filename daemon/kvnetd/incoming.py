@@ -117,7 +117,7 @@ class InboundTransfer:
         services, offer = self._services, self.session.offer
         now = utc_now()
         record = incoming.finish(services.memories, head, stored_at=now)
-        if offer.text:
+        if offer.text and record.notes.origin == offer.sender:  # else it is a memory that others gave
             attach_text(services.memories, record.header, offer.text)
         receipt = seal(self.key, self.session.receipt(received_at=int(time.time())))
         message = InboxMessage(

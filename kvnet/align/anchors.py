@@ -72,7 +72,8 @@ def sensitivity(
     noise = torch.randn(reading.slots.rows.shape, generator=generator) * spread * _NOISE
     rows = reading.slots.rows + noise
     asked = asked_of(host, lesson, 0)
-    return torch.stack([_gradient(host, reading.slots, rows, question) for question in asked])
+    found = [_gradient(host, reading.slots, rows, question) for question in asked]
+    return torch.stack(found) if found else rows.new_zeros(0, *rows.shape)
 
 
 def _gradient(host: ModelHost, slots: Slots, rows: torch.Tensor, asked: Asked) -> torch.Tensor:

@@ -33,7 +33,7 @@ def sign_alignment(
 
 
 def load_port(verified: VerifiedAlignment) -> Port:
-    """The port in a verified file. Raises MalformedFile for numbers that are none of a port."""
+    """The port in a verified file. Raises MalformedFile, and NotFinite for numbers that no port has."""
     manifest = verified.manifest
     if not isinstance(manifest, PortManifest):
         raise MalformedFile(f"{manifest.id} is a {verified.kind}, wanted a port; name the port instead")
@@ -42,7 +42,10 @@ def load_port(verified: VerifiedAlignment) -> Port:
 
 
 def load_map(verified: VerifiedAlignment, port: Port | None) -> AlignmentMap:
-    """The map in a verified file, ending in `port` or, without one, in rows. Raises MalformedFile."""
+    """The map in a verified file, ending in `port` or, without one, in rows.
+
+    Raises MalformedFile, NotFinite.
+    """
     manifest = verified.manifest
     if not isinstance(manifest, MapManifest):
         raise MalformedFile(f"{manifest.id} is a {verified.kind}, wanted a map; name the map instead")

@@ -6,6 +6,7 @@ Knows texts and where they come from; no models, no tensors.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ _FACT_COUNTS: Final = (8, 12, 16)
 _LONGEST_TEXT: Final = 4000  # characters: a few hundred tokens
 _LEAST_TEXTS: Final = 16
 _MOST_CORPUS_NBYTES: Final = 64 << 20
+_BLANK_LINES: Final = re.compile(r"\n\s*\n")
 _QUESTION_SHARE: Final = 0.25  # of a text without questions: its end follows its beginning
 
 
@@ -72,7 +74,7 @@ def read_lessons(path: Path) -> tuple[Lesson, ...]:
     except UnicodeDecodeError as exc:
         raise RequestError(f"{path}: not UTF-8 at byte {exc.start}; give a plain text file") from exc
     lessons = []
-    for paragraph in whole.split("\n\n"):
+    for paragraph in _BLANK_LINES.split(whole):
         words = " ".join(paragraph.split())[:_LONGEST_TEXT].split(" ")
         cut = len(words) - round(_QUESTION_SHARE * len(words))
         if 0 < cut < len(words):

@@ -23,7 +23,7 @@ from kvnet.align.reading import LocalReader, Reader, Reading
 from kvnet.align.solve import LinearMap, solve_grid, solve_ridge
 from kvnet.align.window import stack_windows
 from kvnet.alignment import Pairing, windows_width
-from kvnet.errors import IncompatibleModel, TooFewSamples
+from kvnet.errors import IncompatibleModel, StateCorrupt, TooFewSamples
 from kvnet.model.generation import never, refuse_cancelled
 from kvnet.model.host import ModelHost
 
@@ -75,13 +75,16 @@ class FitState:
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> FitState:
         """Inverse of `to_tensors`. Raises StateCorrupt for sums that are none."""
         rest = dict(tensors)
-        num_done, num_rows = rest.pop("progress").tolist()
-        anchor, lift = (
-            LinearMap(rest.pop(f"{name}.weight"), rest.pop(f"{name}.bias"))
-            if f"{name}.weight" in rest
-            else None
-            for name in ("anchor", "lift")
-        )
+        try:
+            num_done, num_rows = rest.pop("progress").tolist()
+            anchor, lift = (
+                LinearMap(rest.pop(f"{name}.weight"), rest.pop(f"{name}.bias"))
+                if f"{name}.weight" in rest
+                else None
+                for name in ("anchor", "lift")
+            )
+        except (KeyError, TypeError, ValueError) as exc:
+            raise StateCorrupt(f"a saved fit cannot be read ({exc}); start the fit again") from exc
         return cls(MomentPair.from_tensors(rest), num_done, num_rows, anchor, lift)
 
 
@@ -199,7 +202,7 @@ class Fit:
         source_idx, own_idx = pair_readings(source, own)
         x = self._features(source, source_idx)
         if self.state.anchor is not None:
-            sent = self.state.anchor.apply(x)[:, 0] > _SENT_ABOVE
+            sent = ~(self.state.anchor.apply(x)[:, 0] <= _SENT_ABOVE)  # NaN is sent, for the sums to refuse
             x, own_idx = x[sent], own_idx[sent]
         return x, self.port.to_coordinates(own.slots.rows[own_idx])
 

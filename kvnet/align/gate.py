@@ -54,28 +54,29 @@ def judge(figures: Figures) -> GateResult:
 
 
 def _objection(figures: Figures) -> str:
+    # Every bound is written as what must hold, so that a figure that is no number is objected to.
     if figures.num_questions < LEAST_QUESTIONS:
         return f"{figures.num_questions} questions were asked, a verdict needs {LEAST_QUESTIONS}"
     taught = figures.recall_text - figures.recall_none
     if taught >= LEAST_TAUGHT:
         return _recall_objection(figures)
     known = f"the text itself adds {taught:.1%} recall, so KL and attention decide"
-    if figures.kl > MOST_KL:
+    if not figures.kl <= MOST_KL:
         return f"{known}: KL {figures.kl:.3f} nats, at most {MOST_KL}"
-    if figures.attention_cosine < LEAST_COSINE:
+    if not figures.attention_cosine >= LEAST_COSINE:
         return f"{known}: attention cosine {figures.attention_cosine:.3f}, at least {LEAST_COSINE}"
     return ""
 
 
 def _recall_objection(figures: Figures) -> str:
     gap = figures.gap_recovered
-    if figures.gap_shuffled > MOST_SHUFFLED:
+    if not figures.gap_shuffled <= MOST_SHUFFLED:
         return (
             f"memories of other texts recover {figures.gap_shuffled:.1%} of the gap, "
             f"at most {MOST_SHUFFLED:.0%}: "
             "the questions can be guessed"
         )
-    if gap.low < LEAST_GAP:
+    if not gap.low >= LEAST_GAP:
         return (
             f"{gap.value:.1%} of the recall gap is recovered "
             f"(95 % interval {gap.low:.1%} to {gap.high:.1%}), "

@@ -14,9 +14,10 @@ from kvnet.align.port import Port, take_tensors
 from kvnet.align.quadratic import Quadratic
 from kvnet.align.residual import Residual
 from kvnet.align.window import choose_layers, stack_windows
-from kvnet.alignment import MapManifest, Method, feature_width, row_width
+from kvnet.alignment import MapManifest, Method, feature_width
 from kvnet.errors import IncompatibleModel
 from kvnet.model.slots import Slots
+from kvnet.types import Geometry
 
 _SENT_ABOVE = 0.5  # of an anchor's score, which was fitted to 0 and 1
 
@@ -85,7 +86,7 @@ class AlignmentMap:
     def from_tensors(
         cls, manifest: MapManifest, tensors: Mapping[str, torch.Tensor], *, rank: int
     ) -> AlignmentMap:
-        """Inverse of `to_tensors`, checked against the manifest. Raises MalformedFile."""
+        """Inverse of `to_tensors`, checked against the manifest. Raises MalformedFile, NotFinite."""
         width = feature_width(manifest)
         shapes: dict[str, tuple[int, ...]] = {"encoder": (width, rank), "encoder_bias": (rank,)}
         if "anchor" in tensors:
@@ -108,13 +109,16 @@ class AlignmentMap:
         )
 
     def _refuse_other(self, slots: Slots) -> None:
-        wanted = self.manifest.source_geometry
-        if slots.rows.shape[1] != row_width(wanted) or slots.geometry.num_layers != wanted.num_layers:
+        got, wanted = _shape(slots.geometry), _shape(self.manifest.source_geometry)
+        if got != wanted:
             raise IncompatibleModel(
-                f"the slots have rows of {slots.rows.shape[1]} numbers in {slots.geometry.num_layers} "
-                f"layers, the map of {self.manifest.source.model} takes {row_width(wanted)} in "
-                f"{wanted.num_layers}; use its own map"
+                f"the slots have {got} layers, KV heads and head_dim, "
+                f"the map of {self.manifest.source.model} takes {wanted}; use its own map"
             )
+
+
+def _shape(geometry: Geometry) -> tuple[int, int, int]:
+    return geometry.num_layers, geometry.num_kv_heads, geometry.head_dim
 
 
 def stack_features(rows: torch.Tensor, manifest: MapManifest, at: torch.Tensor | None = None) -> torch.Tensor:

@@ -12,14 +12,14 @@ from typing import Final
 import torch
 
 from kvnet.alignment import row_width
-from kvnet.errors import MalformedFile, TooFewSamples
+from kvnet.errors import MalformedFile, NotFinite, TooFewSamples
 from kvnet.types import Geometry
 
 LARGEST_CODE: Final = {8: 127, 4: 7}
 _METRIC_FLOOR: Final = 1e-4  # of the mean sensitivity: an unseen direction is not worthless
 _MOST_SAMPLES: Final = 6144  # rows, and as many gradients: the eigenproblem is of this size
 _SHARE_WITHIN: Final = {8: 1.0, 4: 0.995}  # of coordinates that a step's largest code reaches
-_REMEDY: Final = "make the port again, or ask its owner for it again"
+_REMEDY: Final = "make it again, or ask its owner for it again"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,28 +75,32 @@ class Port:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], *, rank: int, width: int) -> Port:
-        """Inverse of `to_tensors`, checked against what its manifest says. Raises MalformedFile."""
+        """Inverse of `to_tensors`, checked against what its manifest says.
+
+        Raises MalformedFile for other tensors, NotFinite for numbers that no port has (FORMAT.md §10.3).
+        """
         shapes = {"project": (width, rank), "basis": (rank, width), "mean": (width,)}
         shapes |= {f"step{bits}": (rank,) for bits in LARGEST_CODE}
         taken = take_tensors(tensors, shapes, what="port")
         steps = {bits: taken[f"step{bits}"] for bits in LARGEST_CODE}
         if any(bool((step <= 0).any()) for step in steps.values()):
-            raise MalformedFile(f"a port has a step that is not above 0; {_REMEDY}")
+            raise NotFinite(f"a port has a step that is not above 0; {_REMEDY}")
         return cls(taken["project"], taken["basis"], taken["mean"], steps)
 
 
 def take_tensors(
     tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], *, what: str
 ) -> dict[str, torch.Tensor]:
-    """Exactly the named tensors in these shapes, as float32. Raises MalformedFile."""
+    """Exactly the named tensors in these shapes, as float32. Raises MalformedFile, NotFinite."""
     if tensors.keys() != shapes.keys():
         raise MalformedFile(f"a {what} holds {sorted(tensors)}, wanted {sorted(shapes)}; {_REMEDY}")
     for name, shape in shapes.items():
-        if tuple(tensors[name].shape) != shape or not bool(tensors[name].isfinite().all()):
+        if tuple(tensors[name].shape) != shape:
             raise MalformedFile(
-                f"{name} of a {what} is {list(tensors[name].shape)}, "
-                f"wanted {list(shape)} of finite numbers; {_REMEDY}"
+                f"{name} of a {what} is {list(tensors[name].shape)}, wanted {list(shape)}; {_REMEDY}"
             )
+        if not bool(tensors[name].isfinite().all()):
+            raise NotFinite(f"{name} of a {what} holds NaN or infinity, wanted finite numbers; {_REMEDY}")
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
@@ -116,7 +120,9 @@ def learn_port(rows: torch.Tensor, gradients: torch.Tensor, rank: int) -> Port:
     mean = rows.mean(0)
     centred = (rows - mean).double()  # [n, W]
     wide = gradients.double()
-    floor = _METRIC_FLOOR * float(wide.square().sum()) / max(1, wide.numel()) or 1.0
+    # In units of their own size: else a large model's small ones make a basis beyond what halves hold.
+    wide = wide / (wide.square().sum() / max(1, wide.numel())).sqrt().clamp_min(1e-30)
+    floor = _METRIC_FLOOR if bool(wide.any()) else 1.0
     # X M, with M = GᵀG / m + floor: the samples' span is enough, as no direction outside it is ever sent.
     weighed = (centred @ wide.T) @ wide / max(1, len(wide)) + floor * centred  # [n, W]
     values, vectors = torch.linalg.eigh(weighed @ centred.T / len(centred))  # [n, n]

@@ -210,7 +210,8 @@ def _source_layers(reader: Reader, host: ModelHost, options: MapOptions) -> tupl
 
 def _to_map(manifest: MapManifest, found: LinearMap, state: FitState) -> AlignmentMap:
     """The map that a solution is: what it takes of the windows, and of the products behind them."""
-    weight, width = found.weight.float(), feature_width(manifest)
+    # Rounded as its file will be, so that what is judged is what is used.
+    weight, width = found.weight.half().float(), feature_width(manifest)
     anchor, lift = state.anchor, state.lift
     return AlignmentMap(
         manifest,
@@ -218,5 +219,7 @@ def _to_map(manifest: MapManifest, found: LinearMap, state: FitState) -> Alignme
         found.bias.float(),
         anchor=None if anchor is None else anchor.weight[:, 0].float(),
         anchor_bias=None if anchor is None else anchor.bias[0].float(),
-        quadratic=None if lift is None else Quadratic(lift.weight.float(), lift.bias.float(), weight[width:]),
+        quadratic=None
+        if lift is None
+        else Quadratic(lift.weight.half().float(), lift.bias.float(), weight[width:]),
     )

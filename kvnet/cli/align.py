@@ -1,30 +1,31 @@
-"""align ls, show, export, import, rm, port, fit, eval: maps and ports on this node and as files."""
+"""align ls, show, export, import, rm, port, fit, train, eval: maps and ports on this node and as files."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kvnet.alignment import GateResult
-from kvnet.api import AlignmentInfo, ArmReport, Evaluation
-from kvnet.cli.output import Json, nbytes_text, print_json, print_table, printable, table_lines
+from kvnet.api import AlignmentInfo, ArmReport, Evaluation, TrainProgress, TrainReport
+from kvnet.cli.alignment_text import info_lines, info_row, way_of
+from kvnet.cli.output import Json, nbytes_text, print_json, print_table, printable
 from kvnet.cli.progress import layer_bar, waiting
 from kvnet.client import Node
-from kvnet.identity.keys import grouped, short_id
+from kvnet.identity.keys import grouped
 
 align = typer.Typer(help="Maps and ports: what makes a memory work in another model.", no_args_is_help=True)
 
 AlignmentId = Annotated[str, typer.Argument(metavar="ID", help="Id of a map or port, or the start of it.")]
 Peer = Annotated[str, typer.Option(help="The peer whose model reads the texts.")]
 Source = Annotated[str, typer.Option(help="Or a second model, loaded here for it.", metavar="MODEL")]
-_SHORT_ID_CHARS = 16
-_SHORT_DIGEST_CHARS = 19
-_LABEL_WIDTH = 9
+Corpus = Annotated[
+    Path | None, typer.Option(help="A text file, blank lines between paragraphs; else shipped texts.")
+]
+Lessons = Annotated[int | None, typer.Option(min=1, help="At most so many texts.")]
 
 
 @align.command("ls")
@@ -36,7 +37,7 @@ def align_ls(as_json: Json = False) -> None:
         print_json(found)
         return
     columns = ("id", "kind", "from -> to", "gap recovered", "admitted", "signed by", "age")
-    rows = [_row(info) for info in found]
+    rows = [info_row(info) for info in found]
     print_table(
         columns, rows, empty="no maps and no ports yet; fit one, or take one in with `kvnet align import`"
     )
@@ -50,7 +51,7 @@ def align_show(alignment: AlignmentId, as_json: Json = False) -> None:
     if as_json:
         print_json(found)
     else:
-        print("\n".join(map(printable, _lines(found))))
+        print("\n".join(map(printable, info_lines(found))))
 
 
 @align.command("export")
@@ -84,7 +85,7 @@ def align_import(
         return
     print(
         printable(
-            f"{found.id}: {_way(found)}, {nbytes_text(found.nbytes)}, signed by {grouped(found.signed_by)}"
+            f"{found.id}: {way_of(found)}, {nbytes_text(found.nbytes)}, signed by {grouped(found.signed_by)}"
         )
     )
     if found.gate is not None and not found.gate.admitted:
@@ -124,10 +125,8 @@ def align_port(
 def align_fit(
     peer: Peer = "",
     source: Source = "",
-    corpus: Annotated[
-        Path | None, typer.Option(help="A text file, blank lines between paragraphs; else shipped texts.")
-    ] = None,
-    lessons: Annotated[int | None, typer.Option(min=1, help="At most so many texts.")] = None,
+    corpus: Corpus = None,
+    lessons: Lessons = None,
     no_anchors: Annotated[
         bool, typer.Option("--no-anchors", help="Map every slot, not only those that answers read.")
     ] = False,
@@ -145,21 +144,60 @@ def align_fit(
             no_anchors=no_anchors,
             rows=rows,
         )
-        try:
+        with _telling_of_resume():
             for step in steps:
                 if isinstance(step, AlignmentInfo):
                     made = step
                 else:
                     show(step.done, step.total)
-        except KeyboardInterrupt:
-            print("broken off; the same command goes on from there", file=sys.stderr)
-            raise
     if made is None:
         raise AssertionError("the daemon ended the fit without a map")
     if as_json:
         print_json(made)
     else:
-        print("\n".join(map(printable, _lines(made))))
+        print("\n".join(map(printable, info_lines(made))))
+
+
+@align.command("train")
+def align_train(
+    alignment: AlignmentId,
+    peer: Peer = "",
+    source: Source = "",
+    corpus: Corpus = None,
+    lessons: Lessons = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Up to this step; 150 if not given.")] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="A folder for a picture of the curve; needs matplotlib.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train what a map's closed form lacks; broken off, the same command goes on from there."""
+    report: TrainReport | None = None
+    with Node() as node, layer_bar("training") as show:
+        told = -1
+        with _telling_of_resume():
+            for step in node.train_alignment_stream(
+                alignment,
+                peer=peer,
+                source=source,
+                corpus=corpus or "",
+                lessons=lessons or 0,
+                steps=steps or 0,
+                plots=plots or "",
+            ):
+                if isinstance(step, TrainReport):
+                    report = step
+                else:
+                    show(step.done, step.total)
+                    told = _tell_point(step, told)
+    if report is None:
+        raise AssertionError("the daemon ended the training without a report")
+    if plots and not report.plot:
+        print(f"no picture could be written to {plots}; the daemon's log tells why", file=sys.stderr)
+    if as_json:
+        print_json(report)
+    else:
+        print("\n".join(map(printable, _outcome(report))))
 
 
 @align.command("eval")
@@ -191,14 +229,6 @@ def align_eval(
     print_table(columns, rows, empty="nothing was asked")
 
 
-def age_text(created_at: str, now: datetime) -> str:
-    """How long ago a time of the form YYYY-MM-DDThh:mm:ssZ was, for people: 5 min, 3 h, 2 d."""
-    minutes = max(0, int((now - datetime.fromisoformat(created_at)).total_seconds())) // 60
-    if minutes < 60:
-        return f"{minutes} min"
-    return f"{minutes // 60} h" if minutes < 48 * 60 else f"{minutes // (24 * 60)} d"
-
-
 def _arm_row(arm: ArmReport) -> tuple[str, ...]:
     gap = arm.gap_recovered
     return (
@@ -211,80 +241,30 @@ def _arm_row(arm: ArmReport) -> tuple[str, ...]:
     )
 
 
-def _row(info: AlignmentInfo) -> tuple[str, ...]:
-    if not info.kind:
-        return (info.id[:_SHORT_ID_CHARS], "damaged", info.problem, "-", "-", "-", "-")
-    return (
-        info.id[:_SHORT_ID_CHARS],
-        info.kind,
-        _way(info),
-        f"{info.gate.gap_recovered.value:.2f}" if info.gate else "-",
-        ("yes" if info.gate.admitted else "no") if info.gate else "-",
-        "kvnet" if info.packaged else short_id(info.signed_by),
-        age_text(info.created_at, datetime.now(UTC)),
-    )
-
-
-def _way(info: AlignmentInfo) -> str:
-    return f"{info.source or 'any'} -> {info.receiver}"
-
-
-def _lines(info: AlignmentInfo) -> Iterator[str]:
-    yield info.id
-    if not info.kind:
-        yield f"damaged: {info.problem}; remove it with `kvnet align rm` and import it again"
-        return
-    if info.source:
-        yield _fact("from", f"{info.source}, {_short(info.source_digest)}")
-    yield _fact("to", f"{info.receiver}, {_short(info.receiver_digest)}")
-    if info.gate is None:
-        yield _fact("rank", f"{info.rank} coordinates a slot")
+def _outcome(report: TrainReport) -> Iterator[str]:
+    if report.trained is None:
+        yield f"training did not beat the closed form {report.closed_form}, which stays; nothing was signed"
     else:
-        yield from _map_lines(info)
-    yield _fact("corpus", f"{_short(info.corpus_digest)}, {_corpus_size(info)}")
-    made_by = "comes with kvnet" if info.packaged else f"signed by {grouped(info.signed_by)}"
-    yield _fact("made", f"{info.created_at}, {made_by}, {nbytes_text(info.nbytes)}")
-    if info.problem:
-        yield _fact("problem", info.problem)
-    if info.gate is not None:
-        yield from _gate_lines(info.gate)
+        yield from info_lines(report.trained)
+    if report.plot:
+        yield f"curve in {report.plot}"
 
 
-def _map_lines(info: AlignmentInfo) -> Iterator[str]:
-    ends_in = f"{info.port}, {info.rank} coordinates a slot" if info.port else "none, it ends in rows"
-    yield _fact("port", ends_in)
-    yield _fact("method", f"{info.method}, lambda {info.relative_lambda:g}, slots paired by {info.pairing}")
-    closing = f", after the closing text {info.closing!r}" if info.closing else ""
-    yield _fact("window", f"slots {info.window[0]:+d} to {info.window[1]:+d}{closing}")
-    yield _fact("layers", f"{info.layer_strategy}: {' '.join(map(str, info.source_layers)) or 'all'}")
+def _tell_point(step: TrainProgress, told: int) -> int:
+    """A point of the curve on stderr unless it is the one told last; returns the step of that one."""
+    point = step.point
+    if point is None or point.step == told:
+        return told
+    line = f"step {point.step}: held-out recall {point.held_out_recall:.3f}, KL {point.held_out_kl:.4f} nats"
+    print(line, file=sys.stderr, flush=True)
+    return point.step
 
 
-def _gate_lines(gate: GateResult) -> Iterator[str]:
-    yield _fact("gate", f"{'admitted' if gate.admitted else 'not admitted'}: {gate.reason}")
-    gap = gate.gap_recovered
-    rows = (
-        ("recall, text read", f"{gate.recall_text:.3f}"),
-        ("recall, mapped memory", f"{gate.recall_mapped:.3f}"),
-        ("recall, no memory", f"{gate.recall_none:.3f}"),
-        ("gap recovered", f"{gap.value:.3f} ({gap.low:.3f} to {gap.high:.3f})"),
-        ("gap of other texts' memories", f"{gate.gap_shuffled:.3f}"),
-        ("KL to text read, nats", f"{gate.kl:.4f}"),
-        ("attention cosine", f"{gate.attention_cosine:.4f}"),
-        ("questions, facts", f"{gate.num_questions}, {gate.num_facts}"),
-    )
-    for line in table_lines(("measured on held-out facts", ""), rows):
-        yield f"  {line}"
-
-
-def _corpus_size(info: AlignmentInfo) -> str:
-    return (
-        f"{info.num_contexts} texts, {info.num_rows} rows" if info.num_contexts else f"{info.num_rows} rows"
-    )
-
-
-def _short(digest: str) -> str:
-    return f"{digest[:_SHORT_DIGEST_CHARS]}…"
-
-
-def _fact(label: str, value: str) -> str:
-    return f"{label:{_LABEL_WIDTH}}{value}"
+@contextmanager
+def _telling_of_resume() -> Iterator[None]:
+    """Around what the daemon can take up again: Ctrl-C loses nothing, and that is said."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("broken off; the same command goes on from there", file=sys.stderr)
+        raise

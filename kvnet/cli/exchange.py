@@ -25,7 +25,11 @@ def send(
     note: Annotated[str, typer.Option(help="A few words that arrive with it.")] = "",
     agent: Annotated[str, typer.Option(help="Which agent here sends it.")] = "",
     codec: Annotated[
-        str, typer.Option(help=f"One of {', '.join(CODECS)}; the daemon's setting if not given.")
+        str,
+        typer.Option(
+            help=f"One of {', '.join(CODECS)}, or port8 or port4, mapped here into the port of the peer's "
+            "model; the daemon's setting if not given."
+        ),
     ] = "",
     with_text: Annotated[
         bool, typer.Option("--with-text", help="Send the kept text too, for a model that needs it.")

@@ -15,7 +15,7 @@ from kvnet.codec.basis import Basis
 from kvnet.errors import RequestError
 from kvnet.model.cache import LayerKV
 from kvnet.model.host import ModelHost
-from kvnet.model.memory import digest_tokens
+from kvnet.model.memory import digest_tokens, refuse_incompatible
 from kvnet.model.slots import rows_of_layers, slots_of
 from kvnet.types import RawMemory
 
@@ -26,8 +26,10 @@ def recover_text(host: ModelHost, memory: RawMemory, *, basis: Basis | None = No
     """The text that `host` once read into this memory, its own first token left out.
 
     Certain: the tokens found must have the digest that the memory's header was signed with.
-    Raises RequestError where they have not, which a strongly quantized memory may do.
+    Raises RequestError where they have not, which a strongly quantized memory may do, and IncompatibleModel
+    for a memory of another geometry.
     """
+    refuse_incompatible(memory.header, host.geometry)
     slots = slots_of(memory, num_sinks=0, basis=basis)
     width = 2 * host.geometry.num_kv_heads * host.geometry.head_dim
     rows = slots.rows[:, :width]  # layer 0
@@ -55,9 +57,9 @@ def _nearest(rows: torch.Tensor, codes: torch.Tensor) -> list[int]:
 def _code_book(host: ModelHost) -> torch.Tensor:
     """[vocab_size, width of one layer's row]: layer 0 of every token, in content space."""
     found = []
-    vocab_size = host.vocab_size
-    for start in range(0, vocab_size, _BLOCK):
-        token_ids = range(start, min(vocab_size, start + _BLOCK))
+    vocab_size, block = host.vocab_size, min(_BLOCK, host.max_seq_len)
+    for start in range(0, vocab_size, block):
+        token_ids = range(start, min(vocab_size, start + block))
         found.append(_first_layer(host, token_ids))
     return torch.cat(found)
 

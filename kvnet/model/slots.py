@@ -64,9 +64,9 @@ def rows_of_layers(
     parts = []
     num_slots = len(positions)
     for layer in layers:
-        keys = layer.keys[0, :, -num_slots:].float()  # [1, H, T, D] -> [H, n, D]
+        keys = layer.keys[0, :, -num_slots:].float().cpu()  # [1, H, T, D] -> [H, n, D]
         keys = turn_keys(keys, positions, geometry.rope, geometry.head_dim, forward=False, seq_len=seq_len)
-        values = layer.values[0, :, -num_slots:].float()
+        values = layer.values[0, :, -num_slots:].float().cpu()
         parts += [half.transpose(0, 1).flatten(1) for half in (keys, values)]  # [H, n, D] -> [n, H * D]
     return torch.cat(parts, 1)
 

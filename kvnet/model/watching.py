@@ -14,10 +14,11 @@ from typing import Any, Final
 
 import torch
 from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from kvnet.errors import UnsupportedModel
 
-_IMPLEMENTATION: Final = "kvnet_watched"  # has no mask function: we are causal
+_IMPLEMENTATION: Final = "kvnet_watched"
 _UNKNOWN_SCORES: Final = ("softcap", "s_aux", "position_bias", "sliding_window")  # that change the weights
 
 
@@ -64,6 +65,8 @@ def _watched_attention(
 
 
 AttentionInterface.register(_IMPLEMENTATION, _watched_attention)
+# We are causal without a mask; a model that computes its attention by itself needs one all the same.
+AttentionMaskInterface.register(_IMPLEMENTATION, eager_mask)
 
 
 @contextmanager

@@ -300,7 +300,7 @@ class Calibration(_message.Message):
     def __init__(self, model: _Optional[str] = ..., basis: _Optional[str] = ..., nbytes: _Optional[int] = ..., components: _Optional[int] = ..., tokens: _Optional[int] = ..., weighted: _Optional[bool] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class AlignmentInfo(_message.Message):
-    __slots__ = ("id", "kind", "source", "source_digest", "receiver", "receiver_digest", "port", "rank", "method", "pairing", "layer_strategy", "source_layers", "num_sinks", "window", "closing", "relative_lambda", "corpus_digest", "num_contexts", "num_rows", "created_at", "nbytes", "signed_by", "packaged", "problem", "gate")
+    __slots__ = ("id", "kind", "source", "source_digest", "receiver", "receiver_digest", "port", "rank", "method", "pairing", "layer_strategy", "source_layers", "num_sinks", "window", "far_window", "far_layers", "num_directions", "closing", "relative_lambda", "corpus_digest", "num_contexts", "num_rows", "created_at", "nbytes", "signed_by", "packaged", "problem", "gate")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
@@ -315,6 +315,9 @@ class AlignmentInfo(_message.Message):
     SOURCE_LAYERS_FIELD_NUMBER: _ClassVar[int]
     NUM_SINKS_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
+    FAR_WINDOW_FIELD_NUMBER: _ClassVar[int]
+    FAR_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_DIRECTIONS_FIELD_NUMBER: _ClassVar[int]
     CLOSING_FIELD_NUMBER: _ClassVar[int]
     RELATIVE_LAMBDA_FIELD_NUMBER: _ClassVar[int]
     CORPUS_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -340,6 +343,9 @@ class AlignmentInfo(_message.Message):
     source_layers: _containers.RepeatedScalarFieldContainer[int]
     num_sinks: int
     window: _containers.RepeatedScalarFieldContainer[int]
+    far_window: _containers.RepeatedScalarFieldContainer[int]
+    far_layers: _containers.RepeatedScalarFieldContainer[int]
+    num_directions: int
     closing: str
     relative_lambda: float
     corpus_digest: str
@@ -351,7 +357,7 @@ class AlignmentInfo(_message.Message):
     packaged: bool
     problem: str
     gate: GateResult
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., source: _Optional[str] = ..., source_digest: _Optional[str] = ..., receiver: _Optional[str] = ..., receiver_digest: _Optional[str] = ..., port: _Optional[str] = ..., rank: _Optional[int] = ..., method: _Optional[str] = ..., pairing: _Optional[str] = ..., layer_strategy: _Optional[str] = ..., source_layers: _Optional[_Iterable[int]] = ..., num_sinks: _Optional[int] = ..., window: _Optional[_Iterable[int]] = ..., closing: _Optional[str] = ..., relative_lambda: _Optional[float] = ..., corpus_digest: _Optional[str] = ..., num_contexts: _Optional[int] = ..., num_rows: _Optional[int] = ..., created_at: _Optional[str] = ..., nbytes: _Optional[int] = ..., signed_by: _Optional[str] = ..., packaged: _Optional[bool] = ..., problem: _Optional[str] = ..., gate: _Optional[_Union[GateResult, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., source: _Optional[str] = ..., source_digest: _Optional[str] = ..., receiver: _Optional[str] = ..., receiver_digest: _Optional[str] = ..., port: _Optional[str] = ..., rank: _Optional[int] = ..., method: _Optional[str] = ..., pairing: _Optional[str] = ..., layer_strategy: _Optional[str] = ..., source_layers: _Optional[_Iterable[int]] = ..., num_sinks: _Optional[int] = ..., window: _Optional[_Iterable[int]] = ..., far_window: _Optional[_Iterable[int]] = ..., far_layers: _Optional[_Iterable[int]] = ..., num_directions: _Optional[int] = ..., closing: _Optional[str] = ..., relative_lambda: _Optional[float] = ..., corpus_digest: _Optional[str] = ..., num_contexts: _Optional[int] = ..., num_rows: _Optional[int] = ..., created_at: _Optional[str] = ..., nbytes: _Optional[int] = ..., signed_by: _Optional[str] = ..., packaged: _Optional[bool] = ..., problem: _Optional[str] = ..., gate: _Optional[_Union[GateResult, _Mapping]] = ...) -> None: ...
 
 class ListAlignmentsRequest(_message.Message):
     __slots__ = ()
@@ -418,6 +424,68 @@ class FitEvent(_message.Message):
     progress: Progress
     alignment: AlignmentInfo
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., alignment: _Optional[_Union[AlignmentInfo, _Mapping]] = ...) -> None: ...
+
+class TrainAlignmentRequest(_message.Message):
+    __slots__ = ("alignment", "peer", "source", "corpus", "lessons", "steps", "plots")
+    ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    CORPUS_FIELD_NUMBER: _ClassVar[int]
+    LESSONS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    PLOTS_FIELD_NUMBER: _ClassVar[int]
+    alignment: str
+    peer: str
+    source: str
+    corpus: str
+    lessons: int
+    steps: int
+    plots: str
+    def __init__(self, alignment: _Optional[str] = ..., peer: _Optional[str] = ..., source: _Optional[str] = ..., corpus: _Optional[str] = ..., lessons: _Optional[int] = ..., steps: _Optional[int] = ..., plots: _Optional[str] = ...) -> None: ...
+
+class CurvePoint(_message.Message):
+    __slots__ = ("step", "train_kl", "held_out_recall", "held_out_kl")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_KL_FIELD_NUMBER: _ClassVar[int]
+    HELD_OUT_RECALL_FIELD_NUMBER: _ClassVar[int]
+    HELD_OUT_KL_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    train_kl: float
+    held_out_recall: float
+    held_out_kl: float
+    def __init__(self, step: _Optional[int] = ..., train_kl: _Optional[float] = ..., held_out_recall: _Optional[float] = ..., held_out_kl: _Optional[float] = ...) -> None: ...
+
+class TrainProgress(_message.Message):
+    __slots__ = ("done", "total", "point")
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    POINT_FIELD_NUMBER: _ClassVar[int]
+    done: int
+    total: int
+    point: CurvePoint
+    def __init__(self, done: _Optional[int] = ..., total: _Optional[int] = ..., point: _Optional[_Union[CurvePoint, _Mapping]] = ...) -> None: ...
+
+class TrainReport(_message.Message):
+    __slots__ = ("closed_form", "trained", "curve", "plot", "seconds")
+    CLOSED_FORM_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_FIELD_NUMBER: _ClassVar[int]
+    CURVE_FIELD_NUMBER: _ClassVar[int]
+    PLOT_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    closed_form: str
+    trained: AlignmentInfo
+    curve: _containers.RepeatedCompositeFieldContainer[CurvePoint]
+    plot: str
+    seconds: float
+    def __init__(self, closed_form: _Optional[str] = ..., trained: _Optional[_Union[AlignmentInfo, _Mapping]] = ..., curve: _Optional[_Iterable[_Union[CurvePoint, _Mapping]]] = ..., plot: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class TrainEvent(_message.Message):
+    __slots__ = ("progress", "report")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    progress: TrainProgress
+    report: TrainReport
+    def __init__(self, progress: _Optional[_Union[TrainProgress, _Mapping]] = ..., report: _Optional[_Union[TrainReport, _Mapping]] = ...) -> None: ...
 
 class EvaluateAlignmentRequest(_message.Message):
     __slots__ = ("alignment", "peer", "source", "questions")

@@ -125,6 +125,11 @@ class ControlStub:
                 request_serializer=kvnet_dot_v1_dot_control__pb2.FitAlignmentRequest.SerializeToString,
                 response_deserializer=kvnet_dot_v1_dot_control__pb2.FitEvent.FromString,
                 _registered_method=True)
+        self.TrainAlignment = channel.unary_stream(
+                '/kvnet.v1.Control/TrainAlignment',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.TrainAlignmentRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.TrainEvent.FromString,
+                _registered_method=True)
         self.EvaluateAlignment = channel.unary_stream(
                 '/kvnet.v1.Control/EvaluateAlignment',
                 request_serializer=kvnet_dot_v1_dot_control__pb2.EvaluateAlignmentRequest.SerializeToString,
@@ -288,13 +293,20 @@ class ControlServicer:
         raise NotImplementedError('Method not implemented!')
 
     def MakePort(self, request, context):
-        """Make the hosted model's port, fit a map to that model, examine one. Each is cancelled with its call.
+        """Make the hosted model's port, fit a map to that model, train one, examine one. Each is cancelled with its
+        call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FitAlignment(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TrainAlignment(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -460,6 +472,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.FitAlignment,
                     request_deserializer=kvnet_dot_v1_dot_control__pb2.FitAlignmentRequest.FromString,
                     response_serializer=kvnet_dot_v1_dot_control__pb2.FitEvent.SerializeToString,
+            ),
+            'TrainAlignment': grpc.unary_stream_rpc_method_handler(
+                    servicer.TrainAlignment,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.TrainAlignmentRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.TrainEvent.SerializeToString,
             ),
             'EvaluateAlignment': grpc.unary_stream_rpc_method_handler(
                     servicer.EvaluateAlignment,
@@ -1004,6 +1021,33 @@ class Control:
             '/kvnet.v1.Control/FitAlignment',
             kvnet_dot_v1_dot_control__pb2.FitAlignmentRequest.SerializeToString,
             kvnet_dot_v1_dot_control__pb2.FitEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TrainAlignment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvnet.v1.Control/TrainAlignment',
+            kvnet_dot_v1_dot_control__pb2.TrainAlignmentRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.TrainEvent.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,8 +55,11 @@ class ControlStub:
     ImportAlignment: _grpc.StreamUnaryMultiCallable[_control_pb2.AlignmentPiece, _control_pb2.AlignmentInfo]
     RemoveAlignment: _grpc.UnaryUnaryMultiCallable[_control_pb2.RemoveAlignmentRequest, _control_pb2.AlignmentInfo]
     MakePort: _grpc.UnaryUnaryMultiCallable[_control_pb2.MakePortRequest, _control_pb2.AlignmentInfo]
-    """Make the hosted model's port, fit a map to that model, examine one. Each is cancelled with its call."""
+    """Make the hosted model's port, fit a map to that model, train one, examine one. Each is cancelled with its
+    call.
+    """
     FitAlignment: _grpc.UnaryStreamMultiCallable[_control_pb2.FitAlignmentRequest, _control_pb2.FitEvent]
+    TrainAlignment: _grpc.UnaryStreamMultiCallable[_control_pb2.TrainAlignmentRequest, _control_pb2.TrainEvent]
     EvaluateAlignment: _grpc.UnaryStreamMultiCallable[_control_pb2.EvaluateAlignmentRequest, _control_pb2.EvaluateEvent]
     Send: _grpc.UnaryStreamMultiCallable[_control_pb2.SendRequest, _control_pb2.SendEvent]
     Pull: _grpc.UnaryStreamMultiCallable[_control_pb2.PullRequest, _control_pb2.SendEvent]
@@ -98,8 +101,11 @@ class ControlAsyncStub(ControlStub):
     ImportAlignment: _aio.StreamUnaryMultiCallable[_control_pb2.AlignmentPiece, _control_pb2.AlignmentInfo]  # type: ignore[assignment]
     RemoveAlignment: _aio.UnaryUnaryMultiCallable[_control_pb2.RemoveAlignmentRequest, _control_pb2.AlignmentInfo]  # type: ignore[assignment]
     MakePort: _aio.UnaryUnaryMultiCallable[_control_pb2.MakePortRequest, _control_pb2.AlignmentInfo]  # type: ignore[assignment]
-    """Make the hosted model's port, fit a map to that model, examine one. Each is cancelled with its call."""
+    """Make the hosted model's port, fit a map to that model, train one, examine one. Each is cancelled with its
+    call.
+    """
     FitAlignment: _aio.UnaryStreamMultiCallable[_control_pb2.FitAlignmentRequest, _control_pb2.FitEvent]  # type: ignore[assignment]
+    TrainAlignment: _aio.UnaryStreamMultiCallable[_control_pb2.TrainAlignmentRequest, _control_pb2.TrainEvent]  # type: ignore[assignment]
     EvaluateAlignment: _aio.UnaryStreamMultiCallable[_control_pb2.EvaluateAlignmentRequest, _control_pb2.EvaluateEvent]  # type: ignore[assignment]
     Send: _aio.UnaryStreamMultiCallable[_control_pb2.SendRequest, _control_pb2.SendEvent]  # type: ignore[assignment]
     Pull: _aio.UnaryStreamMultiCallable[_control_pb2.PullRequest, _control_pb2.SendEvent]  # type: ignore[assignment]
@@ -240,7 +246,9 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.MakePortRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.AlignmentInfo, _abc.Awaitable[_control_pb2.AlignmentInfo]]:
-        """Make the hosted model's port, fit a map to that model, examine one. Each is cancelled with its call."""
+        """Make the hosted model's port, fit a map to that model, train one, examine one. Each is cancelled with its
+        call.
+        """
 
     @_abc_1.abstractmethod
     def FitAlignment(
@@ -248,6 +256,13 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.FitAlignmentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_control_pb2.FitEvent], _abc.AsyncIterator[_control_pb2.FitEvent]]: ...
+
+    @_abc_1.abstractmethod
+    def TrainAlignment(
+        self,
+        request: _control_pb2.TrainAlignmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.TrainEvent], _abc.AsyncIterator[_control_pb2.TrainEvent]]: ...
 
     @_abc_1.abstractmethod
     def EvaluateAlignment(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from kvnet.align.corpus import Lesson, Question, fact_lessons
 from kvnet.align.exam import Exam, Marks, ask_behind, asked_of
 from kvnet.align.reading import LocalReader, Reading
-from kvnet.errors import Cancelled, IncompatibleModel, TooFewSamples
+from kvnet.errors import Cancelled, TooFewSamples
 from kvnet.model.cache import export_layers
 from kvnet.model.host import ModelHost
 from kvnet.model.loader import ModelSpec
@@ -37,6 +38,13 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(name: str, cache_dir: Path) -> ModelHost:
     return ModelHost.load(ModelSpec(name), cache_dir)
+
+
+def copied(name: str, folder: Path) -> Path:
+    """A reference model's folder that may be changed."""
+    found = reference_path(name)
+    assert found is not None
+    return Path(shutil.copytree(found, folder))
 
 
 def read(host: ModelHost, lessons: list[Lesson]) -> list[Reading]:
@@ -159,9 +167,11 @@ def test_marks_do_not_depend_on_the_order_of_questions(exam: Exam, own: list[Slo
 def test_cache_is_as_it_was_after_a_question_that_fails(exam: Exam, own: list[Slots]) -> None:
     cache = exam.host.inject_slots(own[0])
     before = [(layer.keys.clone(), layer.values.clone()) for layer in export_layers(cache)]
-    with pytest.raises(IncompatibleModel, match="gone"), ask_behind(cache):
+    beyond = [exam.host.vocab_size]
+    with ask_behind(cache):
         exam.host.all_logits(exam.asked[0].token_ids, cache)
-        raise IncompatibleModel("gone")
+    with pytest.raises(IndexError), ask_behind(cache):
+        exam.host.all_logits(beyond, cache)
     for layer, (keys, values) in zip(export_layers(cache), before, strict=True):
         assert torch.equal(layer.keys, keys)
         assert torch.equal(layer.values, values)
@@ -202,7 +212,7 @@ def test_slots_with_gaps_stand_where_they_stood(exam: Exam, own: list[Slots]) ->
     at = torch.arange(0, own[0].num_slots, 2)
     closed_up = Slots(own[0].geometry, own[0].rows[at], torch.arange(len(at)), len(at))
     alone = Exam(exam.host, exam.lessons[:1])
-    with_gaps, without = (alone.sit(lambda _, s=s: s).kl for s in (keep(own[0], at), closed_up))
+    with_gaps, without = (alone.sit([slots].__getitem__).kl for slots in (keep(own[0], at), closed_up))
     assert not torch.allclose(with_gaps, without, rtol=1e-3)
 
 
@@ -229,8 +239,8 @@ def test_question_whose_answer_melts_into_the_prompt_is_left_out(cache_dir: Path
     host = load("ref-a", cache_dir)
     host.tokenizer.add_tokens(["called Pixel"])
     other = Question("The code of the north gate is", "4821.")
-    exam = Exam(host, [Lesson(DOG, (ASKED, other))])
-    assert [host.tokenizer.decode(asked.answer_ids) for asked in exam.asked] == ["4821."]
+    (asked,) = asked_of(host, Lesson(DOG, (ASKED, other)), 0)
+    assert host.tokenizer.decode(asked.answer_ids) == "4821."
 
 
 def test_question_without_an_answer_is_left_out(exam: Exam) -> None:
@@ -244,8 +254,7 @@ def test_exam_without_questions_is_refused(exam: Exam) -> None:
 
 
 def test_chat_model_is_asked_in_a_turn_and_scored_on_its_reply(cache_dir: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "chat"
-    shutil.copytree(reference_path("ref-a"), folder)
+    folder = copied("ref-a", tmp_path / "chat")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     host = load(str(folder), cache_dir)
     (asked, continued) = asked_of(host, Lesson(DOG, (ASKED, Question("", "And so on."))), 0)
@@ -260,10 +269,10 @@ def test_chat_model_is_asked_in_a_turn_and_scored_on_its_reply(cache_dir: Path, 
 
 
 def test_model_without_a_first_token_of_its_own_sits_an_exam(cache_dir: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "plain"
-    shutil.copytree(reference_path("ref-a"), folder)
+    folder = copied("ref-a", tmp_path / "plain")
     described = folder / "tokenizer.json"
-    described.write_text(described.read_text(encoding="utf-8").replace('"post_processor"', '"unused"'))
+    tokenizer = json.loads(described.read_text(encoding="utf-8")) | {"post_processor": None}
+    described.write_text(json.dumps(tokenizer), encoding="utf-8")
     host = load(str(folder), cache_dir)
     assert leading_bos(host.tokenizer) == []
     exam = Exam(host, [Lesson(DOG, (ASKED,))])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -32,8 +31,9 @@ def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="module")
 def without_bos(tmp_path_factory: pytest.TempPathFactory) -> LocalReader:
     """A reference model whose tokenizer puts nothing before a text."""
-    folder = tmp_path_factory.mktemp("models") / "plain"
-    shutil.copytree(reference_path("ref-a"), folder)
+    folder, shipped = tmp_path_factory.mktemp("models") / "plain", reference_path("ref-a")
+    assert shipped is not None
+    shutil.copytree(shipped, folder)
     described = folder / "tokenizer.json"
     tokenizer = json.loads(described.read_text(encoding="utf-8")) | {"post_processor": None}
     described.write_text(json.dumps(tokenizer), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -12,14 +13,22 @@ import pytest
 from kvnetd.services import Services
 
 from kvnet.api import AlignmentExport, AlignmentInfo, PackagedAlignment
-from kvnet.cli.align import age_text
-from kvnet.files.alignments import read_alignment
+from kvnet.cli.alignment_text import age_text
+from kvnet.files.alignments import read_alignment, write_alignment
 from kvnet.files.package import Package, write_package
 from kvnet.identity.keys import grouped, short_id
 from kvnet.identity.peers import AddedPeer
 from tests.builders import RECEIVER, SENDER, STRANGER
 from tests.cli.outcomes import Kvnet, json_of, refused
-from tests.files.alignment_files import GATE, make_map_file, make_port_file, other_model
+from tests.files.alignment_files import (
+    GATE,
+    make_map,
+    make_map_file,
+    make_port_file,
+    make_tensor,
+    make_tensors,
+    other_model,
+)
 from tests.files.packages import Packed, make_package, make_parts, sign, write_memory
 from tests.kvnetd.control_node import control_node
 from tests.kvnetd.nodes import MEMORY, making
@@ -128,6 +137,27 @@ def test_a_map_is_shown_with_what_its_gate_measured(kvnet: Kvnet, files: dict[st
     kvnet("align", "import", files["port"])
     assert "is not here" not in said_of(kvnet, "align", "show", MAP_ID)
     assert "rank     3 coordinates a slot" in said_of(kvnet, "align", "show", PORT_ID)
+
+
+def test_what_a_map_sees_further_away_and_its_products_are_shown(kvnet: Kvnet, tmp_path: Path) -> None:
+    manifest = make_map(far_window=(-9, -4), far_layers=(1,))
+    plain = make_tensors(manifest)
+    width, out = plain["encoder"].shape
+    source = random.Random(0)
+    shapes = {"lift": (width, 4), "lift_bias": (4,), "quadratic": (10, out)}
+    lifted = plain | {name: make_tensor(shape, source) for name, shape in shapes.items()}
+    (tmp_path / "map").write_bytes(write_alignment(manifest, lifted, SENDER))
+    info = json_of(kvnet("align", "import", tmp_path / "map", "--json"))
+    assert (info["far_window"], info["far_layers"], info["num_directions"]) == ([-9, -4], [1], 4)
+    shown = said_of(kvnet, "align", "show", info["id"])
+    assert "further  slots -9 to -4, of layers 1 alone" in shown
+    assert "products of 4 directions" in shown
+
+
+def test_codecs_of_a_port_are_offered_to_those_who_send(kvnet: Kvnet) -> None:
+    told = said_of(kvnet, "send", "--help")
+    assert "port8" in told
+    assert "port4" in told
 
 
 def test_a_strangers_map_is_taken_only_on_trust(kvnet: Kvnet, files: dict[str, Path]) -> None:

@@ -254,3 +254,15 @@ def test_port_that_lies_among_alignments_need_not_be_sent(store: AlignmentStore,
     assert bases.get(port.digest) is None
     store.put(port)
     assert bases.get(port.digest) == bytes(port.encoded)
+
+
+def test_map_of_another_never_displaces_the_own_however_new_it_says_it_is(tmp_path: Path) -> None:
+    store = AlignmentStore(tmp_path / "alignments", own=SENDER.node_id)
+    own = store.put(a_map())
+    store.put(a_map(key=STRANGER, created_at="2999-01-01T00:00:00Z"))
+    found = store.find_map(SOURCE, RECEIVER_MODEL)
+    assert found is not None
+    assert found.id == own.id
+    port = store.put(a_port())
+    store.put(a_port(key=STRANGER, created_at="2999-01-01T00:00:00Z"))
+    assert store.find_port(RECEIVER_MODEL) == port

@@ -12,6 +12,7 @@ from kvnetd.actions.examine import EvaluateRequest
 from kvnetd.actions.fit import FitRequest
 from kvnetd.actions.packages import sign
 from kvnetd.actions.remember import MAX_LEVEL, MAX_NAME_CHARS, MAX_WORDS_CHARS, Reading, remember
+from kvnetd.actions.train import TrainRequest
 from kvnetd.services import Services
 
 from kvnet import wire
@@ -26,6 +27,7 @@ REQUESTS: list[tuple[type[Message], type[Any]]] = [
     (pb.RememberRequest, Reading),
     (pb.AskRequest, Question),
     (pb.FitAlignmentRequest, FitRequest),
+    (pb.TrainAlignmentRequest, TrainRequest),
     (pb.EvaluateAlignmentRequest, EvaluateRequest),
 ]
 

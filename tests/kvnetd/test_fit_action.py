@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from kvnetd.services import Services
 from kvnetd.transfers import Transfers
 
 from kvnet.align import recipe
+from kvnet.align.fit import FitPlan, FitState
 from kvnet.api import AlignmentInfo, Evaluation, Progress
 from kvnet.errors import (
     IncompatibleModel,
@@ -51,6 +53,7 @@ QUICK = {
     "_TUNE_LESSONS": 2,
     "_GATE_LESSONS": 3,
     "LAMBDAS": (1e-3,),
+    "FitPlan": partial(FitPlan, num_guessed=8, num_labelled=8),
 }
 LESSONS = 20
 
@@ -200,7 +203,7 @@ async def test_broken_off_fit_goes_on_where_it_was(
 
 
 async def test_sums_that_cannot_be_read_start_the_fit_anew(tmp_path: Path) -> None:
-    kept = fitting.KeptSums(tmp_path / "fits", {"a": 1})
+    kept = fitting.KeptState(tmp_path / "fits", {"a": 1}, FitState)
     assert kept.load() is None
     (tmp_path / "fits").mkdir()
     for junk in (b"", b"\x08\0\0\0\0\0\0\0{}      ", b"junk" * 100):

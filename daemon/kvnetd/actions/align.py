@@ -29,6 +29,9 @@ _NOTHING = AlignmentInfo(
     source_layers=(),
     num_sinks=0,
     window=(),
+    far_window=(),
+    far_layers=(),
+    num_directions=0,
     closing="",
     relative_lambda=0.0,
     corpus_digest="",
@@ -115,6 +118,7 @@ def describe(services: Services, record: AlignmentRecord) -> AlignmentInfo:
     )
     if isinstance(manifest, PortManifest):
         return info
+    lift = record.head.tables.get("lift")  # feature_width by directions
     return replace(
         info,
         source=manifest.source.model,
@@ -126,6 +130,9 @@ def describe(services: Services, record: AlignmentRecord) -> AlignmentInfo:
         source_layers=manifest.source_layers,
         num_sinks=manifest.num_sinks,
         window=manifest.window,
+        far_window=manifest.far_window or (),
+        far_layers=manifest.far_layers,
+        num_directions=lift.shape[1] if lift else 0,
         closing=manifest.closing,
         relative_lambda=manifest.relative_lambda,
         num_contexts=manifest.num_contexts,

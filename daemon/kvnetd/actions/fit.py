@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 from kvnet.align import recipe
 from kvnet.align.artefacts import load_map, load_port, sign_alignment
 from kvnet.align.corpus import Lesson, digest_lessons, read_lessons
+from kvnet.align.fit import FitState
 from kvnet.align.map import AlignmentMap
 from kvnet.align.port import Port
 from kvnet.align.reading import Reader
@@ -22,7 +23,7 @@ from kvnet.types import to_plain
 from kvnet.version import VERSION
 from kvnetd.actions.align import describe
 from kvnetd.actions.send import say_hello
-from kvnetd.fitting import Cancelled, KeptSums, Told, read_by_peer, read_here, working
+from kvnetd.fitting import Cancelled, KeptState, Told, read_by_peer, read_here, working
 from kvnetd.services import Services, utc_seconds
 from kvnetd.store.alignments import AlignmentRecord
 
@@ -65,13 +66,19 @@ async def fit(services: Services, request: FitRequest) -> AsyncGenerator[Progres
     NotFinite, IncompatibleModel, Cancelled, and what the peer or the loader raises.
     """
     with services.log.span("alignment", receiver=services.host.name, peer=request.peer) as span:
-        lessons = await services.in_pool(_lessons, request)
+        lessons = await services.in_pool(
+            lessons_of,
+            request.corpus,
+            request.lessons,
+            recipe.fit_lessons,
+            default=recipe.DEFAULT_LESSONS,
+        )
         async with reader_of(services, request.peer, request.source) as reader:
             span.add(source=reader.fingerprint.model, lessons=len(lessons))
             ending = await _ending(services, rows=request.rows)
             options = recipe.MapOptions(anchors=not request.no_anchors)
             made: AlignmentMap | None = None
-            steps = working(services, _fitting(services, reader, lessons, ending, options))
+            steps = working(services, _fitting(services, reader, request.peer, lessons, ending, options))
             async with aclosing(steps):
                 async for step in steps:
                     if isinstance(step, Progress):
@@ -80,7 +87,7 @@ async def fit(services: Services, request: FitRequest) -> AsyncGenerator[Progres
                         made = step
             if made is None:
                 raise AssertionError("the fit ended without a map")
-            verified = await services.runner.run(_signed, services, made, ending.port)
+            verified = await services.runner.run(signed, services, made, ending.port)
             record = await services.in_store(services.alignments.put, verified)
         gate = made.manifest.gate
         span.add(
@@ -132,6 +139,7 @@ async def _new_port(services: Services, rank: int) -> tuple[AlignmentRecord, tup
 def _fitting(
     services: Services,
     reader: Reader,
+    read_by: str,
     lessons: Sequence[Lesson],
     ending: _Ending,
     options: recipe.MapOptions,
@@ -141,6 +149,7 @@ def _fitting(
     depends_on = {
         "kvnet": VERSION,
         "source": reader.fingerprint.digest,
+        "reader": read_by,  # what one peer said is never mixed with what another does
         "receiver": host.fingerprint.digest,
         "port": ending.port_id,
         "options": to_plain(options),
@@ -148,7 +157,7 @@ def _fitting(
     }
 
     def act(told: Told, cancelled: Cancelled) -> AlignmentMap:
-        kept = KeptSums(services.config.home.root / "fits", depends_on)
+        kept = KeptState(services.config.home.root / "fits", depends_on, FitState)
         state = kept.load()
         try:
             made = recipe.make_map(
@@ -174,7 +183,8 @@ def _fitting(
     return act
 
 
-def _signed(services: Services, made: AlignmentMap, port: Port | None) -> VerifiedAlignment:
+def signed(services: Services, made: AlignmentMap, port: Port | None) -> VerifiedAlignment:
+    """A map's file under this node's key. Raises MalformedFile for numbers that it cannot hold."""
     verified = sign_alignment(made.manifest, made.to_tensors(), services.key)
     load_map(verified, port)  # a number that halves cannot hold is told now, and nothing is kept
     return verified
@@ -207,22 +217,32 @@ def _refuse_own(services: Services, reader: Reader) -> None:
         )
 
 
-def _lessons(request: FitRequest) -> Sequence[Lesson]:
-    """What the map is fitted on. Blocks. Raises RequestError, TooFewSamples."""
-    if not 0 <= request.lessons <= MOST_LESSONS:
-        raise RequestError(f"{request.lessons} lessons: a fit takes {LEAST_LESSONS} to {MOST_LESSONS}")
-    if request.corpus:
-        path = Path(request.corpus)
+def lessons_of(
+    corpus: str,
+    count: int,
+    make: Callable[[int], Sequence[Lesson]],
+    *,
+    default: int,
+    most: int = MOST_LESSONS,
+) -> Sequence[Lesson]:
+    """At most `count` lessons, of a text file or as `make` makes them: `default` of these if count is 0.
+
+    Blocks. Raises RequestError, TooFewSamples.
+    """
+    if not 0 <= count <= most:
+        raise RequestError(f"{count} lessons: {LEAST_LESSONS} to {most} are taken")
+    if corpus:
+        path = Path(corpus)
         if not path.is_absolute():
-            raise RequestError(f"corpus {request.corpus:.200}: give the file's absolute path")
+            raise RequestError(f"corpus {corpus:.200}: give the file's absolute path")
         try:
-            found: Sequence[Lesson] = read_lessons(path)[: request.lessons or None]
+            found: Sequence[Lesson] = read_lessons(path)[: count or None]
         except OSError as exc:
             raise RequestError(f"corpus {path}: cannot be read ({exc.strerror}); name a text file") from exc
     else:
-        found = recipe.fit_lessons(request.lessons or recipe.DEFAULT_LESSONS)
+        found = make(count or default)
     if len(found) < LEAST_LESSONS:
-        raise TooFewSamples(f"{len(found)} texts to fit a map on, at least {LEAST_LESSONS}; give more")
+        raise TooFewSamples(f"{len(found)} texts for a map, at least {LEAST_LESSONS}; give more")
     return found
 
 

@@ -55,9 +55,11 @@ class AlignmentRecord:
 class AlignmentStore:
     """The folder of maps and ports. Ids name files; nothing that anyone says ever names a path."""
 
-    def __init__(self, root: Path, packaged: Sequence[Path] = ()) -> None:
+    def __init__(self, root: Path, packaged: Sequence[Path] = (), own: str = "") -> None:
+        """`own` is this node's id: what it signed itself, and what came with kvnet, goes before others'."""
         self.root = root
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._own = own
         self._digests: dict[Path, str] = {}
         self.damaged: dict[str, str] = {}  # id, as the file's name has it -> why it cannot be used
         self._packaged = self._scan(packaged, packaged=True)
@@ -96,19 +98,23 @@ class AlignmentStore:
         return found[0]
 
     def maps_to(self, receiver: Fingerprint) -> tuple[AlignmentRecord, ...]:
-        """Maps to this model that their gate admitted and whose port, if any, is here; newest first."""
-        found = (record for record in self.all() if self._can_map(record.manifest, receiver))
-        return tuple(found)[::-1]
+        """Maps to this model that their gate admitted and whose port, if any, is here.
+
+        This node's own first, then packaged ones, then what others signed: dates and verdicts are their
+        signer's word, so nobody displaces a map that was fitted here. Of each, the newest first.
+        """
+        found = [record for record in reversed(self.all()) if self._can_map(record.manifest, receiver)]
+        return tuple(sorted(found, key=self._rank))
 
     def find_map(self, source: Fingerprint, receiver: Fingerprint) -> AlignmentRecord | None:
-        """The newest of `maps_to` from this source; None without any."""
+        """The first of `maps_to` from this source; None without any."""
         found = (r for r in self.maps_to(receiver) if _source_digest(r.manifest) == source.digest)
         return next(found, None)
 
     def find_port(self, receiver: Fingerprint) -> AlignmentRecord | None:
-        """The newest port of this model; None without any."""
-        found = (r for r in reversed(self.all()) if _is_port_of(r.manifest, receiver))
-        return next(found, None)
+        """The newest port of this model, of the best signer as `maps_to` ranks them; None without any."""
+        found = [r for r in reversed(self.all()) if _is_port_of(r.manifest, receiver)]
+        return min(found, key=self._rank, default=None)
 
     def lacks_port(self, manifest: Manifest) -> bool:
         """Whether this is a map that ends in a port which is not here."""
@@ -182,6 +188,11 @@ class AlignmentStore:
             and manifest.gate.admitted
             and not self.lacks_port(manifest)
         )
+
+    def _rank(self, record: AlignmentRecord) -> int:
+        if record.packaged:
+            return 1
+        return 0 if record.signer == self._own else 2
 
     def _digest_of(self, record: AlignmentRecord) -> str:
         """Of a port's whole file, read once: what is put under an id later is the same file."""

@@ -69,8 +69,9 @@ def _text_file(memories: MemoryStore, memory: MemoryHeader) -> Path | None:
     if path.exists():
         return path
     try:
-        # What a memory was encoded from is its maker's word: only a memory that is here may name a folder.
-        source = memories.get(MemoryId(memory.derived_from))
+        # What a memory was encoded from is its maker's word: followed only where it was made here.
+        made_here = memories.get(memory.id).notes.in_passing
+        source = memories.get(MemoryId(memory.derived_from if made_here else ""))
     except UnknownMemory:
         return None
     path = memories.root / source.id / TEXT_FILE

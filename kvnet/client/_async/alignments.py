@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from kvnet import wire
-from kvnet.api import AlignmentExport, AlignmentInfo, Evaluation, PackagedAlignment, Progress
+from kvnet.api import (
+    AlignmentExport,
+    AlignmentInfo,
+    Evaluation,
+    PackagedAlignment,
+    Progress,
+    TrainProgress,
+    TrainReport,
+)
 from kvnet.client._async.connection import AsyncConnection
 from kvnet.client.connect import alignment_id_of
 from kvnet.errors import AlignmentRefused, CapacityError, PeerError
@@ -111,6 +119,47 @@ class AsyncAlignmentCalls(AsyncConnection):
                     yield wire.from_wire(event.progress, Progress)
                 else:
                     yield wire.from_wire(event.alignment, AlignmentInfo)
+
+    async def train_alignment(self, alignment: str | AlignmentInfo, **options: Any) -> TrainReport:
+        """`train_alignment_stream` to its end: what it came to."""
+        async with aclosing(self.train_alignment_stream(alignment, **options)) as steps:
+            async for step in steps:
+                if isinstance(step, TrainReport):
+                    return step
+        raise AssertionError("the daemon ended the training without a report")
+
+    async def train_alignment_stream(
+        self,
+        alignment: str | AlignmentInfo,
+        *,
+        peer: str = "",
+        source: str = "",
+        corpus: str | Path = "",
+        lessons: int = 0,
+        steps: int = 0,
+        plots: str | Path = "",
+    ) -> AsyncGenerator[TrainProgress | TrainReport, None]:
+        """Train what the closed form of a map to the hosted model lacks; what it came to is told last.
+
+        A new map is kept only if it beats the closed form on texts that neither has seen. The texts are read
+        as for `fit_alignment_stream`. With `plots` the daemon draws the curve into that folder, for which it
+        needs matplotlib. Whoever leaves ends the training, and the same call goes on from there.
+        """
+        request = pb.TrainAlignmentRequest(
+            alignment=alignment_id_of(alignment),
+            peer=require_text(peer, what="peer"),
+            source=require_text(source, what="model"),
+            corpus=_absolute(corpus),
+            lessons=lessons,
+            steps=steps,
+            plots=_absolute(plots),
+        )
+        async with aclosing(self._stream(self._stub.TrainAlignment, request)) as events:
+            async for event in events:
+                if event.HasField("progress"):
+                    yield wire.from_wire(event.progress, TrainProgress)
+                else:
+                    yield wire.from_wire(event.report, TrainReport)
 
     async def evaluate_alignment(self, alignment: str | AlignmentInfo, **options: Any) -> Evaluation:
         """`evaluate_alignment_stream` to its end: the table."""

@@ -1,7 +1,4 @@
-"""What the daemon tells the SDK and the CLI: the twins of proto/kvnet/v1/control.proto.
-
-Field names are what `--json` prints and what others rely on; they do not change.
-"""
+"""What the daemon tells of itself, its memories, its answers and its peers."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kvnet.alignment import GateResult, Interval
 from kvnet.types import Fingerprint, Geometry, MemoryHeader
 
 
@@ -137,79 +133,6 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
-class AlignmentInfo:
-    """A map or a port on this node. Fields that only one of the two has are empty for the other."""
-
-    id: str
-    kind: str  # map or port
-    source: str  # a name for people, as is `receiver`
-    source_digest: str
-    receiver: str
-    receiver_digest: str
-    port: str  # id of the port that a map ends in, "" if it ends in the receiver's rows
-    rank: int  # coordinates of a port, or of that which a map ends in
-    method: str
-    pairing: str
-    layer_strategy: str
-    source_layers: tuple[int, ...]
-    num_sinks: int
-    window: tuple[int, ...]
-    closing: str
-    relative_lambda: float
-    corpus_digest: str
-    num_contexts: int
-    num_rows: int
-    created_at: str
-    nbytes: int
-    signed_by: str
-    packaged: bool  # came with kvnet
-    problem: str  # why it cannot be used, or ""
-    gate: GateResult | None  # None for a port
-
-
-@dataclass(frozen=True, slots=True)
-class ArmReport:
-    """One row of an examination: what the receiver was asked behind, and how it answered."""
-
-    arm: str
-    recall: float
-    gap_recovered: Interval
-    kl: float  # nats, to the answers after the text itself
-    num_questions: int
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """A map examined on facts that it was never fitted or judged on, with all controls."""
-
-    alignment: str
-    source: str
-    receiver: str
-    arms: tuple[ArmReport, ...]
-    not_applicable: tuple[str, ...]  # arms that this pair of models has not
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class AlignmentExport:
-    """A map or port written to a file."""
-
-    id: str
-    path: str
-    nbytes: int
-    signed_by: str
-
-
-@dataclass(frozen=True, slots=True)
-class PackagedAlignment:
-    """What became of an alignment in a package: `id`, or "" and `problem` where it was not taken in."""
-
-    path: str
-    id: str
-    problem: str
-
-
-@dataclass(frozen=True, slots=True)
 class KvReport:
     """What was reused: `reused_tokens` positions came from the memory, the rest was computed here."""
 
@@ -231,38 +154,6 @@ class Answer:
     tokens: int
     finish_reason: str
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A field in which a memory's model is not the other one."""
-
-    field: str
-    memory: str
-    model: str
-
-
-@dataclass(frozen=True, slots=True)
-class MapSummary:
-    """A map that would be used, and what its gate measured."""
-
-    id: str
-    method: str
-    gate: GateResult
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """How a memory would reach a model, why so, and what would change that."""
-
-    memory: str
-    model: str
-    tier: str
-    policy: str
-    differences: tuple[Difference, ...]
-    map: MapSummary | None
-    has_text: bool
-    advice: str
 
 
 @dataclass(frozen=True, slots=True)
