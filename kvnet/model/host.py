@@ -14,9 +14,8 @@ from typing import Any, Final, Self
 
 import torch
 
-from kvnet.alignment import row_width
 from kvnet.codec.basis import Basis
-from kvnet.errors import IncompatibleModel, RequestError, TextTooLong, UnsupportedModel
+from kvnet.errors import RequestError, TextTooLong, UnsupportedModel
 from kvnet.format.attention import pack_attention
 from kvnet.model.attention import AttentionRecorder, recording, refuse_unrecordable
 from kvnet.model.cache import (
@@ -33,7 +32,7 @@ from kvnet.model.cache import (
 from kvnet.model.fingerprint import fingerprint_of
 from kvnet.model.generation import Generated, TextDelta, decode, never, refuse_cancelled
 from kvnet.model.loader import LoadedModel, ModelSpec, load
-from kvnet.model.memory import pack_memory, refuse_incompatible, unpack_memory
+from kvnet.model.memory import pack_memory, refuse_incompatible, refuse_other_geometry, unpack_memory
 from kvnet.model.sampling import Sampling
 from kvnet.model.slots import Slots, to_layers
 from kvnet.model.text import leading_bos, tokenize_context, tokenize_question
@@ -161,11 +160,7 @@ class ModelHost:
         Raises IncompatibleModel for slots of another geometry, TextTooLong, and UnsupportedModel for slots
         with gaps in a model that cannot be told positions.
         """
-        if (wanted := row_width(self.geometry)) != slots.rows.shape[1]:
-            raise IncompatibleModel(
-                f"the slots have rows of {slots.rows.shape[1]} numbers, {self.name} has {wanted}; "
-                "map them first"
-            )
+        refuse_other_geometry(slots.geometry, self.geometry, "a memory taken apart", "map it first")
         if slots.num_slots < slots.span and "position_ids" not in self._accepted:
             raise UnsupportedModel(
                 f"{self.name} takes no positions, and {slots.span - slots.num_slots} of the memory's "

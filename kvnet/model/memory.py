@@ -156,15 +156,26 @@ def refuse_incompatible(header: MemoryHeader, geometry: Geometry) -> None:
     Raises UnknownAlignment for a memory in a port's coordinates, which fits no model as it is.
     """
     _refuse_coordinates(header)
-    wanted = {**_flatten(geometry), "start_pos": "0"}
-    got = {**_flatten(header.geometry), "start_pos": str(header.start_pos)}
+    refuse_other_geometry(
+        header.geometry,
+        geometry,
+        f"the memory of {header.fingerprint.model}",
+        "align it first, or send it to a node with the same model",
+        start_pos=header.start_pos,
+    )
+
+
+def refuse_other_geometry(
+    found: Geometry, needed: Geometry, what: str, remedy: str, *, start_pos: int = 0
+) -> None:
+    """Raise IncompatibleModel, with every field but the dtype that differs."""
+    wanted = {**_flatten(needed), "start_pos": "0"}
+    got = {**_flatten(found), "start_pos": str(start_pos)}
     details = {name: [got[name], wanted[name]] for name in wanted if got[name] != wanted[name]}
     if details:
-        first, (found, needed) = next(iter(details.items()))
+        first, (theirs, ours) = next(iter(details.items()))
         raise IncompatibleModel(
-            f"the memory of {header.fingerprint.model} has {first} {found}, this model needs {needed}; "
-            "align it first, or send it to a node with the same model",
-            details=details,
+            f"{what} has {first} {theirs}, this model needs {ours}; {remedy}", details=details
         )
 
 

@@ -13,7 +13,7 @@ import torch
 
 from kvnet.codec.basis import Basis
 from kvnet.codec.rope import turn_keys
-from kvnet.errors import MalformedChunk
+from kvnet.errors import IncompatibleModel, MalformedChunk
 from kvnet.model.cache import LayerKV
 from kvnet.model.memory import unpack_memory
 from kvnet.types import DType, Geometry, RawMemory
@@ -90,13 +90,20 @@ def to_layers(slots: Slots, *, num_sinks: int, dtype: torch.dtype) -> tuple[Laye
 def join(parts: Sequence[Slots]) -> Slots:
     """Several memories as one: each relocated behind the one before, in the order given.
 
-    Nothing is computed again, so no memory knows of those before it.
+    Nothing is computed again, so no memory knows of those before it. Raises IncompatibleModel for models that
+    do not rotate, whose slots cannot be moved.
     """
+    geometry = parts[0].geometry
+    if len(parts) > 1 and geometry.rope.rope_theta <= 0:
+        raise IncompatibleModel(
+            "several memories of a model without rotary positions cannot be put behind each other, as their "
+            "numbers say where each token stood; ask with one of them at a time"
+        )
     starts = [0]
     for part in parts:
         starts.append(starts[-1] + part.span)
     return Slots(
-        parts[0].geometry,
+        geometry,
         torch.cat([part.rows for part in parts]),
         torch.cat([part.positions + start for part, start in zip(parts, starts, strict=False)]),
         starts[-1],

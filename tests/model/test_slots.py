@@ -223,6 +223,14 @@ def test_joined_memories_stand_one_behind_the_other(sizes: list[tuple[int, int]]
     assert parts[0].positions.tolist() == [2 * i for i in range(sizes[0][0])]
 
 
+def test_memories_that_cannot_be_moved_are_not_joined() -> None:
+    geometry = Geometry(1, 1, 2, DType.FLOAT32, Rope("none", 0.0))
+    part = Slots(geometry, torch.zeros(2, 4), torch.arange(2), 2)
+    assert join([part]).span == 2
+    with pytest.raises(IncompatibleModel, match="one of them at a time"):
+        join([part, part])
+
+
 def test_joined_memories_answer_as_each_read_at_its_place(host: ModelHost, texts: tuple[str, ...]) -> None:
     parts = [slots_of(host.capture(text), num_sinks=1) for text in texts[:2]]
     first, second = (host.tokenize_context(text) for text in texts[:2])
@@ -321,14 +329,22 @@ def test_slots_left_out_at_the_end_are_gaps_too(
     assert (answer_logits(host, pick(slots, kept)) - expected).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("changes", [{"num_layers": 2}, {"num_kv_heads": 4}, {"head_dim": 8}])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_layers": 2}, "num_layers 2"),
+        ({"num_kv_heads": 4}, "num_kv_heads 4"),
+        ({"head_dim": 8}, "head_dim 8"),
+        ({"rope": Rope("default", 123.0)}, "rope.rope_theta 123.0"),
+    ],
+)
 def test_slots_of_another_geometry_are_refused(
-    host: ModelHost, slots: Slots, changes: dict[str, int]
+    host: ModelHost, slots: Slots, changes: dict[str, Any], told: str
 ) -> None:
     geometry = replace(slots.geometry, **changes)
     width = geometry.num_layers * 2 * geometry.num_kv_heads * geometry.head_dim
     other = replace(slots, geometry=geometry, rows=torch.zeros(slots.num_slots, width))
-    with pytest.raises(IncompatibleModel, match=rf"rows of {width} numbers, tiny has 192; map them first"):
+    with pytest.raises(IncompatibleModel, match=rf"taken apart has {told}, this model needs .*; map it"):
         host.inject_slots(other)
 
 
