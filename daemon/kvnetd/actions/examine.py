@@ -13,10 +13,10 @@ from kvnet.align.corpus import fact_lessons
 from kvnet.align.exam import Exam
 from kvnet.align.examine import Sitting
 from kvnet.align.reading import Reader
-from kvnet.alignment import MapManifest, PortManifest
+from kvnet.alignment import MapManifest
 from kvnet.api import ArmReport, Evaluation, Progress
-from kvnet.errors import IncompatibleModel, RequestError
-from kvnetd.actions.fit import reader_of
+from kvnet.errors import RequestError
+from kvnetd.actions.fit import map_to_here, reader_of, require_source
 from kvnetd.alignments import LoadedMap, loaded_map
 from kvnetd.fitting import Cancelled, Told, working
 from kvnetd.services import Services
@@ -51,7 +51,7 @@ async def evaluate(
         span.add(map=manifest.id, source=manifest.source.model)
         found: list[ArmResult] = []
         async with reader_of(services, request.peer, source) as reader:
-            _require_source(reader, manifest)
+            require_source(reader, manifest)
             loaded = await loaded_map(services, manifest)
             steps = working(services, _examining(services, reader, loaded, request.questions))
             async with aclosing(steps):
@@ -89,23 +89,7 @@ def _examining(
     return act
 
 
-def _require_source(reader: Reader, manifest: MapManifest) -> None:
-    if reader.fingerprint.digest != manifest.source.digest:
-        raise IncompatibleModel(
-            f"{manifest.id}: maps memories of {manifest.source.model} {manifest.source.digest[:19]}…, not of "
-            f"{reader.fingerprint.model} {reader.fingerprint.digest[:19]}…; name who hosts the former"
-        )
-
-
 def _examinable(services: Services, request: EvaluateRequest) -> MapManifest:
     if not 0 <= request.questions <= MOST_QUESTIONS:
         raise RequestError(f"{request.questions} questions: ask 1 to {MOST_QUESTIONS}")
-    manifest = services.alignments.find(request.alignment).manifest
-    if isinstance(manifest, PortManifest):
-        raise RequestError(f"{manifest.id}: is a port; name a map, see `kvnet align ls`")
-    if manifest.receiver.digest != services.host.fingerprint.digest:
-        raise RequestError(
-            f"{manifest.id}: maps to {manifest.receiver.model}, this node hosts {services.host.name}; "
-            "examine it on a node that hosts the former"
-        )
-    return manifest
+    return map_to_here(services, request.alignment, "examine")

@@ -15,8 +15,9 @@ from kvnet.align.fit import FitState
 from kvnet.align.map import AlignmentMap
 from kvnet.align.port import Port
 from kvnet.align.reading import Reader
+from kvnet.alignment import MapManifest, PortManifest
 from kvnet.api import AlignmentInfo, Progress
-from kvnet.errors import RequestError, TooFewSamples
+from kvnet.errors import IncompatibleModel, RequestError, TooFewSamples
 from kvnet.files.alignments import VerifiedAlignment
 from kvnet.plan import MAX_PORT_RANK
 from kvnet.types import to_plain
@@ -188,6 +189,31 @@ def signed(services: Services, made: AlignmentMap, port: Port | None) -> Verifie
     verified = sign_alignment(made.manifest, made.to_tensors(), services.key)
     load_map(verified, port)  # a number that halves cannot hold is told now, and nothing is kept
     return verified
+
+
+def map_to_here(services: Services, wanted: str, act: str) -> MapManifest:
+    """The map of this id, to the hosted model; `act` is what shall be done with it.
+
+    Raises UnknownAlignment, and RequestError for a port or a map to another model.
+    """
+    manifest = services.alignments.find(wanted).manifest
+    if isinstance(manifest, PortManifest):
+        raise RequestError(f"{manifest.id}: is a port; name a map, see `kvnet align ls`")
+    if manifest.receiver.digest != services.host.fingerprint.digest:
+        raise RequestError(
+            f"{manifest.id}: maps to {manifest.receiver.model}, this node hosts {services.host.name}; "
+            f"{act} it on a node that hosts the former"
+        )
+    return manifest
+
+
+def require_source(reader: Reader, manifest: MapManifest) -> None:
+    """Raise IncompatibleModel unless the reader's model is the one that the map leads from."""
+    if reader.fingerprint.digest != manifest.source.digest:
+        raise IncompatibleModel(
+            f"{manifest.id}: maps memories of {manifest.source.model} {manifest.source.digest[:19]}…, not of "
+            f"{reader.fingerprint.model} {reader.fingerprint.digest[:19]}…; name who hosts the former"
+        )
 
 
 @asynccontextmanager

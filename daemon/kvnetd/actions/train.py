@@ -17,12 +17,12 @@ from kvnet.align.reading import Reader
 from kvnet.align.recipe import find_critical_layers
 from kvnet.align.train import NUM_STEPS, train_map
 from kvnet.align.train_state import StepReport, TrainState, plot_curve
-from kvnet.alignment import MapManifest, Method, PortManifest
+from kvnet.alignment import MapManifest, Method
 from kvnet.api import CurvePoint, TrainProgress, TrainReport
-from kvnet.errors import Cancelled, IncompatibleModel, MissingExtra, RequestError
+from kvnet.errors import Cancelled, MissingExtra, RequestError
 from kvnet.version import VERSION
 from kvnetd.actions.align import describe
-from kvnetd.actions.fit import lessons_of, reader_of, signed
+from kvnetd.actions.fit import lessons_of, map_to_here, reader_of, require_source, signed
 from kvnetd.alignments import LoadedMap, loaded_map
 from kvnetd.fitting import Cancelled as IsCancelled
 from kvnetd.fitting import KeptState, telling
@@ -78,7 +78,7 @@ async def train(
         loaded = await loaded_map(services, manifest)
         made, curve = loaded.alignment, Curve()
         async with reader_of(services, request.peer, request.source) as reader:
-            _require_source(reader, manifest)
+            require_source(reader, manifest)
             steps = telling(services, _training(services, reader, loaded, lessons, request.steps))
             async with aclosing(steps):
                 async for step in steps:
@@ -157,25 +157,10 @@ async def _keep(services: Services, made: AlignmentMap, loaded: LoadedMap) -> Al
 def _trainable(services: Services, request: TrainRequest) -> MapManifest:
     if not 0 <= request.steps <= MOST_STEPS:
         raise RequestError(f"{request.steps} steps: train 1 to {MOST_STEPS}")
-    manifest = services.alignments.find(request.alignment).manifest
-    if isinstance(manifest, PortManifest):
-        raise RequestError(f"{manifest.id}: is a port; name a map, see `kvnet align ls`")
-    if manifest.receiver.digest != services.host.fingerprint.digest:
-        raise RequestError(
-            f"{manifest.id}: maps to {manifest.receiver.model}, this node hosts {services.host.name}; "
-            "train it on a node that hosts the former"
-        )
+    manifest = map_to_here(services, request.alignment, "train")
     if manifest.method is Method.TRAINED:
         raise RequestError(f"{manifest.id}: was trained already; train the map it came from, or fit one anew")
     return manifest
-
-
-def _require_source(reader: Reader, manifest: MapManifest) -> None:
-    if reader.fingerprint.digest != manifest.source.digest:
-        raise IncompatibleModel(
-            f"{manifest.id}: maps memories of {manifest.source.model} {manifest.source.digest[:19]}…, not of "
-            f"{reader.fingerprint.model} {reader.fingerprint.digest[:19]}…; name who hosts the former"
-        )
 
 
 def _fresh_lessons(count: int) -> list[Lesson]:
