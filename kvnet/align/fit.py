@@ -182,7 +182,7 @@ class Fit:
         for (source, own), lesson in zip(pairs, lessons, strict=False):
             refuse_cancelled(cancelled)
             paid = attention_paid(self.host, lesson, own, self.plan.critical_layers or ())
-            source_idx, own_idx = pair_readings(source, own)
+            source_idx, own_idx = pair_readings(source, own, same_tokens=self._same_tokens)
             x = self._features(source, source_idx)
             labels = labels or Moments(x.shape[1], 1)
             labels.add(x, (paid[own_idx] > PAID_ABOVE).float()[:, None])
@@ -199,7 +199,7 @@ class Fit:
 
     def _rows(self, source: Reading, own: Reading) -> tuple[torch.Tensor, torch.Tensor]:
         """(what is seen of the source, coordinates here) of all slots, or of those that will be sent."""
-        source_idx, own_idx = pair_readings(source, own)
+        source_idx, own_idx = pair_readings(source, own, same_tokens=self._same_tokens)
         x = self._features(source, source_idx)
         if self.state.anchor is not None:
             sent = ~(self.state.anchor.apply(x)[:, 0] <= _SENT_ABOVE)  # NaN is sent, for the sums to refuse
@@ -215,6 +215,10 @@ class Fit:
         self.state.num_rows += len(x)
         self.state.num_done += 1
 
+    @property
+    def _same_tokens(self) -> bool:
+        return pairing_of(self.reader, self.host) is Pairing.TOKENS
+
     def _features(self, source: Reading, at: torch.Tensor) -> torch.Tensor:
         rows, num_layers, plan = source.slots.rows, self.reader.geometry.num_layers, self.plan
         return stack_windows(
@@ -228,12 +232,16 @@ def pairing_of(reader: Reader, host: ModelHost) -> Pairing:
     return Pairing.TOKENS if same else Pairing.SPANS
 
 
-def pair_readings(source: Reading, own: Reading) -> tuple[torch.Tensor, torch.Tensor]:
+def pair_readings(
+    source: Reading, own: Reading, *, same_tokens: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(source slots, own slots), int64 [m] each: for a source slot the one that covers its last character.
 
+    With `same_tokens` the two have one tokenizer: slots pair one by one even if it tells no characters.
     Raises UnalignableTokens, and IncompatibleModel for a source whose tokenizer tells no characters.
     """
-    if source.slots.span == own.slots.span and source.spans == own.spans:
+    told = same_tokens or bool(source.spans)
+    if told and source.slots.span == own.slots.span and source.spans == own.spans:
         every = torch.arange(source.slots.num_slots)
         return every, every
     if not source.spans or not own.spans:

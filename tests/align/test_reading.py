@@ -12,7 +12,7 @@ import torch
 from kvnet.align.fit import pair_readings
 from kvnet.align.pairs import pair_slots
 from kvnet.align.reading import LocalReader, Reading
-from kvnet.errors import TextTooLong
+from kvnet.errors import IncompatibleModel, TextTooLong
 from kvnet.model.host import ModelHost
 from kvnet.model.loader import ModelSpec
 from kvnet.model.reference.catalog import REFERENCE_MODELS, reference_path
@@ -109,3 +109,14 @@ def test_model_without_a_first_token_of_its_own_gives_every_slot(without_bos: Lo
     assert without_bos.num_sinks == 0
     assert_is_the_memory(without_bos, TEXT)
     assert len(read(without_bos, TEXT).spans) == len(without_bos.host.tokenize_context(TEXT))
+
+
+def test_readings_without_characters_pair_only_within_one_tokenizer(reader: LocalReader) -> None:
+    (found,) = reader.read([TEXT])
+    silent = Reading(found.slots, ())
+    every = torch.arange(found.slots.num_slots)
+    source_idx, own_idx = pair_readings(silent, silent, same_tokens=True)
+    assert source_idx.equal(every)
+    assert own_idx.equal(every)
+    with pytest.raises(IncompatibleModel, match="fast tokenizer"):
+        pair_readings(silent, silent)
