@@ -60,9 +60,7 @@ def test_memory_goes_in_coordinates_and_answers_through_the_map(strangers: Stran
     memory = run(alice, "remember", TEXT, "--json").json
     sent = run(alice, "send", memory["id"], "--to", "bob", "--json").json
     assert (sent["tier"], sent["codec"]) == ("mapped", "port8")
-    assert sent["wire_bytes"] < len(
-        strangers.port.encoded
-    )  # the port is there already, and stays where it is
+    assert sent["wire_bytes"] < len(strangers.port.encoded)  # the port is there already
     found = run(bob, "ask", PROMPT, "--memory", sent["memory"], "--max-tokens", "4", "--json").json["kv"]
     assert (found["tier"], found["codec"], found["map"]) == ("mapped", "port8", strangers.map.manifest.id)
     assert found["reused_tokens"] > 0
