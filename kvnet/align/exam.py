@@ -149,10 +149,7 @@ def _plain(host: ModelHost, text: str) -> list[int]:
 def _begin(host: ModelHost, slots: Slots | None) -> tuple[Cache, int]:
     """A cache to ask behind, and how many positions before the question have no slot."""
     if slots is None:
-        cache = host.new_cache()
-        if host.num_sinks:
-            host.prefill(host.tokenize_context("")[: host.num_sinks], cache)
-        return cache, 0
+        return host.sink_cache(), 0
     return host.inject_slots(slots), slots.span - slots.num_slots
 
 

@@ -37,17 +37,7 @@ class Sitting:
 
     def mapped(self, alignment: AlignmentMap, port: Port | None, *, bits: int | None = None) -> list[Slots]:
         """The lessons' memories through a map, quantised as on the wire if `bits` says so."""
-        found = []
-        for reading in self.source:
-            encoded, at = alignment.encode(reading.slots)
-            if port is not None:
-                if bits is not None:
-                    encoded = port.dequantize(port.quantize(encoded, bits), bits)
-                encoded = port.to_rows(encoded)
-            slots = reading.slots
-            geometry = alignment.manifest.receiver_geometry
-            found.append(Slots(geometry, encoded, slots.positions[at], slots.span))
-        return found
+        return [alignment.apply(reading.slots, port, bits=bits) for reading in self.source]
 
     def shuffled(self, slots: Sequence[Slots]) -> Callable[[int], Slots]:
         """Each lesson asked behind the memory of the next one."""

@@ -67,10 +67,15 @@ class AlignmentMap:
             at = at if len(at) else torch.arange(slots.num_slots)
         return stack_features(slots.rows, self.manifest, at), at
 
-    def apply(self, slots: Slots, port: Port | None = None) -> Slots:
-        """The receiver's slots, at the positions of the source's. `port` is the one the manifest names."""
-        encoded, at = self.encode(slots)
-        rows = encoded if port is None else port.to_rows(encoded)
+    def apply(self, slots: Slots, port: Port | None = None, *, bits: int | None = None) -> Slots:
+        """The receiver's slots, at the positions of the source's. `port` is the one the manifest names.
+
+        With `bits` its coordinates are quantised as on the wire.
+        """
+        rows, at = self.encode(slots)
+        if port is not None:
+            coordinates = rows if bits is None else port.dequantize(port.quantize(rows, bits), bits)
+            rows = port.to_rows(coordinates)
         return Slots(self.manifest.receiver_geometry, rows, slots.positions[at], slots.span)
 
     def to_tensors(self) -> dict[str, torch.Tensor]:

@@ -11,10 +11,10 @@ values of layers behind the first differ from an unrecorded reading by rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from transformers import AttentionInterface
@@ -22,6 +22,8 @@ from transformers import AttentionInterface
 from kvnet.errors import UnsupportedModel
 from kvnet.plan import MAX_IMPORTANT_TOKENS
 from kvnet.types import AttentionMetadata
+
+T = TypeVar("T")
 
 _IMPLEMENTATION: Final = (
     "kvnet_recorded"  # has no mask function, so transformers builds no mask: we are causal
@@ -258,11 +260,7 @@ def _recorded_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls in each layer while a recording is open; being causal, it needs no mask."""
-    for name in _UNKNOWN_SCORES:
-        if kwargs.get(name) is not None:
-            raise UnsupportedModel(
-                f"this model's attention uses {name}, which attention metadata does not know; {_REMEDY}"
-            )
+    refuse_unknown_scores(kwargs, f"which attention metadata does not know; {_REMEDY}")
     output = _recorder.get().attend(query, key, value, layer_idx=module.layer_idx, scaling=scaling)
     return output, None
 
@@ -276,16 +274,32 @@ def recording(model: Any) -> Iterator[AttentionRecorder]:
 
     The model is as it was afterwards, whatever happened inside.
     """
+    with attending_by(model, _IMPLEMENTATION, _recorder, AttentionRecorder()) as recorder:
+        yield recorder
+
+
+@contextmanager
+def attending_by(model: Any, implementation: str, current: ContextVar[T], seen: T) -> Iterator[T]:
+    """Let `model` attend by a registered function inside, in this thread, to which `seen` is `current`.
+
+    The model is as it was afterwards, whatever happened inside.
+    """
     config = model.config.get_text_config(decoder=True)
     before = config._attn_implementation
-    recorder = AttentionRecorder()
-    token = _recorder.set(recorder)
-    config._attn_implementation = _IMPLEMENTATION
+    token = current.set(seen)
+    config._attn_implementation = implementation
     try:
-        yield recorder
+        yield seen
     finally:
         config._attn_implementation = before
-        _recorder.reset(token)
+        current.reset(token)
+
+
+def refuse_unknown_scores(arguments: Mapping[str, Any], remark: str) -> None:
+    """Raise UnsupportedModel, ending in `remark`, if something but the scores makes the weights."""
+    for name in _UNKNOWN_SCORES:
+        if arguments.get(name) is not None:
+            raise UnsupportedModel(f"this model's attention uses {name}, {remark}")
 
 
 def refuse_unrecordable(model: Any, read: Callable[[], torch.Tensor]) -> None:

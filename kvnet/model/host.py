@@ -51,6 +51,7 @@ class ModelHost:
         self.name = loaded.name
         self.fingerprint = fingerprint
         self.tokenizer = loaded.tokenizer
+        self._sink_ids = tuple(leading_bos(loaded.tokenizer))
         self._model = loaded.model
         self._config = loaded.model.config
         self._accepted = frozenset(inspect.signature(type(loaded.model).forward).parameters)
@@ -141,7 +142,14 @@ class ModelHost:
     @property
     def num_sinks(self) -> int:
         """Tokens that this model puts before every text by itself: its BOS, or none."""
-        return len(leading_bos(self.tokenizer))
+        return len(self._sink_ids)
+
+    def sink_cache(self) -> Cache:
+        """A fresh cache that holds this model's own first token, if it has one."""
+        cache = self.new_cache()
+        if self._sink_ids:
+            self.prefill(self._sink_ids, cache)
+        return cache
 
     def inject(self, memory: RawMemory, *, basis: Basis | None = None) -> Cache:
         """A fresh cache holding the memory; the memory itself stays as it is, however often it is used.
@@ -167,25 +175,20 @@ class ModelHost:
                 f"{slots.span} slots are left out; send the whole memory"
             )
         self._refuse_too_long(self.num_sinks + slots.span, "the memory has")
-        cache = self.new_cache()
-        if self.num_sinks:
-            self.prefill(leading_bos(self.tokenizer), cache)
         layers = to_layers(slots, num_sinks=self.num_sinks, dtype=self._model.dtype)
-        return extend_cache(cache, layers, self.device)
+        return extend_cache(self.sink_cache(), layers, self.device)
 
     def behind_sinks(self, layers: Sequence[LayerKV]) -> tuple[LayerKV, ...]:
         """`layers` with this model's own first token before them, through which gradients flow."""
         if not self.num_sinks:
             return tuple(layers)
-        cache = self.new_cache()
-        self.prefill(leading_bos(self.tokenizer), cache)
         return tuple(
             LayerKV(
                 own.layer_idx,
                 torch.cat((own.keys, other.keys.to(own.keys)), -2),
                 torch.cat((own.values, other.values.to(own.values)), -2),
             )
-            for own, other in zip(export_layers(cache), layers, strict=True)
+            for own, other in zip(export_layers(self.sink_cache()), layers, strict=True)
         )
 
     def generate(

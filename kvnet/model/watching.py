@@ -16,10 +16,9 @@ import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-from kvnet.errors import UnsupportedModel
+from kvnet.model.attention import attending_by, refuse_unknown_scores
 
 _IMPLEMENTATION: Final = "kvnet_watched"
-_UNKNOWN_SCORES: Final = ("softcap", "s_aux", "position_bias", "sliding_window")  # that change the weights
 
 
 @dataclass(slots=True)
@@ -45,11 +44,7 @@ def _watched_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls in each layer while a watch is open. query [1, H, q, D], key [1, Hkv, n, D]."""
-    for name in _UNKNOWN_SCORES:
-        if kwargs.get(name) is not None:
-            raise UnsupportedModel(
-                f"this model's attention uses {name}, which cannot be watched; fit maps to it without anchors"
-            )
+    refuse_unknown_scores(kwargs, "which cannot be watched; fit maps to it without anchors")
     num_heads, q_len = query.shape[1:3]
     group, seq_len = num_heads // key.shape[1], key.shape[2]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -76,13 +71,5 @@ def watching(model: Any) -> Iterator[Watch]:
     The model is as it was afterwards, whatever happened inside. A model that does not ask transformers for
     its attention function leaves the watch empty.
     """
-    config = model.config.get_text_config(decoder=True)
-    before = config._attn_implementation
-    watch = Watch()
-    token = _watch.set(watch)
-    config._attn_implementation = _IMPLEMENTATION
-    try:
+    with attending_by(model, _IMPLEMENTATION, _watch, Watch()) as watch:
         yield watch
-    finally:
-        config._attn_implementation = before
-        _watch.reset(token)

@@ -31,7 +31,7 @@ def memory(host: ModelHost, texts: tuple[str, ...]) -> RawMemory:
 
 
 @pytest.mark.parametrize("name", sorted(REFERENCE_MODELS))
-@pytest.mark.parametrize("preset", ["exact", "int8", "k8v4"])
+@pytest.mark.parametrize("preset", ["exact", "int8", "k8v4", "int4"])
 def test_text_of_a_reference_models_memory_comes_back(name: str, preset: str, cache_dir: Path) -> None:
     host = ModelHost.load(ModelSpec(name, device="cpu"), cache_dir)
     assert recover_text(host, encode_memory(host.capture(FACTS), preset)) == FACTS
