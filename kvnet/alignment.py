@@ -28,7 +28,9 @@ class Method(StrEnum):
     """How a map came to be."""
 
     RIDGE = "ridge"
-    TRAINED = "trained"  # a ridge with a residual trained on top
+    LOW_RANK = "low_rank"  # a ridge of few directions: from few rows
+    PROCRUSTES = "procrustes"  # an orthogonal map: from fewer still
+    TRAINED = "trained"  # one of these with a residual trained on top
 
 
 class LayerStrategy(StrEnum):
@@ -46,6 +48,17 @@ class Pairing(StrEnum):
     SPANS = "spans"  # two tokenizers: by the last character a slot covers
 
 
+class Use(StrEnum):
+    """What a map may be used for beside what its gate judges first, each judged on its own.
+
+    First come memories with the map's closing read behind them, in coordinates of 8 bits where there are any.
+    """
+
+    PORT4 = "port4"  # in coordinates of 4 bits
+    UNCLOSED = "unclosed"  # memories without the closing, of numbers in halves
+    UNCLOSED_PORT4 = "unclosed+port4"
+
+
 @dataclass(frozen=True, slots=True)
 class Interval:
     """A measured share or gap, and its 95 % interval."""
@@ -56,20 +69,33 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
+class UseResult:
+    """What the same held-out facts said of a map in one more use."""
+
+    use: Use
+    admitted: bool
+    recall_mapped: float
+    gap_recovered: Interval
+    kl: float
+
+
+@dataclass(frozen=True, slots=True)
 class GateResult:
     """What held-out facts said of a map. Shares are 0 to 1, `kl` is in nats."""
 
     admitted: bool
     reason: str  # one sentence
     num_questions: int
-    num_facts: int
+    num_texts: int  # that the questions are about
     recall_text: float
     recall_none: float
     recall_mapped: float
     gap_recovered: Interval
     gap_shuffled: float  # the same of memories of other texts: a control, near 0
     kl: float
+    kl_shuffled: float  # of memories of other texts
     attention_cosine: float
+    uses: tuple[UseResult, ...]  # those that the map has, in their order in Use
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +156,58 @@ def kind_of(manifest: Manifest) -> AlignmentKind:
     return AlignmentKind.MAP if isinstance(manifest, MapManifest) else AlignmentKind.PORT
 
 
+def uses_of(manifest: MapManifest) -> tuple[Use, ...]:
+    """The uses that a map has: 4 bits where it ends in a port, unclosed ones where it has a closing."""
+    has = {
+        Use.PORT4: bool(manifest.port),
+        Use.UNCLOSED: bool(manifest.closing),
+        Use.UNCLOSED_PORT4: bool(manifest.port and manifest.closing),
+    }
+    return tuple(use for use in Use if has[use])
+
+
+def admits(manifest: MapManifest, *, closed: bool, bits: int = 8) -> bool:
+    """Whether the gate admitted a map in this use.
+
+    `closed`: its closing was read behind the memory. `bits` are those of a coordinate; what is not quantised
+    at all loses less than 8 bits do.
+    """
+    unclosed = Use.UNCLOSED if bits == 8 else Use.UNCLOSED_PORT4
+    closed_use = None if bits == 8 else Use.PORT4
+    use = closed_use if closed or not manifest.closing else unclosed
+    gate = manifest.gate
+    return gate.admitted and (use is None or any(one.use is use and one.admitted for one in gate.uses))
+
+
 def row_width(geometry: Geometry) -> int:
     """Numbers in a row: one slot's keys and values, all layers."""
     return geometry.num_layers * 2 * geometry.num_kv_heads * geometry.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """What a model takes of a slot that others made for it, layer by layer (FORMAT.md §10.1).
+
+    Of most layers that is their keys and values. Of `state_layers`, none of which is the first, it is the
+    residual stream [hidden_size] as the attention of the layer below has left it: the model's own weights
+    make keys and values of it. `hidden_size` is 0 where there are none.
+    """
+
+    geometry: Geometry
+    state_layers: tuple[int, ...] = ()
+    hidden_size: int = 0
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Numbers that each layer takes."""
+        num_layers = self.geometry.num_layers
+        halves = row_width(self.geometry) // num_layers
+        return tuple(self.hidden_size if i in self.state_layers else halves for i in range(num_layers))
+
+    @property
+    def width(self) -> int:
+        """Numbers in what is taken of one slot: those of all layers in turn."""
+        return sum(self.widths)
 
 
 def feature_width(manifest: MapManifest) -> int:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Final
 
 from kvnet.errors import AlignmentRefused, IncompatibleModel
+from kvnet.rotary import same_rope
 from kvnet.types import Fingerprint, Geometry, Tier
 
 Differences = dict[str, list[str]]
@@ -43,7 +44,8 @@ def differences(source: Side, receiver: Side) -> Differences:
     for theirs, ours in sides:
         for spec in fields(theirs):
             got, wanted = getattr(theirs, spec.name), getattr(ours, spec.name)
-            if spec.name != "model" and got != wanted:
+            is_same = same_rope(got, wanted) if spec.name == "rope" else got == wanted
+            if spec.name != "model" and not is_same:
                 found[spec.name] = [_show(got), _show(wanted)]
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from kvnet.types import Rope
@@ -23,9 +24,10 @@ _REQUIRED: Final = {
     "longrope": ("original_max_position_embeddings",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-_STRETCH: Final = ("attention_factor", "factor", "max_position_embeddings")
+_LIMIT: Final = "max_position_embeddings"
+_STRETCH: Final = ("attention_factor", "factor", _LIMIT)
 _OPTIONAL: Final = {
-    "dynamic": ("max_position_embeddings",),
+    "dynamic": (_LIMIT,),
     "yarn": (*_STRETCH, "beta_fast", "beta_slow", "mscale", "mscale_all_dim"),
     "longrope": _STRETCH,
     "proportional": ("factor",),
@@ -83,6 +85,21 @@ def check_rope(rope: Rope, head_dim: int) -> str:
     return ""
 
 
+def same_rope(one: Rope, other: Rope) -> bool:
+    """Whether two ropes turn keys alike, as far as both tell.
+
+    `max_position_embeddings` counts only where both state it: a memory of before it was stated is its model's
+    all the same. Source: FORMAT.md §2, rope.
+    """
+    if _LIMIT in one.extra and _LIMIT in other.extra:
+        return one == other
+    return _without_limit(one) == _without_limit(other)
+
+
+def _without_limit(rope: Rope) -> Rope:
+    return replace(rope, extra={name: value for name, value in rope.extra.items() if name != _LIMIT})
+
+
 def _check_stretched(rope: Rope, half: int) -> str:
     """The rest of what yarn and longrope need; their numbers are numbers."""
     kind, extra = rope.rope_type, rope.extra
@@ -122,7 +139,7 @@ def _num_turned(rope: Rope, head_dim: int) -> int:
 
 def _stretch(extra: Mapping[str, Any]) -> float:
     """How many times longer than its original context a model may read; 0 if nothing says so."""
-    limit = extra.get("max_position_embeddings") or 0.0
+    limit = extra.get(_LIMIT) or 0.0
     return float(extra.get("factor") or limit / extra["original_max_position_embeddings"])
 
 
@@ -147,7 +164,7 @@ def _linear(rope: Rope, half: int, _: int) -> tuple[float, ...]:
 
 def _dynamic(rope: Rope, half: int, seq_len: int) -> tuple[float, ...]:
     """The base grows once more was read than max_position_embeddings, which a header may leave out."""
-    context = rope.extra.get("max_position_embeddings") or 0.0
+    context = rope.extra.get(_LIMIT) or 0.0
     if not context or half == 1:
         return _plain(rope.rope_theta, half)
     growth = 1 + rope.extra["factor"] * (max(seq_len, context) / context - 1)

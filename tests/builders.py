@@ -170,6 +170,7 @@ def make_offer(memory: RawMemory | MemoryHeader, **changes: Any) -> Offer:
         chunk_count=changes.pop("chunk_count") if "chunk_count" in changes else count_transfer_chunks(header),
         created_at=NOW,
         expires_at=NOW + 600,
+        map=MAP_ID if header.coding.scheme is Scheme.PORT else "",
     )
     return replace(plain, **changes)
 

@@ -53,6 +53,17 @@ def test_other_weights_quantization_or_dtype_is_identity(field: str) -> None:
     assert decide_tier(changed(**{field: SAME_FAMILY[field]}), OURS) is Tier.IDENTITY
 
 
+def test_limit_that_only_one_rope_states_is_no_difference() -> None:
+    """Memories of before it was stated are their model's all the same."""
+    plain = Rope("dynamic", 10000.0, extra={"factor": 2.0})
+    stated = [Rope("dynamic", 10000.0, extra={"factor": 2.0, "max_position_embeddings": n}) for n in (64, 65)]
+    assert decide_tier(changed(rope=plain), changed(rope=stated[0])) is Tier.EXACT
+    assert decide_tier(changed(rope=stated[0]), changed(rope=plain)) is Tier.EXACT
+    assert differences(changed(rope=stated[0]), changed(rope=stated[1])).keys() == {"rope"}
+    other = Rope("dynamic", 10000.0, extra={"factor": 3.0})
+    assert differences(changed(rope=other), changed(rope=stated[0])).keys() == {"rope"}
+
+
 def test_all_of_these_together_are_still_identity() -> None:
     assert require_tier(changed(**SAME_FAMILY), OURS) is Tier.IDENTITY
 

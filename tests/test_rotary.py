@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from kvnet.rotary import MAX_ATTENTION_FACTOR, attention_factor_of, check_rope, frequencies_of
+from kvnet.rotary import MAX_ATTENTION_FACTOR, attention_factor_of, check_rope, frequencies_of, same_rope
 from kvnet.types import Rope
 from tests.codec.strategies import rope_extras, ropes
 
@@ -150,3 +151,11 @@ def test_rope_that_keys_cannot_be_turned_by_is_told_why(rope: Rope, wanted: str)
 def test_longrope_with_its_own_attention_factor_needs_no_stretch() -> None:
     extra = without("longrope", "factor") | {"attention_factor": 1.5}
     assert check_rope(Rope("longrope", 1e4, extra=extra), 2 * HALF) == ""
+
+
+def test_ropes_are_the_same_as_far_as_both_tell_their_limit() -> None:
+    plain = Rope("yarn", 1e4, 0.5, {"original_max_position_embeddings": 64})
+    short, long = (replace(plain, extra={**plain.extra, "max_position_embeddings": n}) for n in (128, 256))
+    assert all(same_rope(a, b) for a, b in ((plain, short), (long, plain), (short, short), (plain, plain)))
+    others = (short, *(replace(plain, **c) for c in ({"rope_theta": 2e4}, {"extra": {}}, {"rope_type": "x"})))
+    assert not any(same_rope(a, b) for other in others for a, b in ((long, other), (other, long)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -13,19 +14,27 @@ import torch
 from kvnet.align.artefacts import load_map, load_port
 from kvnet.align.map import AlignmentMap
 from kvnet.align.port import Port
-from kvnet.alignment import MapManifest
+from kvnet.alignment import MapManifest, admits
 from kvnet.codec.basis import Basis
 from kvnet.codec.finite import finite_peak
-from kvnet.errors import IncompatibleModel, MalformedChunk, StateCorrupt, UnknownAlignment
+from kvnet.codec.presets import preset_name
+from kvnet.errors import AlignmentRefused, IncompatibleModel, MalformedChunk, UnknownAlignment
 from kvnet.files.alignments import VerifiedAlignment
 from kvnet.model.coordinates import coordinates_of
 from kvnet.model.slots import Slots, slots_of
+from kvnet.rotary import same_rope
+from kvnet.transfer.messages import HeldMap
 from kvnet.types import Fingerprint, Geometry, MemoryHeader, RawMemory, Scheme, Tier, sha256_hex
 from kvnetd import encoding
 from kvnetd.services import Services
 from kvnetd.store.alignments import AlignmentRecord, AlignmentStore
 from kvnetd.store.records import MemoryRecord
 
+_REMEDY_4_BITS: Final = "send it with `--codec port8`"
+_REMEDY_UNCLOSED: Final = (
+    "give the map to the node that hosts the memory's model (`kvnet align export`), "
+    "which then sends it in coordinates"
+)
 MAPPED = (Tier.MAPPED, Tier.MAPPED_TOKENS)
 _MOST_LOADED: Final = 4
 
@@ -50,27 +59,69 @@ class _Known:
 _known: Final[WeakKeyDictionary[AlignmentStore, _Known]] = WeakKeyDictionary()
 
 
-def map_for(services: Services, header: MemoryHeader, reference: str = "") -> MapManifest | None:
-    """The admitted map from a memory's model to the one that is hosted here.
+def map_for(services: Services, header: MemoryHeader, reference: str) -> MapManifest | None:
+    """The map from a memory's model to the one that is hosted here, if its gate admitted what it is used for.
 
-    Of a memory in coordinates it is the one that made them: `reference`, which its head names. Before the
-    head is here, it may be any that ends in the port that the header names.
+    Of a memory in coordinates it is the one that made them: `reference`, which its head and its offer name.
+    A map names its port by an id that covers every number, so no file is looked at.
     """
     if header.coding.scheme is not Scheme.PORT:
-        return known_map(services, header.fingerprint, services.host.fingerprint)
+        return map_of_rows(services, header, services.host.fingerprint)
     for record in services.alignments.maps_to(services.host.fingerprint):
         manifest = record.manifest
         if (
             isinstance(manifest, MapManifest)
+            and manifest.id == reference
+            and manifest.port
             and manifest.source.digest == header.fingerprint.digest
-            and reference in ("", manifest.id)
-            and _is_port(services, manifest.port, header)
+            and _admits_bits(manifest, header.coding.key_bits)
         ):
             return manifest
     return None
 
 
-def leads_here(services: Services, header: MemoryHeader, reference: str = "") -> bool:
+def map_of_rows(services: Services, header: MemoryHeader, receiver: Fingerprint) -> MapManifest | None:
+    """The first map to this model that may be used on a memory of keys and values as it stands."""
+    found = _maps_between(services, header.fingerprint, receiver)
+    return next((one for one in found if not misuse_of(one, header)), None)
+
+
+def misuse_of(manifest: MapManifest, header: MemoryHeader, *, closed: bool = False, bits: int = 8) -> str:
+    """Why a map may not be used on a memory of keys and values: a clause with what to do; "" if it may.
+
+    What is used must have been judged (FORMAT.md §10.1). `closed`: its closing is read behind the memory.
+    """
+    coding = header.coding
+    if coding.scheme is not Scheme.RAW or coding.pruned_heads:
+        lacking = "lacks heads" if coding.pruned_heads else f"is in coding {preset_name(coding)}"
+        return (
+            f"is judged on exact memories, and this one {lacking}; "
+            "ask for it with `kvnet send --codec exact`, or for its text with --with-text"
+        )
+    if admits(manifest, closed=closed, bits=bits):
+        return ""
+    return (
+        f"was not admitted for memories {'with' if closed else 'without'} its closing text"
+        f"{' in coordinates of 4 bits' if bits == 4 else ''}; "
+        f"{_REMEDY_4_BITS if bits == 4 else _REMEDY_UNCLOSED}, or send the text along with --with-text"
+    )
+
+
+def why_not(services: Services, header: MemoryHeader, receiver: Fingerprint) -> str:
+    """Why a map that is here is not used on a memory of keys and values; "" where one is, or none is here."""
+    if header.coding.scheme is Scheme.PORT or map_of_rows(services, header, receiver) is not None:
+        return ""
+    found = next(iter(_maps_between(services, header.fingerprint, receiver)), None)
+    return f"{found.id} leads to {receiver.model}, but it {misuse_of(found, header)}" if found else ""
+
+
+def refuse_unjudged(services: Services, header: MemoryHeader) -> None:
+    """Raise AlignmentRefused for a memory to which a map leads that was not judged for its like."""
+    if problem := why_not(services, header, services.host.fingerprint):
+        raise AlignmentRefused(f"memory {header.id}: {problem}")
+
+
+def leads_here(services: Services, header: MemoryHeader, reference: str) -> bool:
     """Whether a memory can be mapped to the model that is hosted here; `reference` as for `map_for`."""
     return map_for(services, header, reference) is not None
 
@@ -81,15 +132,27 @@ def known_map(services: Services, source: Fingerprint, receiver: Fingerprint) ->
     return record.manifest if record and isinstance(record.manifest, MapManifest) else None
 
 
-def mapped_sources(services: Services) -> tuple[str, ...]:
-    """Fingerprint digests of the models whose memories this node can map to the one hosted here."""
+def _maps_between(services: Services, source: Fingerprint, receiver: Fingerprint) -> Iterator[MapManifest]:
+    """The admitted ones, in the order in which they are chosen."""
+    for record in services.alignments.maps_to(receiver):
+        if isinstance(record.manifest, MapManifest) and record.manifest.source.digest == source.digest:
+            yield record.manifest
+
+
+def _admits_bits(manifest: MapManifest, bits: int) -> bool:
+    """Whether a closing was read behind a memory in coordinates is for its sender to heed: it has the map."""
+    return any(admits(manifest, closed=closed, bits=bits) for closed in (True, False))
+
+
+def held_maps(services: Services) -> tuple[HeldMap, ...]:
+    """The maps to the model hosted here that this node would use, in the order in which it chooses them."""
     manifests = (record.manifest for record in services.alignments.maps_to(services.host.fingerprint))
-    return tuple(dict.fromkeys(m.source.digest for m in manifests if isinstance(m, MapManifest)))
+    return tuple(HeldMap(m.source.digest, m.id) for m in manifests if isinstance(m, MapManifest))
 
 
-def map_used(services: Services, header: MemoryHeader, tier: Tier) -> str:
+def map_used(services: Services, header: MemoryHeader, tier: Tier, reference: str) -> str:
     """The id of the map that an offered memory of this tier would be used with, or ""."""
-    found = map_for(services, header) if tier in MAPPED else None
+    found = map_for(services, header, reference) if tier in MAPPED else None
     return found.id if found else ""
 
 
@@ -151,7 +214,9 @@ def _load(
 
 def _apply(memory: RawMemory, loaded: LoadedMap, basis: Basis | None) -> Slots:
     slots = slots_of(memory, num_sinks=loaded.manifest.num_sinks, basis=basis)
-    return _refuse_not_finite(loaded.alignment.apply(slots, loaded.port), memory)
+    mapped = loaded.alignment.apply(slots, loaded.port)
+    refuse_nothing_read(mapped.num_slots, memory.header.id, loaded.manifest)
+    return _refuse_not_finite(mapped, memory)
 
 
 def _expand(memory: RawMemory, loaded: LoadedMap) -> Slots:
@@ -171,16 +236,24 @@ def _expand(memory: RawMemory, loaded: LoadedMap) -> Slots:
     return _refuse_not_finite(slots, memory)
 
 
+def refuse_nothing_read(num_slots: int, memory: str, manifest: MapManifest) -> None:
+    """Raise AlignmentRefused where a map found no slot of a memory to send."""
+    if not num_slots:
+        raise AlignmentRefused(
+            f"memory {memory}: {manifest.id} was fitted on slots that answers read, and finds none in it; "
+            "use its text: send it with `--codec exact --with-text`"
+        )
+
+
 def _refuse_not_finite(slots: Slots, memory: RawMemory) -> Slots:
-    if slots.num_slots:
-        finite_peak(slots.rows.to(torch.float32), f"memory {memory.header.id}, mapped,")
+    finite_peak(slots.rows.to(torch.float32), f"memory {memory.header.id}, mapped,")
     return slots
 
 
 def refuse_other_geometry(header: MemoryHeader, manifest: MapManifest) -> None:
     """The dtype is free: quantized weights compute in another."""
     wanted, got = manifest.source_geometry, replace(header.geometry, dtype=manifest.source_geometry.dtype)
-    if got != wanted:
+    if replace(got, rope=wanted.rope) != wanted or not same_rope(got.rope, wanted.rope):
         raise IncompatibleModel(
             f"memory {header.id}: says it is of {header.fingerprint.model} with {_shape(got)}, the map "
             f"knows that model with {_shape(wanted)}; ask for it again"
@@ -192,20 +265,8 @@ def _shape(geometry: Geometry) -> str:
     return f"{geometry.num_layers} layers of [{geometry.num_kv_heads}, {geometry.head_dim}] and {rope}"
 
 
-def _is_port(services: Services, port: str, header: MemoryHeader) -> bool:
-    """Whether a map's port is the file that a memory's coding names."""
-    if not port:
-        return False
-    try:
-        record = services.alignments.find(port)
-        is_as_long = record.head.file_nbytes == header.coding.basis_nbytes
-        return is_as_long and port_digest(services, record) == header.coding.basis
-    except StateCorrupt:
-        return False  # damaged: as good as not here
-
-
 def port_digest(services: Services, record: AlignmentRecord) -> str:
-    """sha256:<hex> of a port's file, read once: a signer makes one file of one manifest."""
+    """sha256:<hex> of a port's file, read once: a signer makes one file of one manifest. Blocks."""
     digests = _known.setdefault(services.alignments, _Known()).digests
     name = (record.id, record.signer)
     if name not in digests:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import IO, cast
 
 from kvnet.discovery import Advert, Discovery, Event, PeerSeen
@@ -32,6 +33,7 @@ from kvnetd.actions.status import status
 from kvnetd.config import Config
 from kvnetd.control import ControlServer, ControlService
 from kvnetd.directory import Directory
+from kvnetd.kept import sweep_states
 from kvnetd.log import EventLog
 from kvnetd.readings import Readings
 from kvnetd.services import Listening, Services
@@ -177,9 +179,10 @@ def _address(host: str, port: int) -> str:
 
 
 async def _keep_house(services: Services, transfers: Transfers) -> None:
-    """Follow interfaces that come and go, and clear out transfers nobody can resume."""
+    """Follow interfaces that come and go, and clear out transfers, fits and trainings nobody resumes."""
+    sweep = partial(services.in_pool, sweep_states, services.config.home.root)
     while True:
-        for chore in (transfers.expire, services.directory.refresh):
+        for chore in (transfers.expire, services.directory.refresh, sweep):
             try:
                 await chore()
             except Exception:  # a chore that fails now must not end the others for good

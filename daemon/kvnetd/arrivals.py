@@ -6,14 +6,14 @@ import os
 import time
 from functools import partial
 
-from kvnet.errors import MalformedMessage, ReplayedMessage, TooBusy
+from kvnet.errors import IncompatibleModel, MalformedMessage, ReplayedMessage, TooBusy
 from kvnet.identity.signing import SignedMessage, VerifiedMessage
 from kvnet.plan import transfer_room_nbytes
 from kvnet.transfer.admission import admit_offer, check_parties
 from kvnet.transfer.messages import Offer, Receipt, open_sealed
 from kvnet.transfer.receiver import ReceiverSession
 from kvnet.types import MemoryId, Tier
-from kvnetd.alignments import leads_here, map_used
+from kvnetd.alignments import leads_here, map_used, refuse_unjudged
 from kvnetd.incoming import InboundTransfer
 from kvnetd.parties import begin_transfer_span, is_hex, require_added, this_receiver
 from kvnetd.services import Services
@@ -46,7 +46,7 @@ class Arrivals:
             raise
         span.add(
             tier=session.tier.value,
-            map=map_used(self._services, offer.memory, session.tier),
+            map=map_used(self._services, offer.memory, session.tier, offer.map),
             raw_bytes=offer.memory.raw_nbytes,
         )
         return InboundTransfer(
@@ -83,14 +83,16 @@ class Arrivals:
                 receiver=this_receiver(services, promised_nbytes=sum(self._inbound.values())),
                 now=int(time.time()),
                 held_nbytes=held_nbytes,
-                has_map=leads_here(services, offer.memory),
+                has_map=leads_here(services, offer.memory, offer.map),
             )
             self._inbound[slot] = transfer_room_nbytes(offer.memory) - held_nbytes
             incoming = await services.take_from_store(
                 services.spool.open, IncomingTransfer.close, offer, sealed
             )
-        except BaseException:
+        except BaseException as error:
             self._inbound.pop(slot, None)
+            if isinstance(error, IncompatibleModel):
+                refuse_unjudged(services, offer.memory)  # says more: there is a map, and why it is not used
             raise
         return self._session(offer, verified, tier, held=incoming.held), incoming, None
 

@@ -163,4 +163,5 @@ def new_offer(
         sender_agent=agents[0],
         agent=agents[1],
         text=text,
+        map=_map_of(record),
     )

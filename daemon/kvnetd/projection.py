@@ -6,6 +6,7 @@ A map amplifies what a wire loses, so what is mapped is mapped first and quantis
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -15,13 +16,21 @@ import torch
 from kvnet.alignment import MapManifest
 from kvnet.codec.basis import Basis
 from kvnet.codec.finite import finite_peak
+from kvnet.errors import AlignmentRefused
 from kvnet.model.cache import export_layers
 from kvnet.model.coordinates import memory_of_coordinates
 from kvnet.model.host import ModelHost
 from kvnet.model.slots import Slots, rows_of_layers, slots_of
-from kvnet.types import Compression, Fingerprint, RawMemory, Scheme
+from kvnet.types import Compression, Fingerprint, MemoryHeader, RawMemory, Scheme
 from kvnetd import encoding
-from kvnetd.alignments import LoadedMap, loaded_map, port_digest, refuse_other_geometry
+from kvnetd.alignments import (
+    LoadedMap,
+    loaded_map,
+    misuse_of,
+    port_digest,
+    refuse_nothing_read,
+    refuse_other_geometry,
+)
 from kvnetd.services import Services, utc_now
 from kvnetd.store.records import LocalNotes, MemoryRecord, Step
 
@@ -29,11 +38,21 @@ PORT_BITS: Final = {"": 8, "port8": 8, "port4": 4}  # codec -> bits of a coordin
 _COMPRESSION: Final = (Compression.ZSTD, 3)
 
 
-def map_into_port(services: Services, source: Fingerprint, receiver: Fingerprint) -> MapManifest | None:
-    """The newest admitted map of this node from one model into a port of the other, which is here too."""
+def map_into_port(
+    services: Services, source: Fingerprint, receiver: Fingerprint, *, held: Collection[str]
+) -> MapManifest | None:
+    """The first admitted map of this node from one model into a port of the other, which is here too.
+
+    It is one of those that the receiver has as well, `held` by id: coordinates say nothing without it.
+    """
     for record in services.alignments.maps_to(receiver):
         manifest = record.manifest
-        if isinstance(manifest, MapManifest) and manifest.port and manifest.source.digest == source.digest:
+        if (
+            isinstance(manifest, MapManifest)
+            and manifest.port
+            and manifest.source.digest == source.digest
+            and manifest.id in held
+        ):
             return manifest
     return None
 
@@ -43,8 +62,9 @@ async def project(
 ) -> MemoryRecord:
     """The memory in coordinates of the port that a map ends in: the one made before, or a new one.
 
-    Raises IncompatibleModel for a memory of another geometry than its model's, NotFinite, UnknownAlignment,
-    and as the store's `load` and `put`.
+    Raises IncompatibleModel for a memory of another geometry than its model's, AlignmentRefused where the map
+    was not admitted for it or finds nothing to send, NotFinite, UnknownAlignment, and as the store's `load`
+    and `put`.
     """
     of_port = services.alignments.find(manifest.port)
     digest = await services.in_pool(port_digest, services, of_port)
@@ -102,8 +122,13 @@ def _project(
     manifest, port = loaded.manifest, loaded.port
     if port is None:
         raise AssertionError("only a map that ends in a port projects")
-    slots = _slots_to_map(host, memory, basis, manifest)
+    closing_ids = _readable_closing(host, memory.header, manifest)
+    is_closed = bool(closing_ids) or not manifest.closing
+    if problem := misuse_of(manifest, memory.header, closed=is_closed, bits=bits):
+        raise AlignmentRefused(f"memory {memory.header.id}: {manifest.id} {problem}")
+    slots = _slots_to_map(host, memory, basis, manifest, closing_ids)
     coordinates, at = loaded.alignment.encode(slots)
+    refuse_nothing_read(len(at), memory.header.id, manifest)
     finite_peak(coordinates, f"memory {memory.header.id}, mapped,")
     # The closing's slots count as the memory's own; that it was read is not the maker's word but the map's.
     header = replace(memory.header, seq_len=manifest.num_sinks + slots.span)
@@ -118,19 +143,27 @@ def _project(
     return RawMemory(replace(made.header, derived_from=memory.header.id), made.chunks)
 
 
-def _slots_to_map(host: ModelHost, memory: RawMemory, basis: Basis | None, manifest: MapManifest) -> Slots:
-    """What is mapped: the memory, and behind it the map's closing if the model is here that reads it."""
+def _slots_to_map(
+    host: ModelHost, memory: RawMemory, basis: Basis | None, manifest: MapManifest, closing_ids: list[int]
+) -> Slots:
+    """What is mapped: the memory, and behind it the map's closing."""
     header, num_sinks = memory.header, manifest.num_sinks
-    is_hosted = host.fingerprint.digest == header.fingerprint.digest
-    closing_ids = _closing_ids(host, manifest.closing) if is_hosted else []
-    seq_len = header.seq_len + len(closing_ids)
-    if not closing_ids or seq_len > host.max_seq_len or header.seq_len <= num_sinks:
+    if not closing_ids:
         return slots_of(memory, num_sinks=num_sinks, basis=basis)
+    seq_len = header.seq_len + len(closing_ids)
     cache = host.inject(memory, basis=basis)
     host.prefill(closing_ids, cache)
     positions = torch.arange(num_sinks, seq_len)
     rows = rows_of_layers(export_layers(cache), header.geometry, positions, seq_len=seq_len)
     return Slots(header.geometry, rows, positions - num_sinks, seq_len - num_sinks)
+
+
+def _readable_closing(host: ModelHost, header: MemoryHeader, manifest: MapManifest) -> list[int]:
+    """The closing's tokens if the model that reads them is here and has room for them; else none."""
+    if host.fingerprint.digest != header.fingerprint.digest or header.seq_len <= manifest.num_sinks:
+        return []
+    closing_ids = _closing_ids(host, manifest.closing)
+    return closing_ids if header.seq_len + len(closing_ids) <= host.max_seq_len else []
 
 
 def _closing_ids(host: ModelHost, closing: str) -> list[int]:

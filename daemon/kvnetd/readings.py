@@ -13,18 +13,19 @@ from kvnet.errors import KvnetError, MalformedMessage, PeerError, PeerNotAdded, 
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.peers import AddedPeer
 from kvnet.identity.signing import SignedMessage
-from kvnet.model.reading import read_text, refuse_not_finite
+from kvnet.model.reading import read_text
 from kvnet.transfer.messages import Hello, Limits
 from kvnet.transport.asking import Texts
 from kvnet.transport.client import PeerClient
 from kvnet.transport.readings import Asked, Reading, ReadRequest, open_request
 from kvnet.types import NodeId
+from kvnetd.holding import refuse_held
 from kvnetd.log import Span
 from kvnetd.parties import is_hex, require_added
 from kvnetd.services import Services
 
 MAX_READERS = 2  # peers that are read for at once
-MAX_SEEN_REQUESTS = 1024
+MAX_SEEN_REQUESTS = 1024  # of a peer, in the quarter of an hour that one lives
 _RETRY_S = 0.1
 _LIMITS = Limits(max_seq_len=0)  # its life and skew are what counts here
 
@@ -37,7 +38,8 @@ class Readings:
         self.pool: Executor = services.pool
         self._services = services
         self._readers: set[NodeId] = set()
-        self._seen: dict[str, int] = {}  # request id -> when nobody would take it any more
+        # By peer, so that none uses up another's: request id -> when nobody would take it any more.
+        self._seen: dict[NodeId, dict[str, int]] = {}
 
     async def open_reading(self, sealed_request: SignedMessage) -> PeerReading:
         """A peer asks this node's model to read. Raises PeerNotAdded, ReplayedMessage, TooBusy and others."""
@@ -45,6 +47,7 @@ class Readings:
         peer = require_added(services, sealed_request.signer)
         span = services.log.begin("prefill", model=services.host.name, peer=peer.name)
         try:
+            refuse_held(services)
             asked = open_request(sealed_request, signer=peer.public)
             self._admit(asked.request, peer)
         except BaseException as failure:
@@ -54,14 +57,24 @@ class Readings:
 
     def _admit(self, request: ReadRequest, peer: AddedPeer) -> None:
         now = int(time.time())
-        self._seen = {seen: until for seen, until in self._seen.items() if now <= until}
+        self._forget(now)
+        seen = self._seen.setdefault(peer.node_id, {})
         self._check_parties(request, peer, now)
         if peer.node_id in self._readers:
             raise TooBusy(f"{self._services.config.name} already reads for {peer.name}; wait for that to end")
-        if len(self._readers) >= MAX_READERS or len(self._seen) >= MAX_SEEN_REQUESTS:
-            raise TooBusy(f"{self._services.config.name} reads for others now, or did often; try again later")
+        if len(self._readers) >= MAX_READERS:
+            raise TooBusy(f"{self._services.config.name} reads for others now; try again later")
+        if len(seen) >= MAX_SEEN_REQUESTS:
+            raise TooBusy(f"{self._services.config.name} read for {peer.name} often; try again later")
         self._readers.add(peer.node_id)
-        self._seen[request.request_id] = request.expires_at + _LIMITS.clock_skew_s
+        seen[request.request_id] = request.expires_at + _LIMITS.clock_skew_s
+
+    def _forget(self, now: int) -> None:
+        """Drop requests that are too old to be taken again, and peers that have no others."""
+        for node_id, seen in list(self._seen.items()):
+            self._seen[node_id] = fresh = {one: until for one, until in seen.items() if now <= until}
+            if not fresh:
+                del self._seen[node_id]
 
     def _check_parties(self, request: ReadRequest, peer: AddedPeer, now: int) -> None:
         if not is_hex(request.request_id, num_chars=32):
@@ -72,7 +85,11 @@ class Readings:
             raise MalformedMessage(f"read: lives longer than {_LIMITS.offer_life_s} s")
         skew = _LIMITS.clock_skew_s
         is_fresh = request.created_at - skew <= now <= request.expires_at + skew
-        if request.receiver != self.key.node_id or not is_fresh or request.request_id in self._seen:
+        if (
+            request.receiver != self.key.node_id
+            or not is_fresh
+            or request.request_id in self._seen[peer.node_id]
+        ):
             raise ReplayedMessage("read: made for another node or another time, or used before; ask again")
 
 
@@ -107,6 +124,7 @@ class PeerReading:
         services = self._services
         if services.peers.get(self._peer.node_id) is None:
             raise PeerNotAdded(f"{self._peer.name}: was removed while its texts were read")
+        refuse_held(services)  # in line behind a fit its text would outwait every deadline
 
         def read(cancelled: Callable[[], bool]) -> Iterator[Reading]:
             memory, spans = read_text(services.host, text, cancelled=cancelled)
@@ -145,7 +163,7 @@ async def read_at_peer(
     """What the peer's model makes of the first `num_texts` texts, in order, each with `closing` behind it.
 
     `hello` and `address` are what `say_hello` found. Leave the loop through `contextlib.aclosing`: the peer
-    stops at once. Nothing is kept here. Raises as PeerClient.read_texts, and NotFinite.
+    stops at once. Nothing is kept here, and numbers may be NaN or infinite. Raises as PeerClient.read_texts.
     """
     now = int(time.time())
     request = ReadRequest(
@@ -163,6 +181,4 @@ async def read_at_peer(
         readings = client.read_texts(request, texts, key=services.key, hello=hello, pool=services.pool)
         async with aclosing(readings):
             async for reading in readings:
-                subject = f"{name}: reading {reading.index}"
-                await services.in_pool(refuse_not_finite, reading.memory, subject)
                 yield reading

@@ -9,7 +9,7 @@ from kvnet.identity.peers import AddedPeer
 from kvnet.identity.signing import SignedMessage
 from kvnet.transfer.messages import MAX_HELLO_MAPS, PROTOCOL_VERSION, Hello
 from kvnet.types import MemoryId
-from kvnetd.alignments import mapped_sources
+from kvnetd.alignments import held_maps
 from kvnetd.arrivals import Arrivals
 from kvnetd.departures import Departures
 from kvnetd.incoming import InboundTransfer
@@ -43,7 +43,7 @@ class Transfers:
             geometry=receiver.geometry,
             limits=receiver.limits,
             free_nbytes=receiver.free_nbytes,
-            maps=mapped_sources(self._services)[:MAX_HELLO_MAPS],
+            maps=held_maps(self._services)[:MAX_HELLO_MAPS],
         )
 
     async def open_inbound(self, sealed_offer: SignedMessage) -> InboundTransfer:

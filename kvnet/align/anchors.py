@@ -6,7 +6,7 @@ metric of a port by one backward pass an answer (the Fisher information of rows)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from kvnet.align.corpus import Lesson
 from kvnet.align.exam import Asked, Exam, ask_behind, asked_of
 from kvnet.align.reading import Reading
+from kvnet.model.generation import never
 from kvnet.model.host import ModelHost
 from kvnet.model.slots import Slots, to_layers
 
@@ -22,12 +23,15 @@ _AS_BAD: Final = 2 / 3
 _NOISE: Final = 0.1  # standard deviations added to rows, without which certain answers have no gradient
 
 
-def critical_layers(exam: Exam, readings: Sequence[Reading]) -> tuple[int, ...]:
+def critical_layers(
+    exam: Exam, readings: Sequence[Reading], *, cancelled: Callable[[], bool] = never
+) -> tuple[int, ...]:
     """Layers whose memory, replaced by the average slot's, costs the most: two thirds of the worst or more.
 
     All layers where recall tells nothing, which no model that answers from its context does.
+    Raises Cancelled.
     """
-    none = exam.sit(lambda _: None)
+    none = exam.sit(lambda _: None, cancelled=cancelled)
     mean = torch.cat([reading.slots.rows for reading in readings]).mean(0)
     num_layers = exam.host.geometry.num_layers
     losses = []
@@ -41,7 +45,7 @@ def critical_layers(exam: Exam, readings: Sequence[Reading]) -> tuple[int, ...]:
             rows[:, place] = mean[place]
             return Slots(slots.geometry, rows, slots.positions, slots.span)
 
-        losses.append(1 - exam.gap_recovered(exam.sit(without), none).value)
+        losses.append(1 - exam.gap_recovered(exam.sit(without, cancelled=cancelled), none).value)
     worst = max(losses)
     if worst < _MATTERS:
         return tuple(range(num_layers))

@@ -14,8 +14,8 @@ from kvnet.align.exam import Exam, Marks, ask_behind
 from kvnet.align.gate import Figures
 from kvnet.align.map import AlignmentMap
 from kvnet.align.port import Port
-from kvnet.align.reading import LocalReader, Reader, Reading
-from kvnet.model.generation import never
+from kvnet.align.reading import LocalReader, Reader, Reading, hold
+from kvnet.model.generation import never, refuse_cancelled
 from kvnet.model.slots import Slots
 
 _COSINE_QUESTIONS = 32
@@ -30,10 +30,22 @@ class Sitting:
     own: tuple[Reading, ...]
 
     @classmethod
-    def of(cls, reader: Reader, exam: Exam, *, closing: str = "") -> Sitting:
-        """Let both read the exam's lessons."""
+    def of(
+        cls,
+        reader: Reader,
+        exam: Exam,
+        *,
+        closing: str = "",
+        progress: Callable[[int], None] = lambda done: None,
+        cancelled: Callable[[], bool] = never,
+    ) -> Sitting:
+        """Let both read the exam's lessons; `progress` is told how many the source has read.
+
+        Raises RequestError for more than may be held, Cancelled, and as the reader.
+        """
         texts = [lesson.text + closing for lesson in exam.lessons]
-        return cls(exam, tuple(reader.read(texts)), tuple(LocalReader(exam.host).read(texts)))
+        source = hold(reader.read(texts), progress=progress, cancelled=cancelled)
+        return cls(exam, source, hold(LocalReader(exam.host).read(texts), cancelled=cancelled))
 
     def mapped(self, alignment: AlignmentMap, port: Port | None, *, bits: int | None = None) -> list[Slots]:
         """The lessons' memories through a map, quantised as on the wire if `bits` says so."""
@@ -59,26 +71,33 @@ def figures_of(
     none = exam.sit(lambda _: None, cancelled=cancelled)
     mapped = exam.sit(slots.__getitem__, cancelled=cancelled)
     shuffled = exam.sit(sitting.shuffled(slots), cancelled=cancelled)
-    num_facts = round(sum(len(lesson.questions) for lesson in exam.lessons) / len(exam.lessons))
     return Figures(
         num_questions=len(exam.asked),
-        num_facts=num_facts,
+        num_texts=len(exam.lessons),
         recall_text=exam.text.recall,
         recall_none=none.recall,
         recall_mapped=mapped.recall,
         gap_recovered=exam.gap_recovered(mapped, none),
         gap_shuffled=exam.gap_recovered(shuffled, none).value,
         kl=mapped.mean_kl,
-        attention_cosine=attention_cosine(sitting, slots, layers),
+        kl_shuffled=shuffled.mean_kl,
+        attention_cosine=attention_cosine(sitting, slots, layers, cancelled=cancelled),
     )
 
 
-def attention_cosine(sitting: Sitting, slots: Sequence[Slots], layers: Iterable[int] | None = None) -> float:
+def attention_cosine(
+    sitting: Sitting,
+    slots: Sequence[Slots],
+    layers: Iterable[int] | None = None,
+    *,
+    cancelled: Callable[[], bool] = never,
+) -> float:
     """Mean cosine of attention outputs where answers are predicted: behind `slots`, and behind own ones."""
     exam = sitting.exam
     wanted = tuple(layers) if layers is not None else tuple(range(exam.host.geometry.num_layers))
     cosines = []
     for asked in exam.asked[:_COSINE_QUESTIONS]:
+        refuse_cancelled(cancelled)
         outputs = []
         for given in (slots[asked.lesson_idx], sitting.own[asked.lesson_idx].slots):
             cache = exam.host.inject_slots(given)
@@ -92,12 +111,20 @@ def attention_cosine(sitting: Sitting, slots: Sequence[Slots], layers: Iterable[
 
 
 def best_of(
-    sitting: Sitting, candidates: Iterable[AlignmentMap], port: Port | None
+    sitting: Sitting,
+    candidates: Iterable[AlignmentMap],
+    port: Port | None,
+    *,
+    cancelled: Callable[[], bool] = never,
 ) -> tuple[AlignmentMap, Marks]:
-    """The map whose memories recall most; among equals within a point, the one with the least KL."""
+    """The map whose memories recall most, as they will travel: quantised to 8 bits where there is a port.
+
+    Among equals within a point it is the one with the least KL.
+    """
     found = []
     for alignment in candidates:
-        slots = sitting.mapped(alignment, port)
-        found.append((alignment, sitting.exam.sit(slots.__getitem__)))
+        refuse_cancelled(cancelled)
+        slots = sitting.mapped(alignment, port, bits=8)
+        found.append((alignment, sitting.exam.sit(slots.__getitem__, cancelled=cancelled)))
     most = max(marks.recall for _, marks in found)
     return min((one for one in found if one[1].recall >= most - 0.01), key=lambda one: one[1].mean_kl)

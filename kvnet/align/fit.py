@@ -6,9 +6,9 @@ the source may be anywhere. Knows models and readers; no daemons, no files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import Final
 
 import torch
@@ -19,9 +19,18 @@ from kvnet.align.moments import MomentPair, Moments
 from kvnet.align.pairs import pair_slots
 from kvnet.align.port import Port, learn_port
 from kvnet.align.quadratic import lift_of, num_products, products_of
-from kvnet.align.reading import LocalReader, Reader, Reading
-from kvnet.align.solve import LinearMap, solve_grid, solve_ridge
-from kvnet.align.window import stack_windows
+from kvnet.align.reading import LocalReader, Reader, Reading, hold, refuse_too_large
+from kvnet.align.solve import (
+    Block,
+    LinearMap,
+    Solver,
+    choose_solver,
+    head_blocks,
+    solve_by_rows,
+    solve_ridge,
+    widest,
+)
+from kvnet.align.window import shape_of, stack_windows
 from kvnet.alignment import Pairing, windows_width
 from kvnet.errors import IncompatibleModel, StateCorrupt, TooFewSamples
 from kvnet.model.generation import never, refuse_cancelled
@@ -51,6 +60,7 @@ class FitPlan:
     far_layers: tuple[int, ...] = ()
     num_directions: int = 0  # of a first guess, whose products are predicted from as well; 0: a linear map
     num_guessed: int = 400  # lessons that the first guess is made from
+    head_local: bool = False  # predict a head from its namesake's numbers alone, where both have as many
 
 
 @dataclass(slots=True)
@@ -121,19 +131,17 @@ class Fit:
     ) -> None:
         """Read the lessons that are not read yet; `saved` is called now and then with what to resume from.
 
-        Raises TooFewSamples, UnalignableTokens, NotFinite, Cancelled, and what the reader raises.
+        `progress` is told as each is read. Raises TooFewSamples, UnalignableTokens, NotFinite, Cancelled,
+        RequestError for more than may be held, and what the reader raises.
         """
         if len(lessons) < _LEAST_LESSONS:
             raise TooFewSamples(f"{len(lessons)} texts to fit a map on, at least {_LEAST_LESSONS}; give more")
-        pairs = self._read(lessons[self.state.num_done :])
+        pairs = self._read(lessons, progress, cancelled)
         if self.state.num_done == 0:
-            self._learn_first(pairs, lessons, cancelled)
-            progress(self.state.num_done, len(lessons))
+            self._learn_first(pairs, lessons, saved, cancelled)
             saved(self.state)
         for source, own in pairs:
-            refuse_cancelled(cancelled)
             self._add(*self._rows(source, own))
-            progress(self.state.num_done, len(lessons))
             if self.state.num_done % _LEAST_LESSONS == 0 or self.state.num_done == len(lessons):
                 saved(self.state)
 
@@ -142,45 +150,84 @@ class Fit:
         return solve_ridge(self.state.sums.fit, relative_lambda)
 
     def candidates(self, relative_lambdas: Sequence[float] = LAMBDAS) -> Iterator[tuple[float, LinearMap]]:
-        """A map for each lambda that has one. Raises SingularStatistics if none has."""
-        return solve_grid(self.state.sums.fit, relative_lambdas)
+        """The maps that so many rows allow for, as `solve_by_rows` does, which raises what this does."""
+        return solve_by_rows(self.state.sums.fit, relative_lambdas, self._blocks())
 
-    def _read(self, lessons: Sequence[Lesson]) -> Iterator[tuple[Reading, Reading]]:
-        """Each text as the source holds it and as the model here does."""
-        texts = [lesson.text + self.plan.closing for lesson in lessons]
+    @property
+    def solver(self) -> Solver:
+        """How `candidates` are solved for. Raises TooFewSamples."""
+        sums = self.state.sums.fit
+        return choose_solver(sums.num_rows, widest(self._blocks()) or sums.width_x)
+
+    def _blocks(self) -> tuple[Block, ...]:
+        """What each part of the receiver's rows is predicted from; () where that is everything."""
+        if not self.plan.head_local:
+            return ()
+        source, plan = self.reader.geometry, self.plan
+        return head_blocks(
+            shape_of(source, len(plan.source_layers)),
+            shape_of(self.host.geometry),
+            _num_offsets(plan.window),
+            shape_of(source, len(plan.far_layers)) if plan.far_window else None,
+            _num_offsets(plan.far_window) if plan.far_window else 0,
+        )
+
+    def _read(
+        self, lessons: Sequence[Lesson], progress: Progress, cancelled: Callable[[], bool]
+    ) -> Iterator[tuple[Reading, Reading]]:
+        """Each text that is not read yet, as the source holds it and as the model here does."""
+        done = self.state.num_done
+        texts = [lesson.text + self.plan.closing for lesson in lessons[done:]]
         own = LocalReader(self.host).read(texts)
-        return zip(self.reader.read(texts), own, strict=True)
+        for pair in zip(self.reader.read(texts), own, strict=True):
+            refuse_cancelled(cancelled)
+            done += 1
+            progress(done, len(lessons))
+            yield pair
 
     def _learn_first(
         self,
         pairs: Iterator[tuple[Reading, Reading]],
         lessons: Sequence[Lesson],
+        saved: Callable[[FitState], None],
         cancelled: Callable[[], bool],
     ) -> None:
-        """Learn from the first lessons which slots are read and what to guess, then add their rows."""
+        """Learn from the first lessons which slots are read and what to guess, then add their rows.
+
+        Each of the two is saved once it is learned: on the way from an earlier call, it is there.
+        """
+        plan, state = self.plan, self.state
         kept: list[tuple[Reading, Reading]] = []
-        if self.plan.critical_layers is not None:
-            kept = list(islice(pairs, self.plan.num_labelled))
-            self.state.anchor = self._fit_anchors(kept, lessons, cancelled)
-        rows = [self._rows(source, own) for source, own in kept]
-        if self.plan.num_directions:
-            for source, own in islice(pairs, max(0, self.plan.num_guessed - len(rows))):
-                refuse_cancelled(cancelled)
-                rows.append(self._rows(source, own))
-            self.state.lift = self._fit_guess(rows)
+        num_labelled = 0 if plan.critical_layers is None else plan.num_labelled
+        if num_labelled and state.anchor is None:
+            kept = self._label(islice(pairs, num_labelled), lessons)
+            saved(state)
+        num_more = max(num_labelled, plan.num_guessed) - len(kept)
+        if not plan.num_directions or state.lift is not None:
+            num_more = 0
+        rows = self._rows_of(chain(kept, islice(pairs, num_more)), cancelled)
+        if plan.num_directions and state.lift is None:
+            state.lift = self._fit_guess(rows)
+            saved(state)
         for x, z in rows:
+            refuse_cancelled(cancelled)
             self._add(x, z)
 
-    def _fit_anchors(
-        self,
-        pairs: Sequence[tuple[Reading, Reading]],
-        lessons: Sequence[Lesson],
-        cancelled: Callable[[], bool],
-    ) -> LinearMap:
-        """What tells from the source's windows which slots answers read here: 1 for those, else 0."""
+    def _label(
+        self, pairs: Iterable[tuple[Reading, Reading]], lessons: Sequence[Lesson]
+    ) -> list[tuple[Reading, Reading]]:
+        """Learn what tells from the source's windows which slots answers read here: 1 for those, else 0.
+
+        A lesson is labelled as it comes, while its source reads the next one. Returns the pairs. Raises
+        RequestError for more than may be held.
+        """
         labels: Moments | None = None
+        kept: list[tuple[Reading, Reading]] = []
+        nbytes = 0
         for (source, own), lesson in zip(pairs, lessons, strict=False):
-            refuse_cancelled(cancelled)
+            nbytes += source.slots.rows.nbytes + own.slots.rows.nbytes
+            refuse_too_large(nbytes)
+            kept.append((source, own))
             paid = attention_paid(self.host, lesson, own, self.plan.critical_layers or ())
             source_idx, own_idx = pair_readings(source, own, same_tokens=self._same_tokens)
             x = self._features(source, source_idx)
@@ -188,7 +235,20 @@ class Fit:
             labels.add(x, (paid[own_idx] > PAID_ABOVE).float()[:, None])
         if labels is None:
             raise TooFewSamples("no text to learn from which slots are read; give more")
-        return solve_ridge(labels, _ANCHOR_LAMBDA)
+        self.state.anchor = solve_ridge(labels, _ANCHOR_LAMBDA)
+        return kept
+
+    def _rows_of(
+        self, pairs: Iterable[tuple[Reading, Reading]], cancelled: Callable[[], bool]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The rows of each pair. Raises RequestError for more than may be held."""
+        rows, nbytes = [], 0
+        for source, own in pairs:
+            refuse_cancelled(cancelled)
+            rows.append(self._rows(source, own))
+            nbytes += sum(part.nbytes for part in rows[-1])
+            refuse_too_large(nbytes)
+        return rows
 
     def _fit_guess(self, rows: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> LinearMap:
         """The strongest coordinates as a linear map sees them, scaled to unit variance."""
@@ -224,6 +284,11 @@ class Fit:
         return stack_windows(
             rows, num_layers, plan.source_layers, plan.window, plan.far_layers, plan.far_window, at
         )
+
+
+def _num_offsets(window: tuple[int, int]) -> int:
+    low, high = window
+    return high - low + 1
 
 
 def pairing_of(reader: Reader, host: ModelHost) -> Pairing:
@@ -266,7 +331,8 @@ def learn_port_of(
 
     With `critical_layers` only slots that answers read count. Raises TooFewSamples.
     """
-    readings = list(LocalReader(host).read([lesson.text + closing for lesson in lessons]))
+    texts = [lesson.text + closing for lesson in lessons]
+    readings = hold(LocalReader(host).read(texts), cancelled=cancelled)
     spread = torch.cat([reading.slots.rows for reading in readings]).std(0)
     generator = torch.Generator().manual_seed(0)
     rows, gradients = [], []

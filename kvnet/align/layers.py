@@ -1,4 +1,4 @@
-"""Which source layers a target's layers are predicted from, and the pictures beside it. Knows no models.
+"""Which source layers a target's layers are predicted from. Knows no models.
 
 Everything is read off the sums of a fit by taking columns; nothing is measured again.
 """
@@ -63,24 +63,6 @@ def held_out_table(
     return table
 
 
-def cka_table(moments: Moments, source: RowShape, target: RowShape) -> torch.Tensor:
-    """Linear CKA of each source layer with each target layer, 0 to 1: float64 [source layers, target layers].
-
-    A picture only: no layer is chosen by it. Inputs of `moments` are source and target rows side by side,
-    [n, source.width + target.width], since CKA needs all products within a model; the outputs are not looked
-    at. Source: ‖XᵀY‖² / (‖XᵀX‖ ‖YᵀY‖) of Kornblith et al., "Similarity of Neural Network Representations
-    Revisited", arXiv 1905.00414. A layer that does not vary scores 0.
-    """
-    if moments.width_x != source.width + target.width:
-        raise ValueError(f"{moments.width_x} columns, wanted {source.width} and {target.width} side by side")
-    squares = moments.xx.square()
-    split = source.width
-    own_source = _layer_sums(squares[:split, :split], source, source).diagonal()
-    own_target = _layer_sums(squares[split:, split:], target, target).diagonal()
-    norms = (own_source[:, None] * own_target).sqrt()  # [source, target]
-    return _layer_sums(squares[:split, split:], source, target) / norms.where(norms > 0, 1)
-
-
 def _same_depth(layer_idx: int, num_source_layers: int, num_target_layers: int) -> int:
     """First to first, last to last, the others to the nearest in between."""
     return round(layer_idx * (num_source_layers - 1) / max(1, num_target_layers - 1))
@@ -93,9 +75,3 @@ def _num_offsets(moments: Moments, source: RowShape, target: RowShape) -> int:
             f"to {target.width}"
         )
     return moments.width_x // source.width
-
-
-def _layer_sums(squares: torch.Tensor, source: RowShape, target: RowShape) -> torch.Tensor:
-    """Sum a matrix [source.width, target.width] over each pair of layers: [source layers, target layers]."""
-    shape = (source.num_layers, source.layer_width, target.num_layers, target.layer_width)
-    return squares.reshape(shape).sum((1, 3))

@@ -26,7 +26,8 @@ _SENT_ABOVE = 0.5  # of an anchor's score, which was fitted to 0 and 1
 class AlignmentMap:
     """encoder [feature_width, rank], bias [rank]: coordinates of the receiver's port, or its rows.
 
-    anchor [feature_width], anchor_bias []: a slot is sent if its score is above one half; None sends all.
+    anchor [feature_width], anchor_bias []: a slot is sent if its score is above one half; None sends all. A
+    map that was fitted on anchors makes nothing of other slots, so of a text without any it sends none.
     quadratic: products of a first guess that are added to the encoder's; residual: what training adds.
     """
 
@@ -63,8 +64,6 @@ class AlignmentMap:
         else:
             score = score_slots(slots.rows, self.manifest, self.anchor) + self.anchor_bias
             at = (score > _SENT_ABOVE).nonzero()[:, 0]
-            # A text without anchors is sent whole: less would leave nothing to read.
-            at = at if len(at) else torch.arange(slots.num_slots)
         return stack_features(slots.rows, self.manifest, at), at
 
     def apply(self, slots: Slots, port: Port | None = None, *, bits: int | None = None) -> Slots:

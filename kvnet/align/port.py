@@ -59,9 +59,9 @@ class Port:
     @classmethod
     def identity(cls, geometry: Geometry) -> Port:
         """The port whose coordinates are the rows themselves: for maps that end in rows."""
-        every = torch.eye(row_width(geometry))
-        steps = {bits: torch.ones(len(every)) for bits in LARGEST_CODE}
-        return cls(every, every, torch.zeros(len(every)), steps)
+        width = row_width(geometry)
+        steps = {bits: torch.ones(width) for bits in LARGEST_CODE}
+        return _Rows(torch.empty(width, 0), torch.empty(0, width), torch.zeros(width), steps)
 
     def cut(self, rank: int) -> Port:
         """The port of the first `rank` coordinates: they are in order of what they carry."""
@@ -86,6 +86,22 @@ class Port:
         if any(bool((step <= 0).any()) for step in steps.values()):
             raise NotFinite(f"a port has a step that is not above 0; {_REMEDY}")
         return cls(taken["project"], taken["basis"], taken["mean"], steps)
+
+
+class _Rows(Port):
+    """The port of a map that ends in rows: it has no matrices, which would do nothing at a row's square."""
+
+    __slots__ = ()
+
+    @property
+    def rank(self) -> int:
+        return len(self.mean)
+
+    def to_coordinates(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows
+
+    def to_rows(self, coordinates: torch.Tensor) -> torch.Tensor:
+        return coordinates
 
 
 def take_tensors(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import torch
 
 from kvnet.align.pairs import Span
+from kvnet.errors import RequestError
 from kvnet.model.cache import export_layers
+from kvnet.model.generation import never, refuse_cancelled
 from kvnet.model.host import ModelHost
 from kvnet.model.slots import Slots, rows_of_layers
 from kvnet.model.text import tokenize_with_spans
 from kvnet.types import Fingerprint, Geometry
+
+MAX_HELD_NBYTES: Final = 4 << 30  # of readings that are held at once, as of the sums of a fit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,11 +69,15 @@ class LocalReader:
         return self.host.num_sinks
 
     def read(self, texts: Iterable[str]) -> Iterator[Reading]:
-        """A reading of each text, in order. Raises TextTooLong."""
+        """A reading of each text, in order. Raises TextTooLong, and RequestError for a text of nothing."""
         for text in texts:
             yield self._read(text)
 
     def _read(self, text: str) -> Reading:
+        if not text.strip():
+            raise RequestError(
+                "the text is empty; give one that holds a word or more"
+            )  # as a peer refuses it
         token_ids, spans = tokenize_with_spans(self.host.tokenizer, text)
         cache = self.host.new_cache()
         self.host.prefill(token_ids, cache, token_block=len(token_ids))
@@ -78,3 +86,33 @@ class LocalReader:
         rows = rows_of_layers(export_layers(cache), self.geometry, positions, seq_len=len(token_ids))
         slots = Slots(self.geometry, rows, positions - num_sinks, len(token_ids) - num_sinks)
         return Reading(slots, spans[num_sinks:])
+
+
+def hold(
+    readings: Iterable[Reading],
+    *,
+    progress: Callable[[int], None] = lambda done: None,
+    cancelled: Callable[[], bool] = never,
+) -> tuple[Reading, ...]:
+    """All of the readings, for work that comes back to them; `progress` is told how many are here.
+
+    Raises RequestError where they would take more than MAX_HELD_NBYTES, Cancelled, and as their reader.
+    """
+    held: list[Reading] = []
+    nbytes = 0
+    for reading in readings:
+        refuse_cancelled(cancelled)
+        nbytes += reading.slots.rows.nbytes
+        refuse_too_large(nbytes)
+        held.append(reading)
+        progress(len(held))
+    return tuple(held)
+
+
+def refuse_too_large(nbytes: int) -> None:
+    """Raise RequestError for more bytes than may be held of what is read."""
+    if nbytes > MAX_HELD_NBYTES:
+        raise RequestError(
+            f"what was read takes {nbytes} bytes, at most {MAX_HELD_NBYTES} are held; "
+            "ask fewer questions, or give fewer or shorter texts"
+        )

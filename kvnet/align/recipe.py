@@ -9,20 +9,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-import torch
-
 from kvnet.align.anchors import critical_layers
 from kvnet.align.corpus import Lesson, digest_lessons, fact_lessons
 from kvnet.align.exam import Exam
-from kvnet.align.examine import Sitting, best_of, figures_of
+from kvnet.align.examine import Sitting, best_of
 from kvnet.align.fit import LAMBDAS, Fit, FitPlan, FitState, Progress, learn_port_of, pairing_of
-from kvnet.align.gate import judge
-from kvnet.align.layers import pick_source_layers
 from kvnet.align.map import AlignmentMap
 from kvnet.align.port import Port
 from kvnet.align.quadratic import Quadratic
-from kvnet.align.reading import LocalReader, Reader
-from kvnet.align.solve import LinearMap
+from kvnet.align.reading import LocalReader, Reader, hold
+from kvnet.align.solve import LinearMap, Solver
+from kvnet.align.sources import source_layers_for
+from kvnet.align.standing import beside
+from kvnet.align.verdict import verdict_on
 from kvnet.alignment import (
     GateResult,
     Interval,
@@ -44,11 +43,28 @@ _PROBE_LESSONS: Final = 24  # that the critical layers are found on
 _TUNE_LESSONS: Final = 20  # that lambda is chosen on
 _GATE_LESSONS: Final = 40
 _GATE_QUESTIONS: Final = 8
-_MOST_FEATURES: Final = 8192  # a row's columns times the window: the sums are of its square
 CLOSING: Final = " We"  # the next sentence begins: models that bind a fact there have bound the last one
+_ZERO: Final = Interval(0.0, 0.0, 0.0)
 _UNJUDGED: Final = GateResult(
-    False, "not examined yet", 0, 0, 0.0, 0.0, 0.0, Interval(0.0, 0.0, 0.0), 0.0, 0.0, 0.0
+    admitted=False,
+    reason="not examined yet",
+    num_questions=0,
+    num_texts=0,
+    recall_text=0.0,
+    recall_none=0.0,
+    recall_mapped=0.0,
+    gap_recovered=_ZERO,
+    gap_shuffled=0.0,
+    kl=0.0,
+    kl_shuffled=0.0,
+    attention_cosine=0.0,
+    uses=(),
 )
+_METHODS: Final = {
+    Solver.RIDGE: Method.RIDGE,
+    Solver.LOW_RANK: Method.LOW_RANK,
+    Solver.PROCRUSTES: Method.PROCRUSTES,
+}
 # Seeds of texts that no fit ever sees, and of those it does.
 _FIT_SEED, _PORT_SEED, _PROBE_SEED, _TUNE_SEED, _GATE_SEED = 1, 2, 3, 4, 5
 
@@ -66,7 +82,7 @@ def make_port(
     host: ModelHost, *, created_at: str, rank: int = DEFAULT_RANK, cancelled: Callable[[], bool] = never
 ) -> MadePort:
     """A model's port, from its own reading of generated facts. Raises TooFewSamples, UnsupportedModel."""
-    layers = find_critical_layers(host)
+    layers = find_critical_layers(host, cancelled=cancelled)
     lessons = list(fact_lessons(_PORT_LESSONS, seed=_PORT_SEED, num_questions=_PORT_QUESTIONS))
     port, num_rows = learn_port_of(host, lessons, layers, rank, cancelled=cancelled)
     manifest = PortManifest(
@@ -81,11 +97,20 @@ def make_port(
     return MadePort(port, manifest, layers)
 
 
-def find_critical_layers(host: ModelHost) -> tuple[int, ...]:
-    """Layers whose memory this model's answers need."""
-    exam = Exam(host, list(fact_lessons(_PROBE_LESSONS, seed=_PROBE_SEED, num_questions=6)))
-    readings = tuple(LocalReader(host).read([lesson.text for lesson in exam.lessons]))
-    return critical_layers(exam, readings)
+def find_critical_layers(host: ModelHost, *, cancelled: Callable[[], bool] = never) -> tuple[int, ...]:
+    """Layers whose memory this model's answers need. Raises Cancelled."""
+    lessons = list(fact_lessons(_PROBE_LESSONS, seed=_PROBE_SEED, num_questions=6))
+    exam = Exam(host, lessons, cancelled=cancelled)
+    readings = hold(LocalReader(host).read([lesson.text for lesson in lessons]), cancelled=cancelled)
+    return critical_layers(exam, readings, cancelled=cancelled)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Standing:
+    """The map that is in use for the pair a new one is made for, and the port it ends in."""
+
+    alignment: AlignmentMap
+    port: Port | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +122,8 @@ class MapOptions:
     far_window: tuple[int, int] | None = (-9, -3)
     far_layers: tuple[int, ...] = (0,)
     num_directions: int = 64
-    strategy: LayerStrategy = LayerStrategy.LINEAR
+    strategy: LayerStrategy | None = None  # all layers, or those of LINEAR where that is too much
+    head_local: bool = False  # each of the receiver's heads from its namesake alone; for maps into rows
     closing: str = CLOSING
     relative_lambdas: tuple[float, ...] = LAMBDAS
 
@@ -117,6 +143,7 @@ def make_map(
     port_id: str,
     critical: tuple[int, ...],
     options: MapOptions | None = None,
+    standing: Standing | None = None,
     state: FitState | None = None,
     progress: Progress = lambda done, total: None,
     saved: Callable[[FitState], None] = lambda state: None,
@@ -125,31 +152,43 @@ def make_map(
     """Fit a map from what `reader` reads to the model here, choose its lambda and let the gate judge it.
 
     `port` is the one it shall end in (`port_id` names it), or None for the receiver's rows. The map comes
-    back whatever the verdict; its manifest says it.
+    back whatever the verdict; its manifest says it. With `standing` it is admitted only beside that one
+    (`gated`). `progress` counts every text that the source reads.
     Raises TooFewSamples, SingularStatistics, UnalignableTokens, NotFinite, Cancelled, and as `reader` does.
     """
     options = options or MapOptions()
+    if options.head_local and port is not None:
+        raise RequestError(
+            "a port's coordinates are of all heads, so only a map into rows is head-local; add --rows"
+        )
     target = port or Port.identity(host.geometry)
     plan = FitPlan(
-        source_layers=_source_layers(reader, host, options),
+        source_layers=(),
         window=options.window,
         critical_layers=critical if options.anchors else None,
         closing=options.closing,
         far_window=options.far_window,
         far_layers=options.far_layers,
-        num_directions=min(options.num_directions, target.rank),
+        # Products are of all heads too.
+        num_directions=0 if options.head_local else min(options.num_directions, target.rank),
+        head_local=options.head_local,
     )
+    layers = source_layers_for(reader, host, lessons, plan, options.strategy, cancelled=cancelled)
+    plan = replace(plan, source_layers=layers)
     fit = Fit.begin(reader, host, target, plan, state)
-    fit.run(lessons, progress=progress, saved=saved, cancelled=cancelled)
+    num_tuned = len(lessons) + _TUNE_LESSONS
+    total = num_tuned + _GATE_LESSONS
+    progress(fit.state.num_done, total)
+    fit.run(lessons, progress=lambda done, _: progress(done, total), saved=saved, cancelled=cancelled)
     manifest = MapManifest(
         source=reader.fingerprint,
         source_geometry=reader.geometry,
         receiver=host.fingerprint,
         receiver_geometry=host.geometry,
         port=port_id,
-        method=Method.RIDGE,
+        method=_METHODS[fit.solver],
         pairing=pairing_of(reader, host),
-        layer_strategy=options.strategy,
+        layer_strategy=options.strategy or LayerStrategy.LINEAR,
         source_layers=plan.source_layers,
         num_sinks=reader.num_sinks,
         window=plan.window,
@@ -168,9 +207,25 @@ def make_map(
         _to_map(replace(manifest, relative_lambda=relative_lambda), found, fit.state)
         for relative_lambda, found in fit.candidates(options.relative_lambdas)
     )
-    tuning = Exam(host, list(fact_lessons(_TUNE_LESSONS, seed=_TUNE_SEED, num_questions=6)))
-    chosen, _ = best_of(Sitting.of(reader, tuning, closing=plan.closing), made, port)
-    return gated(reader, host, chosen, port, critical, cancelled=cancelled)
+    unseen = list(fact_lessons(_TUNE_LESSONS, seed=_TUNE_SEED, num_questions=6))
+    tuning = Sitting.of(
+        reader,
+        Exam(host, unseen, cancelled=cancelled),
+        closing=plan.closing,
+        progress=lambda done: progress(len(lessons) + done, total),
+        cancelled=cancelled,
+    )
+    chosen, _ = best_of(tuning, made, port, cancelled=cancelled)
+    return gated(
+        reader,
+        host,
+        chosen,
+        port,
+        critical,
+        standing=standing,
+        progress=lambda done: progress(num_tuned + done, total),
+        cancelled=cancelled,
+    )
 
 
 def gated(
@@ -180,32 +235,27 @@ def gated(
     port: Port | None,
     critical: tuple[int, ...],
     *,
+    standing: Standing | None = None,
+    progress: Callable[[int], None] = lambda done: None,
     cancelled: Callable[[], bool] = never,
 ) -> AlignmentMap:
-    """The map with the gate's verdict in its manifest, from facts that nothing was fitted or chosen on."""
+    """The map with the gate's verdict in its manifest, from facts that nothing was fitted or chosen on.
+
+    `standing`, where there is one, is judged on the same readings: the new map is admitted only if that one
+    holds on them and does no better. `progress` is told how many texts the source has read.
+    """
     lessons = list(fact_lessons(_GATE_LESSONS, seed=_GATE_SEED, num_questions=_GATE_QUESTIONS))
-    sitting = Sitting.of(reader, Exam(host, lessons), closing=alignment.manifest.closing)
-    figures = figures_of(sitting, alignment, port, layers=critical, cancelled=cancelled)
-    return replace(alignment, manifest=replace(alignment.manifest, gate=judge(figures)))
-
-
-def _source_layers(reader: Reader, host: ModelHost, options: MapOptions) -> tuple[int, ...]:
-    """All layers where the sums allow it; else those that the strategy picks for any of the receiver's."""
-    num_layers = reader.geometry.num_layers
-    low, high = options.window
-    layer_width = 2 * reader.geometry.num_kv_heads * reader.geometry.head_dim
-    room = _MOST_FEATURES // ((high - low + 1) * layer_width)
-    if room >= num_layers:
-        return tuple(range(num_layers))
-    if room == 0:
-        raise RequestError(
-            f"one layer of {reader.fingerprint.model} has {layer_width} numbers a slot, a window of "
-            f"{high - low + 1} slots takes {_MOST_FEATURES} at most; choose a smaller window"
-        )
-    picked = pick_source_layers(options.strategy, num_layers, host.geometry.num_layers)
-    every = sorted({layer_idx for layers in picked for layer_idx in layers})
-    step = torch.linspace(0, len(every) - 1, min(room, len(every))).round().long().tolist()
-    return tuple(every[place] for place in step)
+    exam = Exam(host, lessons, cancelled=cancelled)
+    closing = alignment.manifest.closing
+    sitting = Sitting.of(reader, exam, closing=closing, progress=progress, cancelled=cancelled)
+    gate = verdict_on(reader, sitting, alignment, port, layers=critical, cancelled=cancelled)
+    if gate.admitted and standing is not None:
+        known = standing.alignment
+        if known.manifest.closing != closing:
+            sitting = Sitting.of(reader, exam, closing=known.manifest.closing, cancelled=cancelled)
+        of_known = verdict_on(reader, sitting, known, standing.port, layers=critical, cancelled=cancelled)
+        gate = beside(gate, of_known, known.manifest.id)
+    return replace(alignment, manifest=replace(alignment.manifest, gate=gate))
 
 
 def _to_map(manifest: MapManifest, found: LinearMap, state: FitState) -> AlignmentMap:

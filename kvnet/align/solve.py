@@ -7,9 +7,10 @@ rows. Tiny ones (1e-7 to 1e-9) are right where sums are float64 and rows abound:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Final
 
 import torch
@@ -21,6 +22,8 @@ from kvnet.errors import SingularStatistics, TooFewSamples
 MIN_ROWS: Final = 32
 RIDGE_ROWS_PER_INPUT: Final = 0.5
 LOW_RANK_ROWS_PER_INPUT: Final = 1 / 32
+SHORT_LAMBDAS: Final = (1e-2, 1e-1, 1.0)  # where rows are few: smaller ones fit noise
+_KEPT_DIRECTIONS: Final = 1 / 4  # of the outputs, where rows are few
 _FLOAT64_EPSILON: Final = torch.finfo(torch.float64).eps
 _CONSTANT: Final = 1e-20  # variance relative to the squared mean, below what float32 rows can hold
 
@@ -69,6 +72,44 @@ def choose_solver(num_rows: int, width: int) -> Solver:
     if num_rows >= RIDGE_ROWS_PER_INPUT * width:
         return Solver.RIDGE
     return Solver.LOW_RANK if num_rows >= LOW_RANK_ROWS_PER_INPUT * width else Solver.PROCRUSTES
+
+
+def solve_by_rows(
+    moments: Moments, relative_lambdas: Sequence[float], blocks: Sequence[Block] = ()
+) -> Iterator[tuple[float, LinearMap]]:
+    """The maps that so many rows allow for (`choose_solver`, of the widest block), each with its lambda.
+
+    A ridge for each lambda; from few rows one of low rank for each lambda that is large enough, or of
+    SHORT_LAMBDAS where none is; from fewer the orthogonal one, of lambda 0. `blocks` are solved apart; where
+    there are none, everything is one. Raises TooFewSamples, and SingularStatistics if nothing has a solution.
+    """
+    solver = choose_solver(moments.num_rows, widest(blocks) or moments.width_x)
+    if solver is Solver.PROCRUSTES:
+        yield 0.0, solve_blocks(moments, blocks, solve_procrustes)
+        return
+    if solver is Solver.RIDGE and not blocks:
+        yield from solve_grid(moments, relative_lambdas)
+        return
+    large = tuple(one for one in relative_lambdas if one >= SHORT_LAMBDAS[0]) or SHORT_LAMBDAS
+    failure: SingularStatistics | None = None
+    num_solved = 0
+    for relative_lambda in relative_lambdas if solver is Solver.RIDGE else large:
+        solve_part = solve_ridge if solver is Solver.RIDGE else _solve_few
+        solve = partial(solve_part, relative_lambda=relative_lambda)
+        try:
+            found = solve_blocks(moments, blocks, solve)
+        except SingularStatistics as exc:
+            failure = exc
+            continue
+        num_solved += 1
+        yield relative_lambda, found
+    if failure is not None and num_solved == 0:
+        raise failure
+
+
+def widest(blocks: Sequence[Block]) -> int:
+    """Inputs of the block that has most; 0 of none."""
+    return max((len(block.x_columns) for block in blocks), default=0)
 
 
 def solve_ridge(moments: Moments, relative_lambda: float) -> LinearMap:
@@ -147,31 +188,49 @@ def held_out_error(fitted: LinearMap, moments: Moments) -> torch.Tensor:
     return torch.where(varies, 1 - residual / total.where(varies, 1), 0.0)
 
 
-def head_blocks(source: RowShape, target: RowShape, num_offsets: int) -> tuple[Block, ...]:
+def head_blocks(
+    source: RowShape,
+    target: RowShape,
+    num_offsets: int,
+    far: RowShape | None = None,
+    num_far_offsets: int = 0,
+) -> tuple[Block, ...]:
     """What each target head is predicted from: the same head of every layer and offset, keys and values.
 
-    Where the numbers of heads differ no head has a namesake, and there is one block of everything.
+    The inputs are `num_offsets` of `source` rows and, behind them, `num_far_offsets` of `far` ones. Where the
+    numbers of heads differ no head has a namesake, and there is one block of everything.
     """
-    x_columns, y_columns = source.columns(num_offsets), target.columns()[0]
+    inputs, y_columns = [source.columns(num_offsets)], target.columns()[0]
+    if far is not None:
+        inputs.append(num_offsets * source.width + far.columns(num_far_offsets))
     if source.num_kv_heads != target.num_kv_heads:
-        return (Block(x_columns.flatten(), y_columns.flatten()),)
+        return (Block(torch.cat([part.flatten() for part in inputs]), y_columns.flatten()),)
     return tuple(
         # [offsets, layers, 2, head_dim] of the inputs, [layers, 2, head_dim] of the outputs
-        Block(x_columns[..., head, :].flatten(), y_columns[..., head, :].flatten())
+        Block(torch.cat([part[..., head, :].flatten() for part in inputs]), y_columns[..., head, :].flatten())
         for head in range(source.num_kv_heads)
     )
 
 
-def solve_head_local(moments: Moments, blocks: Sequence[Block], relative_lambda: float) -> LinearMap:
-    """A ridge for each block from the same sums; weights outside the blocks are 0.
+def solve_blocks(
+    moments: Moments, blocks: Sequence[Block], solve: Callable[[Moments], LinearMap]
+) -> LinearMap:
+    """What `solve` makes of each block's sums; weights outside the blocks are 0. Without blocks, of all sums.
 
-    Raises SingularStatistics as `solve_ridge` does.
+    Raises as `solve` does.
     """
+    if not blocks:
+        return solve(moments)
     weight = torch.zeros(moments.width_x, moments.width_y, dtype=torch.float64)
     for block in blocks:
-        part = moments.select(block.x_columns, block.y_columns)
-        weight[block.x_columns[:, None], block.y_columns] = _ridge_weight(part, part.xx, relative_lambda)
+        found = solve(moments.select(block.x_columns, block.y_columns))
+        weight[block.x_columns[:, None], block.y_columns] = found.weight
     return _with_bias(moments, weight)
+
+
+def _solve_few(moments: Moments, relative_lambda: float) -> LinearMap:
+    rank = max(1, round(_KEPT_DIRECTIONS * moments.width_y))
+    return solve_low_rank(moments, rank, relative_lambda)
 
 
 def _ridge_weight(moments: Moments, xx: torch.Tensor, relative_lambda: float) -> torch.Tensor:

@@ -20,8 +20,8 @@ from kvnet.align.examine import Sitting
 from kvnet.align.fit import Progress
 from kvnet.align.map import AlignmentMap
 from kvnet.align.port import Port
-from kvnet.align.reading import Reader, Reading
-from kvnet.align.recipe import gated
+from kvnet.align.reading import Reader, Reading, hold
+from kvnet.align.recipe import Standing, gated
 from kvnet.align.residual import Residual, Scales
 from kvnet.align.train_state import StepReport, TrainState
 from kvnet.alignment import Method
@@ -113,6 +113,7 @@ def train_map(
     lessons: Sequence[Lesson],
     *,
     created_at: str,
+    standing: Standing | None = None,
     num_steps: int = NUM_STEPS,
     seed: int = 0,
     state: TrainState | None = None,
@@ -123,14 +124,11 @@ def train_map(
 ) -> tuple[AlignmentMap, tuple[StepReport, ...]]:
     """`train_residual` from what `reader` reads, then `better_of`, then the gate: (map to use, curve).
 
-    The map is `closed_form` itself where training did not beat it. Raises what `train_residual` and `reader`
-    raise.
+    The map is `closed_form` itself where training did not beat it; `standing` is as for `gated`. Raises what
+    `train_residual` and `reader` raise, and RequestError for more lessons than may be held.
     """
     closing = closed_form.manifest.closing
-    readings = []
-    for reading in reader.read([lesson.text + closing for lesson in lessons]):
-        refuse_cancelled(cancelled)
-        readings.append(reading)
+    readings = hold(reader.read([lesson.text + closing for lesson in lessons]), cancelled=cancelled)
     result = train_residual(
         lessons,
         readings,
@@ -148,10 +146,12 @@ def train_map(
     manifest = replace(result.alignment.manifest, created_at=created_at)
     trained = replace(result.alignment, manifest=manifest)
     unseen = list(fact_lessons(_CONTEST_LESSONS, seed=_CONTEST_SEED, num_questions=_CONTEST_QUESTIONS))
-    sitting = Sitting.of(reader, Exam(host, unseen, cancelled=cancelled), closing=closing)
+    exam = Exam(host, unseen, cancelled=cancelled)
+    sitting = Sitting.of(reader, exam, closing=closing, cancelled=cancelled)
     if better_of(closed_form, trained, sitting, port, cancelled=cancelled) is closed_form:
         return closed_form, result.curve
-    return gated(reader, host, trained, port, critical, cancelled=cancelled), result.curve
+    made = gated(reader, host, trained, port, critical, standing=standing, cancelled=cancelled)
+    return made, result.curve
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from kvnet.types import Geometry
+
 
 @dataclass(frozen=True, slots=True)
 class RowShape:
@@ -34,6 +36,12 @@ class RowShape:
         """Column numbers of a stacked window, int64 [num_offsets, num_layers, 2, num_kv_heads, head_dim]."""
         shape = (num_offsets, self.num_layers, 2, self.num_kv_heads, self.head_dim)
         return torch.arange(num_offsets * self.width).view(shape)
+
+
+def shape_of(geometry: Geometry, num_layers: int | None = None) -> RowShape:
+    """What the columns of a model's rows stand for, or of those of so many of its layers."""
+    layers = geometry.num_layers if num_layers is None else num_layers
+    return RowShape(layers, geometry.num_kv_heads, geometry.head_dim)
 
 
 def stack_windows(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +13,7 @@ import typer
 from kvnet.api import AlignmentInfo, ArmReport, Evaluation, TrainProgress, TrainReport
 from kvnet.cli.alignment_text import info_lines, info_row, way_of
 from kvnet.cli.output import Json, nbytes_text, print_json, print_table, printable
-from kvnet.cli.progress import layer_bar, waiting
+from kvnet.cli.progress import last_of, layer_bar, waiting
 from kvnet.client import Node
 from kvnet.identity.keys import grouped
 
@@ -131,11 +131,16 @@ def align_fit(
         bool, typer.Option("--no-anchors", help="Map every slot, not only those that answers read.")
     ] = False,
     rows: Annotated[bool, typer.Option("--rows", help="End in the model's rows, not in its port.")] = False,
+    layers: Annotated[
+        str, typer.Option(help="Source layers: linear, learned or skip; all if not given.", metavar="NAME")
+    ] = "",
+    head_local: Annotated[
+        bool, typer.Option("--head-local", help="With --rows: predict a head from its namesake alone.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fit a map from another model to the hosted one; broken off, the same command goes on from there."""
-    made: AlignmentInfo | None = None
-    with Node() as node, layer_bar("fitting") as show:
+    with Node() as node, layer_bar("fitting") as show, _telling_of_resume():
         steps = node.fit_alignment_stream(
             peer=peer,
             source=source,
@@ -143,15 +148,10 @@ def align_fit(
             lessons=lessons or 0,
             no_anchors=no_anchors,
             rows=rows,
+            layers=layers,
+            head_local=head_local,
         )
-        with _telling_of_resume():
-            for step in steps:
-                if isinstance(step, AlignmentInfo):
-                    made = step
-                else:
-                    show(step.done, step.total)
-    if made is None:
-        raise AssertionError("the daemon ended the fit without a map")
+        made = last_of(steps, AlignmentInfo, show)
     if as_json:
         print_json(made)
     else:
@@ -172,26 +172,17 @@ def align_train(
     as_json: Json = False,
 ) -> None:
     """Train what a map's closed form lacks; broken off, the same command goes on from there."""
-    report: TrainReport | None = None
-    with Node() as node, layer_bar("training") as show:
-        told = -1
-        with _telling_of_resume():
-            for step in node.train_alignment_stream(
-                alignment,
-                peer=peer,
-                source=source,
-                corpus=corpus or "",
-                lessons=lessons or 0,
-                steps=steps or 0,
-                plots=plots or "",
-            ):
-                if isinstance(step, TrainReport):
-                    report = step
-                else:
-                    show(step.done, step.total)
-                    told = _tell_point(step, told)
-    if report is None:
-        raise AssertionError("the daemon ended the training without a report")
+    with Node() as node, layer_bar("training") as show, _telling_of_resume():
+        taken = node.train_alignment_stream(
+            alignment,
+            peer=peer,
+            source=source,
+            corpus=corpus or "",
+            lessons=lessons or 0,
+            steps=steps or 0,
+            plots=plots or "",
+        )
+        report = last_of(taken, TrainReport, show, _curve_teller())
     if plots and not report.plot:
         print(f"no picture could be written to {plots}; the daemon's log tells why", file=sys.stderr)
     if as_json:
@@ -209,17 +200,9 @@ def align_eval(
     as_json: Json = False,
 ) -> None:
     """Examine a map on facts it never saw, beside the text, nothing, and memories that carry nothing."""
-    found: Evaluation | None = None
     with Node() as node, layer_bar("examining") as show:
-        for step in node.evaluate_alignment_stream(
-            alignment, peer=peer, source=source, questions=questions or 0
-        ):
-            if isinstance(step, Evaluation):
-                found = step
-            else:
-                show(step.done, step.total)
-    if found is None:
-        raise AssertionError("the daemon ended the examination without a table")
+        steps = node.evaluate_alignment_stream(alignment, peer=peer, source=source, questions=questions or 0)
+        found = last_of(steps, Evaluation, show)
     if as_json:
         print_json(found)
         return
@@ -250,14 +233,21 @@ def _outcome(report: TrainReport) -> Iterator[str]:
         yield f"curve in {report.plot}"
 
 
-def _tell_point(step: TrainProgress, told: int) -> int:
-    """A point of the curve on stderr unless it is the one told last; returns the step of that one."""
-    point = step.point
-    if point is None or point.step == told:
-        return told
-    line = f"step {point.step}: held-out recall {point.held_out_recall:.3f}, KL {point.held_out_kl:.4f} nats"
-    print(line, file=sys.stderr, flush=True)
-    return point.step
+def _curve_teller() -> Callable[[TrainProgress], None]:
+    """Tells each point of the curve once, on stderr."""
+    told: set[int] = set()
+
+    def tell(step: TrainProgress) -> None:
+        point = step.point
+        if point is None or point.step in told:
+            return
+        told.add(point.step)
+        line = (
+            f"step {point.step}: held-out recall {point.held_out_recall:.3f}, KL {point.held_out_kl:.4f} nats"
+        )
+        print(line, file=sys.stderr, flush=True)
+
+    return tell
 
 
 @contextmanager

@@ -88,11 +88,15 @@ def _gate_lines(gate: GateResult) -> Iterator[str]:
         ("gap recovered", f"{gap.value:.3f} ({gap.low:.3f} to {gap.high:.3f})"),
         ("gap of other texts' memories", f"{gate.gap_shuffled:.3f}"),
         ("KL to text read, nats", f"{gate.kl:.4f}"),
+        ("KL of other texts' memories", f"{gate.kl_shuffled:.4f}"),
         ("attention cosine", f"{gate.attention_cosine:.4f}"),
-        ("questions, facts", f"{gate.num_questions}, {gate.num_facts}"),
+        ("questions, texts", f"{gate.num_questions}, {gate.num_texts}"),
     )
     for line in table_lines(("measured on held-out facts", ""), rows):
         yield f"  {line}"
+    for one in gate.uses:
+        verdict = "admitted" if one.admitted else "not admitted"
+        yield _fact(one.use, f"{verdict}: gap recovered {one.gap_recovered.value:.3f}, KL {one.kl:.4f}")
 
 
 def _corpus_size(info: AlignmentInfo) -> str:

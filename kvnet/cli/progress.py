@@ -3,8 +3,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
+
+LastT = TypeVar("LastT")
+
+
+def last_of(
+    steps: Iterable[Any],
+    wanted: type[LastT],
+    show: Callable[[int, int], None],
+    tell: Callable[[Any], None] = lambda step: None,
+) -> LastT:
+    """What the daemon's steps end with; each before it has `done` and `total` to show, and is told."""
+    last: LastT | None = None
+    for step in steps:
+        if isinstance(step, wanted):
+            last = step
+        else:
+            show(step.done, step.total)
+            tell(step)
+    if last is None:
+        raise AssertionError(f"the daemon ended without a {wanted.__name__}")
+    return last
 
 
 @contextmanager

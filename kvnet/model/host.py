@@ -5,17 +5,16 @@ Not thread-safe: `ModelRunner` owns it. Knows no peers, no event loop, no files 
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import torch
 
 from kvnet.codec.basis import Basis
-from kvnet.errors import RequestError, TextTooLong, UnsupportedModel
+from kvnet.errors import RequestError, UnsupportedModel
 from kvnet.format.attention import pack_attention
 from kvnet.model.attention import AttentionRecorder, recording, refuse_unrecordable
 from kvnet.model.cache import (
@@ -25,10 +24,8 @@ from kvnet.model.cache import (
     cache_seq_len,
     export_layers,
     extend_cache,
-    geometry_of,
-    new_cache,
-    observe_geometry,
 )
+from kvnet.model.causal import CausalModel
 from kvnet.model.fingerprint import fingerprint_of
 from kvnet.model.generation import Generated, TextDelta, decode, never, refuse_cancelled
 from kvnet.model.loader import LoadedModel, ModelSpec, load
@@ -36,29 +33,19 @@ from kvnet.model.memory import pack_memory, refuse_incompatible, refuse_other_ge
 from kvnet.model.sampling import Sampling
 from kvnet.model.slots import Slots, to_layers
 from kvnet.model.text import leading_bos, tokenize_context, tokenize_question
-from kvnet.model.watching import Watch, watching
-from kvnet.types import DType, Fingerprint, Geometry, RawMemory
+from kvnet.types import Fingerprint, RawMemory
 
-_DEFAULT_MAX_SEQ_LEN: Final = 2048  # for configs that name no limit
 _RECORDING_PROBE: Final = 8  # tokens that show whether the model can be recorded
-_PREFILL_BLOCK: Final = 512  # tokens between two looks at whether the caller is still there
 
 
-class ModelHost:
-    """A loaded model with its name, fingerprint, geometry and context length."""
+class ModelHost(CausalModel):
+    """A loaded model with its tokenizer and fingerprint: texts and memories in, memories and texts out."""
 
     def __init__(self, loaded: LoadedModel, fingerprint: Fingerprint) -> None:
-        self.name = loaded.name
+        super().__init__(loaded)
         self.fingerprint = fingerprint
         self.tokenizer = loaded.tokenizer
         self._sink_ids = tuple(leading_bos(loaded.tokenizer))
-        self._model = loaded.model
-        self._config = loaded.model.config
-        self._accepted = frozenset(inspect.signature(type(loaded.model).forward).parameters)
-        text_config = self._config.get_text_config(decoder=True)
-        limit = getattr(text_config, "max_position_embeddings", None)
-        self.max_seq_len: int = limit or _DEFAULT_MAX_SEQ_LEN
-        self.geometry: Geometry = self._probe_geometry()
         self.eos_ids = _eos_ids(loaded)
         self._is_recordable = False  # nobody has tried yet
 
@@ -73,11 +60,6 @@ class ModelHost:
             loaded.folder, model=loaded.name, quantization=spec.quantization, cache_dir=cache_dir
         )
         return cls(loaded, fingerprint)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model computes."""
-        return torch.device(self._model.device)
 
     def tokenize_context(self, text: str) -> list[int]:
         """Ids of a text that begins at position 0, with the BOS if the model has one."""
@@ -115,7 +97,7 @@ class ModelHost:
             if on_layer is not None and layer.keys.shape[-2] == len(token_ids):
                 on_layer(layer)
 
-        cache = new_cache(self._config, on_update)
+        cache = self.new_cache(on_update)
         with self._recording(wanted=attention) as recorder:
             self.prefill(token_ids, cache, token_block=token_block or len(token_ids))
         return pack_memory(
@@ -169,7 +151,7 @@ class ModelHost:
         with gaps in a model that cannot be told positions.
         """
         refuse_other_geometry(slots.geometry, self.geometry, "a memory taken apart", "map it first")
-        if slots.num_slots < slots.span and "position_ids" not in self._accepted:
+        if slots.num_slots < slots.span and not self.takes_positions:
             raise UnsupportedModel(
                 f"{self.name} takes no positions, and {slots.span - slots.num_slots} of the memory's "
                 f"{slots.span} slots are left out; send the whole memory"
@@ -245,95 +227,6 @@ class ModelHost:
             finish_reason=continuation.finish_reason,
         )
 
-    @property
-    def vocab_size(self) -> int:
-        """Tokens that the model has an embedding for."""
-        return int(self._model.get_input_embeddings().num_embeddings)
-
-    def new_cache(self, on_update: Callable[[LayerKV], None] | None = None) -> Cache:
-        """An empty cache of this model; `on_update` sees each layer as it is filled."""
-        return new_cache(self._config, on_update)
-
-    def prefill(
-        self,
-        token_ids: Sequence[int],
-        cache: Cache,
-        *,
-        token_block: int = _PREFILL_BLOCK,
-        cancelled: Callable[[], bool] = never,
-        num_gaps: int = 0,
-    ) -> torch.Tensor:
-        """Append `token_ids` to `cache`, block by block; logits [vocab_size] after the last one.
-
-        `num_gaps` positions before them have no slot in the cache.
-        """
-        if not token_ids:
-            raise RequestError("the prompt is empty; ask something")
-        for start in range(0, len(token_ids), token_block):
-            refuse_cancelled(cancelled)
-            logits = self.next_logits(token_ids[start : start + token_block], cache, num_gaps=num_gaps)
-        return logits
-
-    def next_logits(self, token_ids: Sequence[int], cache: Cache, *, num_gaps: int = 0) -> torch.Tensor:
-        """Append `token_ids` to `cache` in one pass; logits [vocab_size] after the last one."""
-        return self._forward(token_ids, cache, num_logits=1, num_gaps=num_gaps)[-1]
-
-    def all_logits(self, token_ids: Sequence[int], cache: Cache, *, num_gaps: int = 0) -> torch.Tensor:
-        """Append `token_ids` to `cache` in one pass; logits [num_tokens, vocab_size] after each one."""
-        return self._forward(token_ids, cache, num_logits=len(token_ids), num_gaps=num_gaps)
-
-    def watched_logits(
-        self, token_ids: Sequence[int], cache: Cache, *, num_gaps: int = 0
-    ) -> tuple[torch.Tensor, Watch]:
-        """`all_logits`, and what each layer attended to. Raises UnsupportedModel where it cannot be seen."""
-        with watching(self._model) as watch:
-            logits = self.all_logits(token_ids, cache, num_gaps=num_gaps)
-        if len(watch.weights) != self.geometry.num_layers:
-            raise UnsupportedModel(
-                f"{self.name} shows the attention of {len(watch.weights)} of its {self.geometry.num_layers} "
-                "layers; fit maps to it without anchors"
-            )
-        return logits, watch
-
-    def graded_logits(
-        self, token_ids: Sequence[int], layers: Sequence[LayerKV], *, num_gaps: int = 0
-    ) -> torch.Tensor:
-        """Logits [num_tokens, vocab_size] after each token that follows `layers`, to which gradients flow."""
-        cache = build_cache(layers, self._config)
-        return self._forward(token_ids, cache, num_logits=len(token_ids), num_gaps=num_gaps, graded=True)
-
-    def _forward(
-        self,
-        token_ids: Sequence[int],
-        cache: Cache,
-        *,
-        num_logits: int,
-        num_gaps: int = 0,
-        graded: bool = False,
-    ) -> torch.Tensor:
-        start = cache_seq_len(cache)
-        stop = start + len(token_ids)
-        self._refuse_too_long(stop + num_gaps, "the sequence has")
-        arguments: dict[str, Any] = {
-            "input_ids": torch.tensor([token_ids], device=self.device),
-            # One column for every position, old and new: a mask one short is not an error to
-            # transformers, it only changes the text.
-            "attention_mask": torch.ones(1, stop, dtype=torch.long, device=self.device),
-            "past_key_values": cache,
-            "use_cache": True,
-        }
-        if "position_ids" in self._accepted:
-            arguments["position_ids"] = (
-                torch.arange(start, stop, device=self.device)[None] + num_gaps
-            )  # [1, T]
-        if "logits_to_keep" in self._accepted:
-            arguments["logits_to_keep"] = num_logits
-        with torch.set_grad_enabled(graded):
-            logits: torch.Tensor = self._model(**arguments).logits
-        if cache_seq_len(cache) != stop:
-            raise AssertionError(f"the cache holds {cache_seq_len(cache)} positions instead of {stop}")
-        return logits[0, -num_logits:]
-
     def _recomputed_ids(self, prompt: str, *, follows: bool, context: str | None) -> list[int]:
         if follows and context is not None:
             raise RequestError("both a memory and a context were given; give one")
@@ -341,21 +234,6 @@ class ModelHost:
             raise RequestError("the prompt is empty; ask something")
         question = self.tokenize_question(prompt, after_memory=follows or context is not None)
         return question if context is None else self.tokenize_context(context) + question
-
-    def _refuse_too_long(self, num_tokens: int, subject: str) -> None:
-        if num_tokens > self.max_seq_len:
-            raise TextTooLong(
-                f"{subject} {num_tokens} tokens, {self.name} holds {self.max_seq_len}; shorten one of them"
-            )
-
-    def _probe_geometry(self) -> Geometry:
-        """Let the model read two tokens, and look at the cache it really makes."""
-        with torch.no_grad():
-            output = self._model(
-                input_ids=torch.zeros(1, 2, dtype=torch.long, device=self.device), use_cache=True
-            )
-        dtype = DType(str(self._model.dtype).removeprefix("torch."))
-        return observe_geometry(getattr(output, "past_key_values", None), geometry_of(self._config, dtype))
 
 
 def _eos_ids(loaded: LoadedModel) -> frozenset[int]:

@@ -18,6 +18,7 @@ from kvnet.codec.presets import Preset, find_preset, fit_groups, with_basis
 from kvnet.errors import IncompatibleModel, MalformedChunk, RequestError, UnknownAlignment, UnknownBasis
 from kvnet.model.cache import LayerKV
 from kvnet.plan import MAX_IMPORTANT_TOKENS, check_coding, count_chunks, plan_chunks, plan_memory
+from kvnet.rotary import same_rope
 from kvnet.types import (
     Coding,
     DType,
@@ -169,6 +170,8 @@ def refuse_other_geometry(
     found: Geometry, needed: Geometry, what: str, remedy: str, *, start_pos: int = 0
 ) -> None:
     """Raise IncompatibleModel, with every field but the dtype that differs."""
+    if same_rope(found.rope, needed.rope):
+        needed = replace(needed, rope=found.rope)
     wanted = {**_flatten(needed), "start_pos": "0"}
     got = {**_flatten(found), "start_pos": str(start_pos)}
     details = {name: [got[name], wanted[name]] for name in wanted if got[name] != wanted[name]}

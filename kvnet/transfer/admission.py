@@ -49,6 +49,7 @@ def admit_offer(
     """
     check_parties(offer, sender=sender, receiver=receiver, now=now)
     _check_shape(offer, receiver.limits)
+    _check_words(offer)
     memory = offer.memory
     tier = require_tier(
         (memory.fingerprint, memory.geometry),
@@ -117,8 +118,18 @@ def _check_shape(offer: Offer, limits: Limits) -> None:
     planned = count_transfer_chunks(offer.memory)
     if offer.chunk_count != planned:
         raise MalformedMessage(f"offer: {offer.chunk_count} chunks, its geometry makes {planned}")
+
+
+def _check_words(offer: Offer) -> None:
+    """What an offer says beside its memory."""
     if len(offer.note) > MAX_NOTE_CHARS:
         raise MalformedMessage(f"offer: a note of {len(offer.note)} characters, at most {MAX_NOTE_CHARS}")
     text_nbytes = len(offer.text.encode())
     if text_nbytes > MAX_TEXT_NBYTES:
         raise MalformedMessage(f"offer: a text of {text_nbytes} bytes, at most {MAX_TEXT_NBYTES}")
+    in_coordinates = offer.memory.coding.scheme is Scheme.PORT
+    if bool(offer.map) is not in_coordinates:
+        raise MalformedMessage(
+            f"offer: names the map {offer.map!r:.60} of a memory in {offer.memory.coding.scheme} coding; "
+            "a memory in coordinates names the map that made them, and no other names one"
+        )

@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from kvnet.errors import MalformedMessage
+from kvnet.errors import MalformedMessage, ProtocolMismatch
 from kvnet.format import strict_json
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.signing import (
@@ -33,13 +33,13 @@ from kvnet.types import (
     canonical_json,
 )
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_NOTE_CHARS = 2000
 MAX_TEXT_NBYTES = 256 << 10
 MAX_OFFER_NBYTES = MAX_BODY_NBYTES + 6 * MAX_TEXT_NBYTES  # JSON writes a byte of text in at most six
 MAX_HELLO_MAPS = 256
-# Later than the messages they stand in: a message that does not need one is what it was before.
-_UNSAID_IF_EMPTY = frozenset({"maps", "text"})
+# Younger than the messages they stand in: a message that does not need one is what it was before.
+_UNSAID_IF_EMPTY = frozenset({"map", "maps", "text"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,14 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldMap:
+    """A map that a node would use: from the model with this fingerprint digest to the one it hosts."""
+
+    source: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
     """Who a node is and what it hosts, bound to the caller's nonce."""
 
@@ -72,7 +80,11 @@ class Hello:
     geometry: Geometry
     limits: Limits
     free_nbytes: int
-    maps: tuple[str, ...] = ()  # fingerprint digests of models whose memories this node has maps for
+    maps: tuple[HeldMap, ...] = ()  # those that it would choose first come first
+
+    def maps_from(self, source: Fingerprint) -> tuple[str, ...]:
+        """Ids of the node's maps from this model to the one it hosts."""
+        return tuple(held.id for held in self.maps if held.source == source.digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +92,8 @@ class Offer:
     """What is about to be sent, to whom, and until when.
 
     `text` is what the memory is of, for a model that cannot use the memory: nothing but the sender's
-    signature says that the two belong together.
+    signature says that the two belong together. `map` is the id of the map that made a memory's coordinates,
+    and empty of a memory in any other coding.
     """
 
     TYPE: ClassVar[str] = "kvnet/offer/v1"
@@ -96,6 +109,7 @@ class Offer:
     sender_agent: str = ""
     agent: str = ""
     text: str = field(default="", repr=False, metadata={"max_chars": MAX_TEXT_NBYTES})
+    map: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +171,18 @@ class Message(Protocol):
 
 
 M = TypeVar("M", bound=Message)
+
+
+def require_protocol(protocol: int, *, who: str) -> None:
+    """That a node speaks this version of the protocol. Raises ProtocolMismatch, with the field's two values.
+
+    There is one version at a time: a node of an older one would refuse fields that it does not know.
+    """
+    if protocol != PROTOCOL_VERSION:
+        raise ProtocolMismatch(
+            f"{who}: protocol {protocol} (needs {PROTOCOL_VERSION}); install the same kvnet on both nodes",
+            details={"protocol": [str(protocol), str(PROTOCOL_VERSION)]},
+        )
 
 
 def seal(key: NodeKey, message: Message) -> SignedMessage:

@@ -136,6 +136,8 @@ class ReceiverSession:
         """
         if head.header.memory != self.offer.memory:
             raise BadSignature("seal: describes another memory than the offer")
+        if self.offer.map and head.header.w_matrix_reference != self.offer.map:
+            raise BadSignature("seal: names another map than the offer; transfer ended")
         sections = head.header.sections
         if not self._completed and any(
             section.wire_digest != self._seen[section.key.index] for section in sections

@@ -13,10 +13,10 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from kvnet import wire
-from kvnet.errors import BadSignature, ProtocolMismatch, ReplayedMessage, WrongPeer
+from kvnet.errors import BadSignature, ReplayedMessage, WrongPeer
 from kvnet.identity.keys import NodeKey, short_id
 from kvnet.identity.signing import SignedMessage
-from kvnet.transfer.messages import PROTOCOL_VERSION, Hello, open_sealed
+from kvnet.transfer.messages import PROTOCOL_VERSION, Hello, open_sealed, require_protocol
 from kvnet.transport.asking import Texts, ask_readings
 from kvnet.transport.frames import CHANNEL_OPTIONS, FrameStream, ReadStream
 from kvnet.transport.readings import Reading, ReadRequest
@@ -124,6 +124,5 @@ def _check_hello(sealed: SignedMessage, *, nonce: bytes, public: bytes | None, p
         raise BadSignature(f"{peer}: says it is {short_id(hello.node_id)} but signs as another key")
     if hello.nonce != nonce.hex():
         raise ReplayedMessage(f"{peer}: answered with a hello made for another caller")
-    if hello.protocol != PROTOCOL_VERSION:
-        raise ProtocolMismatch(f"{peer}: speaks protocol {hello.protocol}, this node {PROTOCOL_VERSION}")
+    require_protocol(hello.protocol, who=peer)
     return hello

@@ -40,6 +40,7 @@ MAX_TEXT_NBYTES: Final = 64 << 10
 MAX_CLOSING_NBYTES: Final = 256
 MAX_TEXTS: Final = 1 << 20
 MAX_READING_NBYTES: Final = 1 << 30
+MAX_ADDED_TOKENS: Final = 16  # around a text, of which every other token is a byte or more
 PIECE_NBYTES: Final = 1 << 20
 _MAX_TEXT_BODY_NBYTES: Final = MAX_BODY_NBYTES + 6 * MAX_TEXT_NBYTES  # JSON writes a byte in at most six
 _SPAN: Final = struct.Struct("<II")
@@ -180,8 +181,9 @@ def encode_reading(reading: Reading, asked: Asked, text: str) -> tuple[ReadingHe
 def open_head(sealed: SignedMessage, asked: Asked, index: int, text: str, hello: Hello) -> ReadingHead:
     """Verify what a peer says of a reading, before any of its payload is taken.
 
-    It is signed by whom was asked, of this request and text, by the model of the peer's hello, and as long as
-    its memory makes it. Raises BadSignature, ReplayedMessage, MalformedMessage, IncompatibleModel.
+    It is signed by whom was asked, of this request and text, by the model of the peer's hello, no longer than
+    the text allows, and as long as its memory makes it.
+    Raises BadSignature, ReplayedMessage, MalformedMessage, IncompatibleModel.
     """
     head, _ = open_sealed(ReadingHead, sealed, signer=public_key_of(asked.request.receiver))
     if (head.request_id, head.request_digest) != (asked.request.request_id, asked.digest):
@@ -190,7 +192,7 @@ def open_head(sealed: SignedMessage, asked: Asked, index: int, text: str, hello:
         raise MalformedMessage(f"reading {index}: says it is reading {head.index}; they come in order")
     if head.text_digest != sha256_hex(text.encode()):
         raise MalformedMessage(f"reading {index}: of another text than was asked for")
-    _check_memory(head, index, hello)
+    _check_memory(head, index, hello, text + asked.request.closing)
     _check_sizes(head, index)
     return head
 
@@ -230,7 +232,7 @@ def check_source(hello: Hello) -> None:
             raise MalformedMessage(f"hello: {name} {value}, allowed are 1 to {most}")
 
 
-def _check_memory(head: ReadingHead, index: int, hello: Hello) -> None:
+def _check_memory(head: ReadingHead, index: int, hello: Hello, text: str) -> None:
     memory = head.memory
     details = _differences(memory.fingerprint, hello.fingerprint) | _differences(
         memory.geometry, hello.geometry
@@ -257,6 +259,9 @@ def _check_memory(head: ReadingHead, index: int, hello: Hello) -> None:
     most = hello.limits.max_seq_len
     if not 1 <= memory.seq_len <= most:
         raise MalformedMessage(f"reading {index}: {memory.seq_len} slots, its model's context holds {most}")
+    most = len(text.encode()) + MAX_ADDED_TOKENS
+    if memory.seq_len > most:
+        raise MalformedMessage(f"reading {index}: {memory.seq_len} slots, its text has {most} at most")
 
 
 def _check_sizes(head: ReadingHead, index: int) -> None:

@@ -17,11 +17,10 @@ from kvnet.errors import (
     OperatorError,
     PeerError,
     PortInUse,
-    ProtocolMismatch,
 )
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.signing import SignedMessage
-from kvnet.transfer.messages import PROTOCOL_VERSION, Hello, seal
+from kvnet.transfer.messages import Hello, require_protocol, seal
 from kvnet.transport.answering import ReadBackend, ReadJob, answer_readings
 from kvnet.transport.frames import CHANNEL_OPTIONS, FrameStream, ReadStream
 from kvnet.transport.receiving import Inbound, receive_memory
@@ -153,11 +152,7 @@ class PeerServer:
 
 
 def _check_hello(request: peer_pb2.HelloRequest) -> None:
-    if request.protocol != PROTOCOL_VERSION:
-        raise ProtocolMismatch(
-            f"protocol {request.protocol}: this node speaks {PROTOCOL_VERSION}; "
-            "install the same kvnet on both"
-        )
+    require_protocol(request.protocol, who="the calling node")
     if len(request.nonce) != NONCE_NBYTES:
         raise MalformedMessage(f"hello: a nonce of {len(request.nonce)} bytes, wanted {NONCE_NBYTES}")
 

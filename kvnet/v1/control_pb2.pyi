@@ -402,20 +402,24 @@ class MakePortRequest(_message.Message):
     def __init__(self, rank: _Optional[int] = ...) -> None: ...
 
 class FitAlignmentRequest(_message.Message):
-    __slots__ = ("peer", "source", "corpus", "lessons", "no_anchors", "rows")
+    __slots__ = ("peer", "source", "corpus", "lessons", "no_anchors", "rows", "layers", "head_local")
     PEER_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     CORPUS_FIELD_NUMBER: _ClassVar[int]
     LESSONS_FIELD_NUMBER: _ClassVar[int]
     NO_ANCHORS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_LOCAL_FIELD_NUMBER: _ClassVar[int]
     peer: str
     source: str
     corpus: str
     lessons: int
     no_anchors: bool
     rows: bool
-    def __init__(self, peer: _Optional[str] = ..., source: _Optional[str] = ..., corpus: _Optional[str] = ..., lessons: _Optional[int] = ..., no_anchors: _Optional[bool] = ..., rows: _Optional[bool] = ...) -> None: ...
+    layers: str
+    head_local: bool
+    def __init__(self, peer: _Optional[str] = ..., source: _Optional[str] = ..., corpus: _Optional[str] = ..., lessons: _Optional[int] = ..., no_anchors: _Optional[bool] = ..., rows: _Optional[bool] = ..., layers: _Optional[str] = ..., head_local: _Optional[bool] = ...) -> None: ...
 
 class FitEvent(_message.Message):
     __slots__ = ("progress", "alignment")
@@ -698,30 +702,48 @@ class Interval(_message.Message):
     def __init__(self, value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
 
 class GateResult(_message.Message):
-    __slots__ = ("admitted", "reason", "num_questions", "num_facts", "recall_text", "recall_none", "recall_mapped", "gap_recovered", "gap_shuffled", "kl", "attention_cosine")
+    __slots__ = ("admitted", "reason", "num_questions", "num_texts", "recall_text", "recall_none", "recall_mapped", "gap_recovered", "gap_shuffled", "kl", "kl_shuffled", "attention_cosine", "uses")
     ADMITTED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     NUM_QUESTIONS_FIELD_NUMBER: _ClassVar[int]
-    NUM_FACTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TEXTS_FIELD_NUMBER: _ClassVar[int]
     RECALL_TEXT_FIELD_NUMBER: _ClassVar[int]
     RECALL_NONE_FIELD_NUMBER: _ClassVar[int]
     RECALL_MAPPED_FIELD_NUMBER: _ClassVar[int]
     GAP_RECOVERED_FIELD_NUMBER: _ClassVar[int]
     GAP_SHUFFLED_FIELD_NUMBER: _ClassVar[int]
     KL_FIELD_NUMBER: _ClassVar[int]
+    KL_SHUFFLED_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_COSINE_FIELD_NUMBER: _ClassVar[int]
+    USES_FIELD_NUMBER: _ClassVar[int]
     admitted: bool
     reason: str
     num_questions: int
-    num_facts: int
+    num_texts: int
     recall_text: float
     recall_none: float
     recall_mapped: float
     gap_recovered: Interval
     gap_shuffled: float
     kl: float
+    kl_shuffled: float
     attention_cosine: float
-    def __init__(self, admitted: _Optional[bool] = ..., reason: _Optional[str] = ..., num_questions: _Optional[int] = ..., num_facts: _Optional[int] = ..., recall_text: _Optional[float] = ..., recall_none: _Optional[float] = ..., recall_mapped: _Optional[float] = ..., gap_recovered: _Optional[_Union[Interval, _Mapping]] = ..., gap_shuffled: _Optional[float] = ..., kl: _Optional[float] = ..., attention_cosine: _Optional[float] = ...) -> None: ...
+    uses: _containers.RepeatedCompositeFieldContainer[UseResult]
+    def __init__(self, admitted: _Optional[bool] = ..., reason: _Optional[str] = ..., num_questions: _Optional[int] = ..., num_texts: _Optional[int] = ..., recall_text: _Optional[float] = ..., recall_none: _Optional[float] = ..., recall_mapped: _Optional[float] = ..., gap_recovered: _Optional[_Union[Interval, _Mapping]] = ..., gap_shuffled: _Optional[float] = ..., kl: _Optional[float] = ..., kl_shuffled: _Optional[float] = ..., attention_cosine: _Optional[float] = ..., uses: _Optional[_Iterable[_Union[UseResult, _Mapping]]] = ...) -> None: ...
+
+class UseResult(_message.Message):
+    __slots__ = ("use", "admitted", "recall_mapped", "gap_recovered", "kl")
+    USE_FIELD_NUMBER: _ClassVar[int]
+    ADMITTED_FIELD_NUMBER: _ClassVar[int]
+    RECALL_MAPPED_FIELD_NUMBER: _ClassVar[int]
+    GAP_RECOVERED_FIELD_NUMBER: _ClassVar[int]
+    KL_FIELD_NUMBER: _ClassVar[int]
+    use: str
+    admitted: bool
+    recall_mapped: float
+    gap_recovered: Interval
+    kl: float
+    def __init__(self, use: _Optional[str] = ..., admitted: _Optional[bool] = ..., recall_mapped: _Optional[float] = ..., gap_recovered: _Optional[_Union[Interval, _Mapping]] = ..., kl: _Optional[float] = ...) -> None: ...
 
 class MapSummary(_message.Message):
     __slots__ = ("id", "method", "gate")

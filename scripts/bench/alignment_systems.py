@@ -17,6 +17,7 @@ import torch
 from alignment_rows import Row, verdict
 from alignment_setup import Bridge, Pair, Workshop
 
+from kvnet.align.fit import FitPlan
 from kvnet.align.map import AlignmentMap
 from kvnet.align.port import LARGEST_CODE, Port
 from kvnet.align.reading import LocalReader
@@ -24,10 +25,10 @@ from kvnet.align.recipe import (
     DEFAULT_LESSONS,
     DEFAULT_RANK,
     MapOptions,
-    _source_layers,
     fit_lessons,
     make_map,
 )
+from kvnet.align.sources import source_layers_for
 from kvnet.alignment import MapManifest, feature_width, row_width
 from kvnet.model.cache import LayerKV, export_layers
 from kvnet.model.host import ModelHost
@@ -119,11 +120,12 @@ def _random_port(host: ModelHost, rank: int) -> Port:
 def _random_map(host: ModelHost, bridge: Bridge, port: Port) -> AlignmentMap:
     """A map of the shape that the recipe would fit between two such models, of random numbers."""
     shipped = bridge.alignment.manifest
-    options = MapOptions(
+    plan = FitPlan(
+        source_layers=(),
         window=shipped.window,
         far_window=shipped.far_window,
         far_layers=shipped.far_layers,
-        closing=shipped.closing,
+        num_directions=min(MapOptions().num_directions, port.rank),
     )
     manifest: MapManifest = replace(
         shipped,
@@ -131,7 +133,7 @@ def _random_map(host: ModelHost, bridge: Bridge, port: Port) -> AlignmentMap:
         source_geometry=host.geometry,
         receiver=host.fingerprint,
         receiver_geometry=host.geometry,
-        source_layers=_source_layers(LocalReader(host), host, options),
+        source_layers=source_layers_for(LocalReader(host), host, (), plan, None),
         num_sinks=host.num_sinks,
     )
     generator = torch.Generator().manual_seed(0)

@@ -89,7 +89,8 @@ def own_slots(sitting: Sitting) -> list[Slots]:
 def test_map_that_changes_nothing_is_measured_as_the_text(sitting: Sitting, identity: AlignmentMap) -> None:
     found = figures_of(sitting, identity, None)
     assert found.num_questions == len(sitting.exam.asked) == NUM_LESSONS * NUM_QUESTIONS
-    assert found.num_facts == NUM_QUESTIONS
+    assert found.num_texts == NUM_LESSONS
+    assert found.kl_shuffled > 1
     assert found.recall_text == found.recall_mapped == sitting.exam.text.recall > 0.8
     assert found.recall_none < 0.2
     assert found.gap_recovered.value == 1
@@ -202,6 +203,14 @@ def test_best_recalls_most_and_then_has_the_least_kl(sitting: Sitting, identity:
     assert best(sitting, [slightly, badly]) == {0}
     assert best(sitting, [slightly, identity]) == {1}
     assert best_of(sitting, [badly, slightly, identity], None)[1].recall == recalls[0]
+
+
+def test_best_is_the_best_of_what_travels(sitting: Sitting, identity: AlignmentMap, fine_port: Port) -> None:
+    coarse = replace(fine_port, steps={bits: step * 40 for bits, step in fine_port.steps.items()})
+    chosen, marks = best_of(sitting, [identity], coarse)
+    assert marks.mean_kl > 0.1
+    quantised = sitting.mapped(chosen, coarse, bits=8)
+    assert marks.mean_kl == sitting.exam.sit(quantised.__getitem__).mean_kl
 
 
 def test_more_recall_is_better_than_less_kl(sitting: Sitting, identity: AlignmentMap) -> None:

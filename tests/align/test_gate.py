@@ -16,21 +16,24 @@ from kvnet.align.gate import (
     LEAST_QUESTIONS,
     LEAST_TAUGHT,
     MOST_KL,
+    MOST_KL_SHARE,
     MOST_SHUFFLED,
     Figures,
+    UseFigures,
     judge,
 )
-from kvnet.alignment import GateResult, Interval
+from kvnet.alignment import GateResult, Interval, Use
 
 GOOD = Figures(
     num_questions=400,
-    num_facts=100,
+    num_texts=50,
     recall_text=0.96,
     recall_none=0.01,
     recall_mapped=0.94,
     gap_recovered=Interval(0.97, 0.95, 0.99),
     gap_shuffled=0.01,
     kl=0.02,
+    kl_shuffled=4.0,
     attention_cosine=0.99,
 )
 UNTAUGHT = replace(GOOD, recall_text=0.2, recall_none=0.1, gap_recovered=Interval(0.0, -1.0, 1.0))
@@ -48,17 +51,22 @@ figures = st.builds(
     numbers,
     numbers,
     numbers,
+    numbers,
 )
 
 
+def verdict_of(measured: Figures) -> GateResult:
+    return judge(measured, {})
+
+
 def test_map_that_recalls_is_admitted() -> None:
-    verdict = judge(GOOD)
+    verdict = verdict_of(GOOD)
     assert verdict.admitted
     assert verdict.reason == "held-out facts are recalled from mapped memories"
 
 
 def test_verdict_repeats_the_figures() -> None:
-    verdict = judge(GOOD)
+    verdict = verdict_of(GOOD)
     assert {f.name: getattr(verdict, f.name) for f in fields(Figures)} == {
         f.name: getattr(GOOD, f.name) for f in fields(Figures)
     }
@@ -79,7 +87,7 @@ def test_verdict_repeats_the_figures() -> None:
     ],
 )
 def test_recall_is_objected_to_in_a_sentence(changes: dict[str, Any], reason: str) -> None:
-    verdict = judge(replace(GOOD, **changes))
+    verdict = verdict_of(replace(GOOD, **changes))
     assert not verdict.admitted
     assert verdict.reason == reason
 
@@ -92,38 +100,57 @@ def test_recall_is_objected_to_in_a_sentence(changes: dict[str, Any], reason: st
     ],
 )
 def test_where_the_text_teaches_nothing_kl_and_attention_decide(changes: dict[str, Any], reason: str) -> None:
-    assert judge(UNTAUGHT).admitted
-    verdict = judge(replace(UNTAUGHT, **changes))
+    assert verdict_of(UNTAUGHT).admitted
+    verdict = verdict_of(replace(UNTAUGHT, **changes))
     assert not verdict.admitted
     assert verdict.reason == f"the text itself adds 10.0% recall, so KL and attention decide: {reason}"
 
 
-@pytest.mark.parametrize("changes", [{"kl": 9.0}, {"attention_cosine": -1.0}])
-def test_where_recall_speaks_kl_and_attention_do_not(changes: dict[str, Any]) -> None:
-    assert judge(replace(GOOD, **changes)).admitted
+def test_admission_by_kl_says_so_and_names_its_control() -> None:
+    assert verdict_of(UNTAUGHT).reason == (
+        "what is said behind mapped memories is what the text calls for: KL 0.020 nats, "
+        "4.000 behind memories of other texts"
+    )
+
+
+@pytest.mark.parametrize("measured", [GOOD, UNTAUGHT])
+def test_kl_that_memories_of_other_texts_have_too_is_objected_to(measured: Figures) -> None:
+    """A model that says what it says whatever was read is near its text, and nothing was carried."""
+    verdict = verdict_of(replace(measured, kl=0.2, kl_shuffled=0.21))
+    assert not verdict.admitted
+    assert verdict.reason.endswith(
+        "KL 0.200 nats, 0.210 behind memories of other texts, at most 50% of that: "
+        "it hardly matters which text the memory is of"
+    )
+
+
+def test_where_recall_speaks_attention_does_not() -> None:
+    """A map that sends anchors alone is read otherwise than the text, and still answers as the text does."""
+    assert verdict_of(replace(GOOD, attention_cosine=-1.0)).admitted
 
 
 def test_too_few_questions_are_objected_to_first() -> None:
     worst = replace(GOOD, num_questions=3, gap_shuffled=1.0, gap_recovered=Interval(0, 0, 0), kl=9.0)
-    assert judge(worst).reason.startswith("3 questions")
+    assert verdict_of(worst).reason.startswith("3 questions")
 
 
 def test_guessable_questions_are_objected_to_before_the_gap_they_spoil() -> None:
-    assert "guessed" in judge(replace(GOOD, gap_shuffled=0.9, gap_recovered=Interval(0, 0, 0))).reason
+    assert "guessed" in verdict_of(replace(GOOD, gap_shuffled=0.9, gap_recovered=Interval(0, 0, 0))).reason
 
 
 def test_every_bound_is_inclusive() -> None:
-    assert judge(replace(GOOD, num_questions=LEAST_QUESTIONS)).admitted
-    assert judge(replace(GOOD, gap_shuffled=MOST_SHUFFLED)).admitted
-    assert judge(replace(GOOD, gap_recovered=Interval(0.95, LEAST_GAP, 1.0))).admitted
-    assert judge(replace(UNTAUGHT, kl=MOST_KL, attention_cosine=LEAST_COSINE)).admitted
+    assert verdict_of(replace(GOOD, num_questions=LEAST_QUESTIONS)).admitted
+    assert verdict_of(replace(GOOD, gap_shuffled=MOST_SHUFFLED)).admitted
+    assert verdict_of(replace(GOOD, gap_recovered=Interval(0.95, LEAST_GAP, 1.0))).admitted
+    assert verdict_of(replace(UNTAUGHT, kl=MOST_KL, attention_cosine=LEAST_COSINE)).admitted
+    assert verdict_of(replace(GOOD, kl=MOST_KL_SHARE * GOOD.kl_shuffled)).admitted
     # At the bound recall decides, and refuses this one.
     taught = replace(UNTAUGHT, recall_none=0.0, recall_text=LEAST_TAUGHT)
-    assert "recall gap" in judge(taught).reason
+    assert "recall gap" in verdict_of(taught).reason
 
 
 def test_value_of_the_gap_does_not_make_up_for_its_interval() -> None:
-    assert not judge(replace(GOOD, gap_recovered=Interval(1.0, LEAST_GAP - 0.01, 1.0))).admitted
+    assert not verdict_of(replace(GOOD, gap_recovered=Interval(1.0, LEAST_GAP - 0.01, 1.0))).admitted
 
 
 @pytest.mark.parametrize(
@@ -133,22 +160,43 @@ def test_value_of_the_gap_does_not_make_up_for_its_interval() -> None:
         replace(GOOD, gap_recovered=Interval(math.nan, math.nan, math.nan)),
         replace(UNTAUGHT, kl=math.nan),
         replace(UNTAUGHT, attention_cosine=math.nan),
+        replace(UNTAUGHT, kl_shuffled=math.nan),
+        replace(GOOD, kl=math.nan),
     ],
 )
 def test_figure_that_is_no_number_is_never_admitted(broken: Figures) -> None:
-    assert not judge(broken).admitted
+    assert not verdict_of(broken).admitted
 
 
 @given(figures)
 def test_verdict_depends_on_the_figures_alone_and_always_has_a_reason(measured: Figures) -> None:
     before = repr(measured)
-    verdict = judge(measured)
-    assert repr(judge(measured)) == repr(verdict)
+    verdict = verdict_of(measured)
+    assert repr(verdict_of(measured)) == repr(verdict)
     assert repr(measured) == before
     assert isinstance(verdict, GateResult)
     assert verdict.reason
     if verdict.admitted:
         assert measured.num_questions >= LEAST_QUESTIONS
         gap, shuffled = measured.gap_recovered.low, measured.gap_shuffled
+        assert measured.kl <= MOST_KL_SHARE * measured.kl_shuffled
         by_recall = gap >= LEAST_GAP and shuffled <= MOST_SHUFFLED
         assert by_recall or (measured.kl <= MOST_KL and measured.attention_cosine >= LEAST_COSINE)
+
+
+# Further uses
+
+
+def test_each_use_is_held_to_the_same_bounds_and_spoils_no_other() -> None:
+    good = UseFigures(0.93, Interval(0.96, 0.94, 0.98), 0.03)
+    bad = UseFigures(0.6, Interval(0.6, 0.5, 0.7), 0.03)
+    verdict = judge(GOOD, {Use.UNCLOSED: bad, Use.PORT4: good})
+    assert verdict.admitted
+    assert [(one.use, one.admitted) for one in verdict.uses] == [(Use.PORT4, True), (Use.UNCLOSED, False)]
+    assert verdict.uses[1].gap_recovered == bad.gap_recovered
+    assert not judge(GOOD, {Use.PORT4: replace(good, kl=3.9)}).uses[0].admitted
+
+
+def test_use_of_a_map_whose_questions_can_be_guessed_is_not_admitted() -> None:
+    good = UseFigures(0.93, Interval(0.96, 0.94, 0.98), 0.03)
+    assert not judge(replace(GOOD, gap_shuffled=0.9), {Use.PORT4: good}).uses[0].admitted

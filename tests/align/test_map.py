@@ -183,11 +183,14 @@ def test_bias_of_the_anchor_moves_its_bound() -> None:
     assert counts[0] < counts[2] < counts[3] == 30
 
 
-def test_text_without_an_anchor_is_sent_whole() -> None:
+def test_of_a_text_without_an_anchor_nothing_is_sent() -> None:
+    """A map that was fitted on anchors never saw such slots."""
     alignment = replace(picking(MANIFESTS["near"], 0), anchor_bias=torch.tensor(-99.0))
     slots = draw_slots(6)
-    assert alignment.encode(slots)[1].tolist() == list(range(6))
-    assert alignment.apply(slots).num_slots == 6
+    encoded, at = alignment.encode(slots)
+    assert (encoded.shape, at.tolist()) == ((0, RECEIVER_WIDTH), [])
+    mapped = alignment.apply(slots, Port.identity(RECEIVER_GEOMETRY), bits=8)
+    assert (mapped.num_slots, mapped.span) == (0, slots.span)
 
 
 @pytest.mark.parametrize("name", MANIFESTS)

@@ -187,6 +187,12 @@ def test_coordinates_of_the_identity_are_the_rows() -> None:
     assert torch.equal(port.to_rows(rows), rows)
 
 
+def test_identity_of_a_large_model_takes_no_square_of_its_rows() -> None:
+    geometry = make_geometry(num_layers=80, num_kv_heads=8, head_dim=128)  # a square of 107 GB
+    port = Port.identity(geometry)
+    assert sum(tensor.nbytes for tensor in port.to_tensors().values()) == 3 * 4 * row_width(geometry)
+
+
 # Tensors
 
 

@@ -11,8 +11,8 @@ import torch
 
 from kvnet.align.fit import pair_readings
 from kvnet.align.pairs import pair_slots
-from kvnet.align.reading import LocalReader, Reading
-from kvnet.errors import IncompatibleModel, TextTooLong
+from kvnet.align.reading import LocalReader, Reading, hold
+from kvnet.errors import Cancelled, IncompatibleModel, RequestError, TextTooLong
 from kvnet.model.host import ModelHost
 from kvnet.model.loader import ModelSpec
 from kvnet.model.reference.catalog import REFERENCE_MODELS, reference_path
@@ -103,6 +103,36 @@ def test_texts_are_read_in_order_and_one_at_a_time(reader: LocalReader) -> None:
 def test_text_longer_than_the_context_is_refused(reader: LocalReader) -> None:
     with pytest.raises(TextTooLong, match="shorten"):
         read(reader, "a b " * reader.host.max_seq_len)
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_text_of_nothing_is_refused_as_a_peer_refuses_it(
+    reader: LocalReader, without_bos: LocalReader, text: str
+) -> None:
+    for one in (reader, without_bos):
+        with pytest.raises(RequestError, match="the text is empty"):
+            read(one, text)
+
+
+def test_readings_are_held_up_to_a_bound_and_no_further(
+    reader: LocalReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nbytes = read(reader, TEXT).slots.rows.nbytes
+    monkeypatch.setattr("kvnet.align.reading.MAX_HELD_NBYTES", 2 * nbytes)
+    told: list[int] = []
+    assert len(hold(reader.read([TEXT] * 2), progress=told.append)) == 2
+    assert told == [1, 2]
+    readings = reader.read([TEXT] * 9)
+    with pytest.raises(RequestError, match=f"takes {3 * nbytes} bytes, at most {2 * nbytes} are held"):
+        hold(readings)
+    assert len(list(readings)) == 9 - 3
+
+
+def test_caller_that_leaves_ends_the_holding_within_a_text(reader: LocalReader) -> None:
+    readings = reader.read([TEXT] * 3)
+    with pytest.raises(Cancelled):
+        hold(readings, cancelled=lambda: True)
+    assert len(list(readings)) == 2
 
 
 def test_model_without_a_first_token_of_its_own_gives_every_slot(without_bos: LocalReader) -> None:

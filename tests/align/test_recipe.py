@@ -24,7 +24,7 @@ from kvnet.align.recipe import (
     make_map,
     make_port,
 )
-from kvnet.alignment import Method, Pairing, feature_width, row_width
+from kvnet.alignment import LayerStrategy, Method, Pairing, feature_width, row_width
 from kvnet.errors import Cancelled, RequestError
 from kvnet.model.host import ModelHost
 from kvnet.model.loader import ModelSpec
@@ -235,13 +235,42 @@ def test_gate_replaces_a_verdict_and_nothing_else(bench: Bench, good: AlignmentM
     assert found.encoder is blank.encoder
 
 
-def test_few_source_layers_are_taken_where_all_do_not_fit(bench: Bench) -> None:
+# Options
+
+
+@pytest.mark.parametrize("strategy", LayerStrategy)
+def test_every_layer_strategy_makes_a_map_that_says_so(bench: Bench, strategy: LayerStrategy) -> None:
+    made = bench.make(replace(PLAIN, strategy=strategy, relative_lambdas=(1e-7,)))
+    assert made.manifest.layer_strategy is strategy
+    assert made.manifest.source_layers == tuple(range(bench.host.geometry.num_layers))
+    assert made.manifest.gate.recall_mapped == made.manifest.gate.recall_text
+
+
+def test_head_local_map_recalls_and_ends_in_rows(bench: Bench) -> None:
+    made = bench.make(replace(PLAIN, head_local=True, relative_lambdas=(1e-7,)))
     geometry = bench.host.geometry
-    layer_width = 2 * geometry.num_kv_heads * geometry.head_dim
-    most = recipe._MOST_FEATURES // layer_width
-    options = replace(PLAIN, window=(0, most // 2 - 1))  # room for two layers
-    picked = recipe._source_layers(LocalReader(bench.host), bench.host, options)
-    assert len(picked) == 2
-    assert set(picked) <= set(range(geometry.num_layers))
-    with pytest.raises(RequestError, match="smaller window"):
-        bench.make(replace(PLAIN, window=(0, most)))
+    heads = made.encoder.view(-1, geometry.num_kv_heads, geometry.head_dim, made.encoder.shape[1])
+    to_first = heads[..., : geometry.head_dim]  # the first layer's keys of head 0
+    assert to_first[:, 0].any()
+    assert not to_first[:, 1:].any()
+    assert made.manifest.gate.recall_mapped == made.manifest.gate.recall_text
+    with pytest.raises(RequestError, match="add --rows"):
+        make_map(
+            LocalReader(bench.host),
+            bench.host,
+            bench.lessons,
+            created_at=WHEN,
+            port=bench.port.port,
+            port_id="port_x",
+            critical=(0,),
+            options=replace(PLAIN, head_local=True),
+        )
+
+
+def test_few_rows_make_a_map_of_low_rank_that_says_so(bench: Bench) -> None:
+    made = bench.make(replace(PLAIN, window=(-7, 0)))
+    assert made.manifest.num_rows < 0.5 * feature_width(made.manifest)
+    assert made.manifest.method is Method.LOW_RANK
+    assert made.manifest.relative_lambda >= 1e-2
+    rank = int(torch.linalg.matrix_rank(made.encoder.double(), rtol=1e-3))
+    assert rank <= row_width(bench.host.geometry) // 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,13 +12,16 @@ from hypothesis import strategies as st
 
 from kvnet.align.moments import Moments
 from kvnet.align.solve import (
+    SHORT_LAMBDAS,
+    Block,
     LinearMap,
     Solver,
     choose_solver,
     head_blocks,
     held_out_error,
+    solve_blocks,
+    solve_by_rows,
     solve_grid,
-    solve_head_local,
     solve_low_rank,
     solve_procrustes,
     solve_ridge,
@@ -265,6 +269,55 @@ def test_solver_follows_the_rows_an_input_has() -> None:
 SOURCE, TARGET = RowShape(3, 2, 4), RowShape(2, 2, 3)
 
 
+def ridge(moments: Moments) -> LinearMap:
+    return solve_ridge(moments, 1e-6)
+
+
+def drawn(num_rows: int, width: int = 96) -> Moments:
+    x = torch.randn(num_rows, width, generator=seeded(0))
+    return sums_of(x, torch.randn(num_rows, 8, generator=seeded(1)))
+
+
+def test_short_samples_choose_low_rank_and_then_an_orthogonal_map_by_themselves() -> None:
+    tiny = (1e-9, 1e-7)
+    assert [one for one, _ in solve_by_rows(drawn(60), tiny)] == list(tiny)
+    low_rank = dict(solve_by_rows(drawn(40), tiny))
+    assert tuple(low_rank) == SHORT_LAMBDAS  # smaller ones would fit noise
+    assert {int(torch.linalg.matrix_rank(one.weight)) for one in low_rank.values()} == {2}
+    assert [one for one, _ in solve_by_rows(drawn(40), (1e-9, 0.5))] == [0.5]
+    ((relative_lambda, turn),) = solve_by_rows(drawn(40, width=1600), tiny)
+    gram = turn.weight.T @ turn.weight
+    assert relative_lambda == 0
+    assert torch.allclose(gram, gram[0, 0] * torch.eye(8, dtype=torch.float64), atol=1e-9)
+    with pytest.raises(TooFewSamples):
+        list(solve_by_rows(drawn(31), tiny))
+
+
+def test_rows_suffice_for_the_widest_block_or_not() -> None:
+    """Forty rows are few for 96 inputs, and enough for each of two halves of them."""
+    halves = [Block(torch.arange(48) + 48 * half, torch.arange(4) + 4 * half) for half in range(2)]
+    ((_, found),) = solve_by_rows(drawn(40), (1e-3,), halves)
+    apart = solve_blocks(drawn(40), halves, partial(solve_ridge, relative_lambda=1e-3))
+    assert torch.equal(found.weight, apart.weight)
+    assert int(torch.linalg.matrix_rank(found.weight[:48, :4])) == 4
+
+
+def test_blocks_that_have_no_solution_are_told_of() -> None:
+    x = torch.ones(40, 8)
+    halves = [Block(torch.arange(4), torch.arange(1)), Block(torch.arange(4) + 4, torch.arange(1) + 1)]
+    with pytest.raises(SingularStatistics):
+        list(solve_by_rows(sums_of(x, torch.ones(40, 2)), (0.0,), halves))
+
+
+def test_head_blocks_see_their_head_further_away_too() -> None:
+    far = RowShape(1, 2, 4)
+    blocks = head_blocks(SOURCE, TARGET, 2, far, 3)
+    columns = torch.cat([block.x_columns for block in blocks])
+    assert columns.sort().values.tolist() == list(range(2 * SOURCE.width + 3 * far.width))
+    # Head 1 of the far layer's keys at the first of the far offsets.
+    assert set(range(2 * SOURCE.width + 4, 2 * SOURCE.width + 8)) <= set(blocks[1].x_columns.tolist())
+
+
 def test_head_blocks_split_the_columns_by_head_and_leave_none_out() -> None:
     blocks = head_blocks(SOURCE, TARGET, 3)
     assert len(blocks) == 2
@@ -285,7 +338,7 @@ def test_unequal_numbers_of_heads_make_one_block_that_is_the_full_ridge() -> Non
     assert len(blocks) == 1
     x = torch.randn(200, SOURCE.width, generator=seeded(0))
     moments = sums_of(x, torch.randn(200, target.width, generator=seeded(1)))
-    local, full = solve_head_local(moments, blocks, 1e-6), solve_ridge(moments, 1e-6)
+    local, full = solve_blocks(moments, blocks, ridge), solve_ridge(moments, 1e-6)
     assert torch.allclose(local.weight, full.weight, atol=1e-12)
 
 
@@ -299,7 +352,7 @@ def test_head_local_map_equals_a_ridge_of_each_head_and_needs_fewer_rows() -> No
     x = stack_window(torch.randn(1000, SOURCE.width, generator=seeded(0)), window)
     y = x @ truth + 4 * torch.randn(1000, TARGET.width, generator=seeded(1)) + 2
     few, held_out = sums_of(x[:160], y[:160]), sums_of(x[160:], y[160:])
-    local = solve_head_local(few, blocks, 1e-6)
+    local = solve_blocks(few, blocks, ridge)
     assert not local.weight[truth == 0].any()
     for block in blocks:
         alone = solve_ridge(sums_of(x[:160, block.x_columns], y[:160, block.y_columns]), 1e-6)

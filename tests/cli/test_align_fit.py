@@ -63,10 +63,13 @@ def test_every_option_of_a_fit_reaches_the_daemon(kvnet: Kvnet, monkeypatch: pyt
 
     monkeypatch.setattr(fit, "fit", hear)
     options = ("--source", "ref-a", "--corpus", "/a/b", "--lessons", "20", "--no-anchors", "--rows")
+    options += ("--layers", "learned", "--head-local")
     refused(kvnet("align", "fit", *options), "request_invalid", 4)
     refused(kvnet("align", "fit", "--peer", "alice"), "request_invalid", 4)
     assert heard == [
-        fit.FitRequest("", "ref-a", "/a/b", 20, no_anchors=True, rows=True),
+        fit.FitRequest(
+            "", "ref-a", "/a/b", 20, no_anchors=True, rows=True, layers="learned", head_local=True
+        ),
         fit.FitRequest("alice"),
     ]
 
@@ -122,11 +125,11 @@ def test_broken_off_training_says_how_to_go_on(kvnet: Kvnet, monkeypatch: pytest
         yield TrainProgress(0, 20, CURVE[0])
         await asyncio.Event().wait()
 
-    def interrupt(step: TrainProgress, told: int) -> int:
+    def interrupt(step: TrainProgress) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "train", wait)
-    monkeypatch.setattr("kvnet.cli.align._tell_point", interrupt)
+    monkeypatch.setattr("kvnet.cli.align._curve_teller", lambda: interrupt)
     said = kvnet("align", "train", "map_x", "--source", "ref-a")
     assert (said.status, said.err) == (130, "broken off; the same command goes on from there\n")
 

@@ -19,14 +19,17 @@ from kvnet.alignment import (
     Method,
     Pairing,
     PortManifest,
+    Use,
+    UseResult,
     row_width,
+    uses_of,
 )
 from kvnet.files.alignments import TensorBytes, write_alignment
 from kvnet.identity.keys import NodeKey
 from kvnet.types import DType, Fingerprint, canonical_json, sha256_hex
 from tests.builders import SENDER, make_fingerprint, make_geometry
 
-WHEN = "2027-01-15T08:00:00Z"
+WHEN = "2024-01-15T08:00:00Z"
 RANK = 3
 SOURCE = make_fingerprint(model="from", weights_digest=sha256_hex(b"source"))
 RECEIVER_MODEL = make_fingerprint()  # what the nodes of the tests host
@@ -36,14 +39,16 @@ GATE = GateResult(
     admitted=True,
     reason="it recovers 0.9 of the gap",
     num_questions=200,
-    num_facts=50,
+    num_texts=50,
     recall_text=0.96,
     recall_none=0.02,
     recall_mapped=0.86,
     gap_recovered=Interval(0.89, 0.84, 0.94),
     gap_shuffled=-0.01,
     kl=0.25,
+    kl_shuffled=4.5,
     attention_cosine=0.97,
+    uses=(UseResult(Use.UNCLOSED, True, 0.85, Interval(0.88, 0.83, 0.93), 0.26),),
 )
 
 
@@ -88,7 +93,17 @@ def make_map(**changes: Any) -> MapManifest:
         **changes,
     }
     known = {field.name for field in fields(MapManifest)}
-    return MapManifest(**{name: value for name, value in values.items() if name in known})
+    made = MapManifest(**{name: value for name, value in values.items() if name in known})
+    return made if "gate" in changes and changes["gate"].uses != GATE.uses else judged_in(made)
+
+
+def judged_in(manifest: MapManifest, *admitted: Use) -> MapManifest:
+    """The manifest with figures of every use that it has; admitted are these, or all if none is named."""
+    (figures,) = GATE.uses
+    uses = tuple(
+        replace(figures, use=use, admitted=not admitted or use in admitted) for use in uses_of(manifest)
+    )
+    return replace(manifest, gate=replace(manifest.gate, uses=uses))
 
 
 def make_tensors(manifest: Manifest, *, seed: int = 0, half: bool = False) -> dict[str, TensorBytes]:

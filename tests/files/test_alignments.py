@@ -162,10 +162,15 @@ def test_the_id_is_that_of_the_manifest_as_it_stands_in_the_file() -> None:
 def test_golden_map_is_the_one_it_always_was() -> None:
     encoded = GOLDEN.read_bytes()
     found = read_alignment(encoded)
-    assert found.manifest.id == "map_olbewrc7awylfsvrqrvtlbmnpf52lbyq4trrl6t6e354kud5lm7q"
+    assert found.manifest.id == "map_2gwho7hbhioq7ccxsuo3m6spluql6ssvqyh4ooroay6quvitsbva"
     assert found.signer == SENDER.node_id
     assert isinstance(found.manifest, MapManifest)
     assert (found.manifest.far_window, found.manifest.far_layers) == ((-4, -2), (0,))
+    assert [(one.use, one.admitted) for one in found.manifest.gate.uses] == [
+        ("port4", False),
+        ("unclosed", True),
+        ("unclosed+port4", False),
+    ]
     tensors = {name: found.tensor(name) for name in found.tables}
     assert write_alignment(found.manifest, tensors, SENDER) == encoded
     assert struct.unpack("<f", found.tensor("anchor_bias").data) == (1.96875,)

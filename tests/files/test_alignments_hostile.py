@@ -57,7 +57,7 @@ def unsigned(change: Callable[[Any], Any]) -> bytes:
     return rebuilt(header, data_of(MAP))
 
 
-def setting(*path: str, to: Any) -> Callable[[Any], None]:
+def setting(*path: str | int, to: Any) -> Callable[[Any], None]:
     """What sets the value under these keys."""
 
     def change(plain: Any) -> None:
@@ -66,6 +66,12 @@ def setting(*path: str, to: Any) -> Callable[[Any], None]:
         plain[path[-1]] = to
 
     return change
+
+
+def ends_in_port(plain: Any) -> None:
+    """Let a map end in a port; its gate has judged no further use."""
+    plain["port"] = PORT_ID
+    plain["gate"]["uses"] = []
 
 
 def dropping(*path: str) -> Callable[[Any], None]:
@@ -225,6 +231,30 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "rank too high": (with_manifest(PORT, setting("rank", to=1025)), "rank is 1025, allowed are 1 to 1024"),
     "recall above 1": (with_manifest(MAP, setting("gate", "recall_text", to=1.5)), "recall_text is 1.5"),
     "negative divergence": (with_manifest(MAP, setting("gate", "kl", to=-0.1)), "gate.kl is -0.1"),
+    "negative divergence of the control": (
+        with_manifest(MAP, setting("gate", "kl_shuffled", to=-0.1)),
+        "gate.kl_shuffled is -0.1",
+    ),
+    "use that the map has not": (
+        with_manifest(MAP, setting("gate", "uses", 0, "use", to="port4")),
+        "gate.uses is port4, wanted unclosed",
+    ),
+    "use that there is not": (
+        with_manifest(MAP, setting("gate", "uses", 0, "use", to="port2")),
+        "'port2' is none of port4",
+    ),
+    "recall above 1 in a use": (
+        with_manifest(MAP, setting("gate", "uses", 0, "recall_mapped", to=1.5)),
+        "recall_mapped is 1.5",
+    ),
+    "negative divergence in a use": (
+        with_manifest(MAP, setting("gate", "uses", 0, "kl", to=-0.1)),
+        "gate.uses.unclosed.kl is -0.1",
+    ),
+    "gap of a use that ends before it begins": (
+        with_manifest(MAP, setting("gate", "uses", 0, "gap_recovered", "low", to=0.99)),
+        "gap_recovered ends before",
+    ),
     "cosine above 1": (with_manifest(MAP, setting("gate", "attention_cosine", to=1.1)), "wanted -1 to 1"),
     "interval backwards": (
         with_manifest(MAP, setting("gate", "gap_recovered", "low", to=0.99)),
@@ -251,11 +281,11 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "shape of truths": (of_map(setting("anchor_bias", "shape", to=[True])), "anchor_bias is .True., wanted"),
     "negative shape": (of_map(setting("anchor_bias", "shape", to=[-1])), "anchor_bias is .-1., wanted"),
     "too many coordinates": (
-        with_manifest(of_map(setting("encoder", "shape", to=[48, 1025])), setting("port", to=PORT_ID)),
+        with_manifest(of_map(setting("encoder", "shape", to=[48, 1025])), ends_in_port),
         "into 1025 coordinates, allowed are 1 to 1024",
     ),
     "encoder without columns": (
-        with_manifest(of_map(setting("encoder", "shape", to=[48])), setting("port", to=PORT_ID)),
+        with_manifest(of_map(setting("encoder", "shape", to=[48])), ends_in_port),
         "into None coordinates",
     ),
     "three offsets": (of_map(setting("anchor", "data_offsets", to=[0, 1, 2])), "wanted two offsets"),

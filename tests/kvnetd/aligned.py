@@ -12,17 +12,17 @@ from kvnet.align.fit import Fit, FitPlan, learn_port_of
 from kvnet.align.map import AlignmentMap
 from kvnet.align.port import Port
 from kvnet.align.reading import LocalReader
-from kvnet.alignment import LayerStrategy, MapManifest, Method, Pairing, PortManifest
+from kvnet.alignment import LayerStrategy, MapManifest, Method, Pairing, PortManifest, Use
 from kvnet.files.alignments import VerifiedAlignment
 from kvnet.identity.keys import NodeKey
 from kvnet.model.host import ModelHost
 from kvnet.types import sha256_hex
 from tests.builders import RECEIVER
-from tests.files.alignment_files import GATE
+from tests.files.alignment_files import GATE, judged_in
 
 RANK = 12
 LESSONS = list(fact_lessons(16, seed=77, fact_counts=(3,), num_questions=1))
-WHEN = "2026-01-01T00:00:00Z"
+WHEN = "2024-01-01T00:00:00Z"
 ADMITTED = GATE
 REFUSED = replace(GATE, admitted=False, reason="it recalls nothing")
 
@@ -50,8 +50,13 @@ def map_of(
     key: NodeKey = RECEIVER,
     admitted: bool = True,
     closing: str = "",
+    created_at: str = WHEN,
+    uses: tuple[Use, ...] = (),
 ) -> VerifiedAlignment:
-    """A map that sends every slot, fitted on a few lessons; what it carries is next to nothing."""
+    """A map that sends every slot, fitted on a few lessons; what it carries is next to nothing.
+
+    Its gate says that it is good for `uses`, of those that it has; for all of them if none is named.
+    """
     ends_in = Port.identity(receiver.geometry) if port is None else load_port(port)
     plan = FitPlan(source_layers=(0, 1), window=(0, 0), closing=closing)
     fit = Fit.begin(LocalReader(source), receiver, ends_in, plan)
@@ -77,10 +82,11 @@ def map_of(
         corpus_digest=sha256_hex(b"lessons"),
         num_contexts=len(LESSONS),
         num_rows=fit.state.num_rows,
-        created_at=WHEN,
+        created_at=created_at,
         tensors_digest="",
         gate=ADMITTED if admitted else REFUSED,
     )
+    manifest = judged_in(manifest, *uses)
     made = AlignmentMap(manifest, found.weight.float(), found.bias.float())
     return sign_alignment(manifest, made.to_tensors(), key)
 

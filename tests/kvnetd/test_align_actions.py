@@ -99,7 +99,10 @@ async def test_what_goes_out_is_what_came_in(services: Services) -> None:
 async def test_a_map_tells_all_of_itself(services: Services) -> None:
     port = read_alignment(make_port_file()).manifest.id
     info = await align.import_(services, pieces(make_map_file(port=port)))
-    assert (info.kind, info.source, info.receiver, info.rank, info.gate) == ("map", "from", "tiny", 3, GATE)
+    assert (info.kind, info.source, info.receiver, info.rank) == ("map", "from", "tiny", 3)
+    assert info.gate is not None
+    assert replace(info.gate, uses=GATE.uses) == GATE
+    assert [one.use for one in info.gate.uses] == ["port4", "unclosed", "unclosed+port4"]
     assert info.problem == f"the port it ends in, {port}, is not here"
     (shown,) = align.list_alignments(services)
     assert shown == info == align.show(services, info.id)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from kvnetd.store.alignments import AlignmentStore
 from kvnetd.store.bases import BasisStore
 
-from kvnet.errors import RequestError, StateCorrupt, StoreFull, UnknownAlignment
+from kvnet.errors import MalformedFile, RequestError, StateCorrupt, StoreFull, UnknownAlignment
 from kvnet.files.alignments import VerifiedAlignment, read_alignment
 from kvnet.model.reference.catalog import packaged_alignments
 from kvnet.model.reference.signer import PACKAGED_SIGNER, packaged_key
@@ -24,7 +25,7 @@ from tests.files.alignment_files import (
     other_model,
 )
 
-LATER = "2027-02-01T00:00:00Z"
+LATER = "2024-02-01T00:00:00Z"
 
 
 @pytest.fixture
@@ -256,13 +257,26 @@ def test_port_that_lies_among_alignments_need_not_be_sent(store: AlignmentStore,
     assert bases.get(port.digest) == bytes(port.encoded)
 
 
-def test_map_of_another_never_displaces_the_own_however_new_it_says_it_is(tmp_path: Path) -> None:
+def test_map_of_another_never_displaces_the_own_however_much_newer_it_says_it_is(tmp_path: Path) -> None:
     store = AlignmentStore(tmp_path / "alignments", own=SENDER.node_id)
     own = store.put(a_map())
-    store.put(a_map(key=STRANGER, created_at="2999-01-01T00:00:00Z"))
+    store.put(a_map(key=STRANGER, created_at=LATER))
     found = store.find_map(SOURCE, RECEIVER_MODEL)
     assert found is not None
     assert found.id == own.id
     port = store.put(a_port())
-    store.put(a_port(key=STRANGER, created_at="2999-01-01T00:00:00Z"))
+    store.put(a_port(key=STRANGER, created_at=LATER))
     assert store.find_port(RECEIVER_MODEL) == port
+
+
+def test_what_says_it_was_made_later_than_now_is_refused(store: AlignmentStore) -> None:
+    """Else it would stay the newest for ever."""
+
+    def at(ahead_s: int) -> str:
+        return (datetime.now(UTC) + timedelta(seconds=ahead_s)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    for late in (a_map(created_at=at(400)), a_port(created_at="2999-01-01T00:00:00Z")):
+        with pytest.raises(MalformedFile, match=f"{late.manifest.id}: says it was made at .*set the clocks"):
+            store.put(late)
+    assert list(store.root.iterdir()) == []
+    assert store.put(a_map(created_at=at(200))).id

@@ -120,6 +120,16 @@ REFUSALS = {
             port=read_alignment(OTHER_PORT).manifest.id,
         ),
     ),
+    "another map ends in the port": (
+        PORT,
+        make_map_file(
+            seed=1,
+            source=make_fingerprint(),
+            source_geometry=make_geometry(),
+            source_layers=(0, 1, 2),
+            port=read_alignment(PORT).manifest.id,
+        ),
+    ),
     "the map is of another model": (PORT, make_map_file(port=read_alignment(PORT).manifest.id)),
     "the map was not admitted": (
         PORT,
@@ -132,6 +142,15 @@ REFUSALS = {
         ),
     ),
 }
+
+
+async def test_offer_of_coordinates_is_decided_without_reading_a_file(alice: Node, bob: Node) -> None:
+    """On the event loop, which hashes nothing: ids alone say whether map and port are here."""
+    for record in bob.services.alignments.all():
+        record.path.unlink()
+    memory = mapped()
+    keep(alice, memory)
+    assert (await send_memory(alice, memory=memory.header.id, codec="")).tier == "mapped"
 
 
 @pytest.mark.parametrize("files", REFUSALS.values(), ids=REFUSALS)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from kvnetd.actions import memories
 from kvnetd.actions.explain import explain
-from kvnetd.alignments import mapped_sources
+from kvnetd.alignments import held_maps
 from kvnetd.services import Services
 from kvnetd.store.texts import attach_text
 from kvnetd.transfers import Transfers
@@ -18,7 +18,7 @@ from kvnet.compat import differences
 from kvnet.errors import UnknownMemory, UnknownModel, UnsupportedModel
 from kvnet.model.host import ModelHost
 from kvnet.model.reference.catalog import reference_path
-from kvnet.transfer.messages import seal
+from kvnet.transfer.messages import HeldMap, seal
 from tests.builders import SENDER, make_fingerprint, make_memory
 from tests.files.alignment_files import GATE
 from tests.kvnetd.hosting import TEXTS, add_map, hosting, load_host, read
@@ -74,7 +74,7 @@ async def test_map_that_would_be_used_is_told_with_its_gate(
     assert found.map is not None
     assert (found.map.id, found.map.method, found.map.gate) == (known, "ridge", GATE)
     assert (await memories.describe(node, record)).tier == "mapped"
-    assert mapped_sources(node) == (other.fingerprint.digest,)
+    assert held_maps(node) == (HeldMap(other.fingerprint.digest, known),)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
@@ -11,17 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from kvnetd import alignments, fitting
 from kvnetd.actions import align, fit
 from kvnetd.actions.examine import EvaluateRequest, evaluate
 from kvnetd.actions.fit import FitRequest
-from kvnetd.readings import Readings
+from kvnetd.kept import FITS, TRAININGS, KeptState, sweep_states
+from kvnetd.readings import Readings, read_at_peer
 from kvnetd.services import Services
 from kvnetd.transfers import Transfers
 
 from kvnet.align import recipe
 from kvnet.align.fit import FitPlan, FitState
+from kvnet.align.moments import MomentPair
+from kvnet.align.reading import LocalReader, Reading
 from kvnet.api import AlignmentInfo, Evaluation, Progress
 from kvnet.errors import (
     IncompatibleModel,
@@ -30,6 +37,7 @@ from kvnet.errors import (
     NotFinite,
     PeerUnreachable,
     RequestError,
+    TooBusy,
     TooFewSamples,
     UnknownAlignment,
     UnknownModel,
@@ -37,15 +45,17 @@ from kvnet.errors import (
 )
 from kvnet.files.alignments import VerifiedAlignment
 from kvnet.model.host import ModelHost
+from kvnet.model.memory import digest_chunks
 from kvnet.model.reading import read_text
+from kvnet.model.slots import Slots, slots_of
 from kvnet.transport.server import PeerServer
+from kvnet.types import RawMemory
 from tests.builders import RECEIVER, SENDER
 from tests.kvnetd.aligned import keep, map_of, port_of
 from tests.kvnetd.hosting import hosting, load_host
 from tests.kvnetd.nodes import Node, add, events, services_of
-from tests.kvnetd.test_readings import _with_nan
 
-QUICK = {
+QUICK: dict[str, Any] = {
     "DEFAULT_RANK": 8,
     "_PORT_LESSONS": 12,
     "_PORT_QUESTIONS": 2,
@@ -136,7 +146,8 @@ async def test_map_is_fitted_from_what_a_peer_reads_and_kept_whatever_its_gate_s
 ) -> None:
     keep(bob, port)
     told, made = await fitted(bob, peer="alice", no_anchors=no_anchors)
-    assert told[-1] == Progress(LESSONS, LESSONS)
+    num_texts = LESSONS + QUICK["_TUNE_LESSONS"] + QUICK["_GATE_LESSONS"]
+    assert told[-1] == Progress(num_texts, num_texts)
     assert (made.source_digest, made.receiver_digest) == (a.fingerprint.digest, b.fingerprint.digest)
     assert (made.port, made.num_sinks, made.num_contexts) == (port.manifest.id, a.num_sinks, LESSONS)
     assert made.signed_by == RECEIVER.node_id
@@ -195,20 +206,108 @@ async def test_broken_off_fit_goes_on_where_it_was(
     (left,) = (bob.config.home.root / "fits").iterdir()
     assert events(bob, "alignment")[-1]["error"] == "cancelled"
     told, made = await fitted(bob, peer="alice", lessons=48)
-    assert told[0].done > 16
+    assert told[0].done >= 16
     assert not left.exists()
     _, whole = await fitted(bob, source="ref-a", lessons=48)
     digests = {bob.alignments.find(one.id).manifest.tensors_digest for one in (made, whole)}
     assert len(digests) == 1
 
 
+async def test_state_is_on_disk_before_what_comes_next_takes_long(
+    bob: Services, port: VerifiedAlignment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(bob, port)
+    saved: list[int] = []
+    save = KeptState.save
+
+    def saving(self: KeptState[FitState]) -> None:
+        save(self)
+        saved.append(FitState.from_tensors(safetensors.torch.load_file(self._path)).num_done)
+
+    monkeypatch.setattr(KeptState, "save", saving)
+    await fitted(bob, source="ref-a", no_anchors=False)
+    assert saved == [0, 0, LESSONS]  # the anchors, the guess, and all sums before the solving and the gate
+
+
 async def test_sums_that_cannot_be_read_start_the_fit_anew(tmp_path: Path) -> None:
-    kept = fitting.KeptState(tmp_path / "fits", {"a": 1}, FitState)
+    kept = KeptState(tmp_path / "fits", {"a": 1}, FitState)
     assert kept.load() is None
     (tmp_path / "fits").mkdir()
     for junk in (b"", b"\x08\0\0\0\0\0\0\0{}      ", b"junk" * 100):
         kept._path.write_bytes(junk)
         assert kept.load() is None
+
+
+async def test_state_replaces_the_one_before_only_once_it_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, list[str]]] = []
+    fsync = os.fsync
+
+    def noting(handle: int) -> None:
+        fsync(handle)
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        synced.append((path.suffix, sorted(one.suffix for one in (tmp_path / "fits").iterdir())))
+
+    monkeypatch.setattr(os, "fsync", noting)
+    KeptState(tmp_path / "fits", {"a": 1}, FitState).note(FitState(MomentPair.empty(2, 1, 10)), at_once=True)
+    assert synced == [(".new", [".new"]), ("", [".safetensors"])]
+
+
+def test_states_that_nobody_came_back_to_are_swept(tmp_path: Path) -> None:
+    for folder in (FITS, TRAININGS):
+        (tmp_path / folder).mkdir()
+        for age_d in (0, 6, 8):
+            path = tmp_path / folder / f"{age_d}.safetensors"
+            path.touch()
+            os.utime(path, (time.time() - age_d * 86400,) * 2)
+    sweep_states(tmp_path)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*"))
+    assert left == [f"{folder}/{age_d}.safetensors" for folder in (FITS, TRAININGS) for age_d in (0, 6)]
+
+
+async def test_second_fit_is_refused_while_one_holds_the_model(
+    bob: Services, port: VerifiedAlignment, admitted: VerifiedAlignment
+) -> None:
+    keep(bob, port, admitted)
+    request = FitRequest(source="ref-a", lessons=LESSONS, no_anchors=True)
+    async with aclosing(fit.fit(bob, request)) as steps:
+        await anext(steps)
+        for other in (
+            fitted(bob, source="ref-c"),
+            fit.make_port(bob),
+            examined(bob, admitted.manifest.id, questions=8),
+        ):
+            with pytest.raises(TooBusy, match="bob: a fit of a map holds its model now"):
+                await other
+    _, made = await fitted(bob, source="ref-a")
+    assert made.num_contexts == LESSONS
+
+
+@pytest.mark.parametrize(("who", "is_known"), [({"peer": "alice"}, True), ({"source": "ref-a"}, False)])
+async def test_map_in_use_is_judged_on_what_a_peer_reads_and_not_on_what_is_read_here(
+    bob: Services,
+    port: VerifiedAlignment,
+    admitted: VerifiedAlignment,
+    monkeypatch: pytest.MonkeyPatch,
+    who: dict[str, str],
+    is_known: bool,
+) -> None:
+    keep(bob, port, admitted)
+    asked: list[recipe.Standing | None] = []
+
+    def gated(*positional: Any, standing: recipe.Standing | None, **named: Any) -> Any:
+        asked.append(standing)
+        return gate(*positional, standing=standing, **named)
+
+    gate = recipe.gated
+    monkeypatch.setattr(recipe, "gated", gated)
+    await fitted(bob, **who)
+    (standing,) = asked
+    assert (standing is not None) is is_known
+    if standing is not None:
+        assert standing.alignment.manifest == admitted.manifest
+        assert standing.port is not None
 
 
 async def test_corpus_of_ones_own_is_read(bob: Services, port: VerifiedAlignment, tmp_path: Path) -> None:
@@ -229,6 +328,8 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], type[KvnetError], str]] = {
     "too many lessons": ({"source": "ref-a", "lessons": 100_001}, RequestError, "100001 lessons"),
     "no corpus": ({"source": "ref-a", "corpus": "/no/such"}, RequestError, "cannot be read"),
     "corpus nowhere": ({"source": "ref-a", "corpus": "such"}, RequestError, "absolute path"),
+    "no such layers": ({"source": "ref-a", "layers": "all"}, RequestError, "none of linear, learned, skip"),
+    "heads of a port": ({"source": "ref-a", "head_local": True}, RequestError, "add --rows"),
 }
 
 
@@ -240,6 +341,12 @@ async def test_request_that_cannot_be_is_refused_in_a_sentence(
         await fitted(bob, **request_)
     assert bob.alignments.all() == ()
     assert events(bob, "alignment")[-1]["event"] == "alignment.failed"
+
+
+def with_nan(memory: RawMemory) -> RawMemory:
+    last = bytes(memory.chunks[-1])[: -memory.header.geometry.dtype.itemsize]
+    chunks = (*memory.chunks[:-1], last + b"\xff" * memory.header.geometry.dtype.itemsize)
+    return RawMemory(replace(memory.header, content_digest=digest_chunks(chunks)), chunks)
 
 
 async def test_peer_that_sends_nan_ends_the_fit_and_no_admitted_map_is_touched(
@@ -254,7 +361,7 @@ async def test_peer_that_sends_nan_ends_the_fit_and_no_admitted_map_is_touched(
 
     def read(host: ModelHost, text: str, **more: Any) -> Any:
         memory, spans = read_text(host, text, **more)
-        return _with_nan(memory), spans
+        return with_nan(memory), spans
 
     monkeypatch.setattr("kvnetd.readings.read_text", read)
     with pytest.raises(NotFinite, match=r"^alice.*reading 0 holds NaN"):
@@ -337,6 +444,63 @@ async def test_only_a_map_to_this_model_is_examined_and_only_by_its_source(
         await examined(elsewhere, admitted.manifest.id)
 
 
+# What a peer reads
+
+
+TEXTS = [f"Number {number} has a key." for number in range(9)]
+
+
+async def test_peer_is_left_while_the_model_here_computes_and_asked_for_the_rest_afterwards(
+    bob: Services, alice: Node, a: ModelHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[int] = []
+    ended, threads = threading.Event(), set[str]()
+
+    async def asking(services: Services, peer: Any, texts: Any, **named: Any) -> AsyncIterator[Any]:
+        requests.append(len(texts))
+        try:
+            async with aclosing(read_at_peer(services, peer, texts, **named)) as readings:
+                async for reading in readings:
+                    yield reading
+        finally:
+            ended.set()
+
+    def unpacking(*positional: Any, **named: Any) -> Slots:
+        threads.add(threading.current_thread().name)
+        return slots_of(*positional, **named)
+
+    monkeypatch.setattr(fitting, "read_at_peer", asking)
+    monkeypatch.setattr(fitting, "slots_of", unpacking)
+    monkeypatch.setattr(fitting, "_HELD_UP_S", 0.05)
+    hello = alice.transfers.hello(b"n" * 16)
+
+    def read(reader: fitting.PeerReader) -> list[Reading]:
+        readings = reader.read(TEXTS)
+        first = next(readings)
+        assert ended.wait(20)  # while this thread computes
+        return [first, *readings]
+
+    async with fitting.read_by_peer(bob, bob.peers.find("alice"), hello, alice.address) as reader:
+        found = await bob.runner.run(read, reader)
+    for one, other in zip(found, LocalReader(a).read(TEXTS), strict=True):
+        assert torch.equal(one.slots.rows, other.slots.rows)
+        assert one.spans == other.spans
+    assert requests[0] == len(TEXTS)
+    assert 0 < requests[1] < len(TEXTS)
+    assert threads == {"kvnet-model"}  # which alone owns torch
+
+
+async def test_peer_whose_sinks_change_between_requests_is_refused(
+    bob: Services, alice: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hello = alice.transfers.hello(b"n" * 16)
+    async with fitting.read_by_peer(bob, bob.peers.find("alice"), hello, alice.address) as reader:
+        await bob.runner.run(lambda: list(reader.read(TEXTS[:1])))
+        monkeypatch.setattr(ModelHost, "num_sinks", 0)
+        with pytest.raises(MalformedMessage, match=r"^alice.*0 sinks, the others had 1"):
+            await bob.runner.run(lambda: list(reader.read(TEXTS[:1])))
+
+
 async def test_reader_that_is_left_stops_waiting_for_its_peer(
     bob: Services, alice: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +513,7 @@ async def test_reader_that_is_left_stops_waiting_for_its_peer(
     monkeypatch.setattr(fitting, "read_at_peer", silent)
     hello = alice.transfers.hello(b"n" * 16)
     peer = bob.peers.find("alice")
+    before = asyncio.all_tasks()
     async with fitting.read_by_peer(bob, peer, hello, alice.address) as reader:
         reading = asyncio.ensure_future(bob.runner.run(lambda: list(reader.read(["a text"]))))
         await asyncio.sleep(0.05)
@@ -356,3 +521,5 @@ async def test_reader_that_is_left_stops_waiting_for_its_peer(
     with pytest.raises(KvnetError) as ended:
         await reading
     assert ended.value.code == "cancelled"
+    await asyncio.sleep(0.05)
+    assert asyncio.all_tasks() <= before

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from kvnetd import alignments, encoding
+from kvnetd import alignments
 from kvnetd.actions import memories
 from kvnetd.actions.explain import explain
 from kvnetd.projection import project
@@ -18,9 +18,10 @@ from kvnetd.store.records import MemoryRecord
 from kvnetd.store.texts import attach_text
 from kvnetd.transfers import Transfers
 
-from kvnet.alignment import MapManifest
+from kvnet.alignment import MapManifest, Use
 from kvnet.codec.pack import pack
 from kvnet.errors import (
+    AlignmentRefused,
     IncompatibleModel,
     MalformedChunk,
     NotFinite,
@@ -140,14 +141,6 @@ async def test_map_is_read_once_and_the_last_used_are_kept(
     assert await alignments.loaded_map(bob.services, of_map) is not first
 
 
-async def test_memory_coded_with_a_calibration_of_its_own_model_is_mapped(bob: Node, models: Models) -> None:
-    keep(bob.services, models.port, models.map)
-    alice_here = hosted(bob.services, models.a).services
-    encoded, _ = await encoding.encode(alice_here, models.a.capture(TEXT), making().notes, codec="compact")
-    record = bob.services.memories.put(encoded, making(), bob.services.key)
-    assert (await answer_to(bob.services, PROMPT, record.id)).kv.codec == "compact"
-
-
 async def test_memory_that_lies_about_its_geometry_is_told_as_such(bob: Node, models: Models) -> None:
     keep(bob.services, models.port, models.map)
     memory = models.a.capture(TEXT)
@@ -204,7 +197,7 @@ async def test_coordinates_stand_for_rows_of_the_port_at_the_senders_positions(
     num_sinks = models.a.num_sinks
     record = in_coordinates(models, [num_sinks, num_sinks + 5], node=bob)
     found = await alignments.slots_for(
-        bob.services, record, Tier.MAPPED, alignments.map_for(bob.services, record.header)
+        bob.services, record, Tier.MAPPED, alignments.map_for(bob.services, record.header, models.manifest.id)
     )
     _, port = loaded(models.map, models.port)
     assert port is not None
@@ -290,17 +283,16 @@ async def test_coordinates_are_made_once_for_each_number_of_bits(
     assert len(await memories.list_memories(alice.services)) == 1
 
 
-@pytest.mark.parametrize("coarse", [False, True])
-async def test_where_only_the_receiver_has_the_map_halves_are_sent_unless_a_codec_was_asked_for(
-    alice: Node, bob: Node, models: Models, coarse: bool
+async def test_where_only_the_receiver_has_the_map_halves_are_sent(
+    alice: Node, bob: Node, models: Models
 ) -> None:
     keep(bob.services, models.port, models.map)
     record = read(alice.services, models.a, TEXT)
     assert record.header.geometry.dtype is DType.FLOAT32
-    report = await send_memory(alice, memory=record.id, codec="int8" if coarse else "")
-    assert (report.tier, report.codec) == ("mapped", "int8" if coarse else "exact")
+    report = await send_memory(alice, memory=record.id, codec="")
+    assert (report.tier, report.codec) == ("mapped", "exact")
     arrived = bob.services.memories.find(report.memory)
-    assert arrived.header.geometry.dtype is (DType.FLOAT32 if coarse else DType.FLOAT16)
+    assert arrived.header.geometry.dtype is DType.FLOAT16
     assert (await answer_to(bob.services, PROMPT, report.memory)).kv.tier == "mapped"
 
 
@@ -311,6 +303,51 @@ async def test_map_that_ends_in_rows_is_left_to_the_receiver(alice: Node, bob: N
     assert (await send_memory(alice, memory=record.id, codec="")).codec == "exact"
     with pytest.raises(RequestError, match="codec port8: no admitted map here leads from ref-a into a port"):
         await send_memory(alice, memory=record.id, codec="port8")
+
+
+async def test_where_each_has_a_map_of_its_own_the_receiver_maps(
+    alice: Node, bob: Node, models: Models
+) -> None:
+    keep(alice.services, models.port, models.map)
+    keep(bob.services, models.port, models.closed)
+    record = read(alice.services, models.a, TEXT)
+    report = await send_memory(alice, memory=record.id, codec="")
+    assert (report.tier, report.codec) == ("mapped", "exact")
+    answer = await answer_to(bob.services, PROMPT, report.memory)
+    assert (answer.kv.tier, answer.kv.map) == ("mapped", models.closed.manifest.id)
+    with pytest.raises(RequestError, match="into a port of ref-b that bob holds too; give one to the other"):
+        await send_memory(alice, memory=record.id, codec="port8")
+
+
+async def test_coordinates_are_made_by_a_map_that_both_have_also_where_neither_likes_it_best(
+    alice: Node, bob: Node, models: Models
+) -> None:
+    shared = map_of(models.a, models.b, models.port, created_at="2023-01-01T00:00:00Z")
+    keep(alice.services, models.port, models.map, shared)
+    keep(bob.services, models.port, models.closed, shared)
+    assert alignments.held_maps(bob.services)[0].id == models.closed.manifest.id
+    record = read(alice.services, models.a, TEXT)
+    report = await send_memory(alice, memory=record.id, codec="")
+    assert (report.tier, report.codec) == ("mapped", "port8")
+    assert (await answer_to(bob.services, PROMPT, report.memory)).kv.map == shared.manifest.id
+    assert events(bob.services)[-1]["map"] == shared.manifest.id
+
+
+async def test_memory_that_the_shared_map_was_not_judged_for_goes_as_it_is_with_its_text(
+    alice: Node, bob: Node, models: Models
+) -> None:
+    """Its model is not hosted where it is sent from, so nobody can read the map's closing behind it."""
+    only_closed = map_of(models.a, models.b, models.port, closing=CLOSING, uses=(Use.PORT4,))
+    forwarder = hosted(alice.services, models.b)
+    for node in (forwarder, bob):
+        keep(node.services, models.port, only_closed)
+    record = forwarder.services.memories.put(models.a.capture(TEXT), making(), SENDER)
+    attach_text(forwarder.services.memories, record.header, TEXT)
+    report = await send_memory(forwarder, memory=record.id, codec="", with_text=True)
+    assert (report.tier, report.codec) == ("text", "exact")
+    assert (await answer_to(bob.services, PROMPT, report.memory)).kv.fallback == "text"
+    with pytest.raises(AlignmentRefused, match="without its closing text"):
+        await send_memory(forwarder, memory=record.id, codec="port8")
 
 
 async def test_closing_is_read_behind_the_memory_where_its_model_is_hosted(

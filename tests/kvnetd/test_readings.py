@@ -6,13 +6,14 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from kvnetd.holding import holding
 from kvnetd.readings import MAX_READERS, PeerReading, Readings, read_at_peer
 from kvnetd.services import Services
 from kvnetd.transfers import Transfers
@@ -22,7 +23,6 @@ from kvnet.errors import (
     IncompatibleModel,
     KvnetError,
     MalformedMessage,
-    NotFinite,
     PeerError,
     PeerNotAdded,
     ReplayedMessage,
@@ -34,14 +34,13 @@ from kvnet.identity.peers import AddedPeer
 from kvnet.identity.signing import SignedMessage
 from kvnet.model.host import ModelHost
 from kvnet.model.loader import ModelSpec
-from kvnet.model.memory import digest_chunks
 from kvnet.model.reading import read_text
 from kvnet.model.runner import MAX_WAITING
 from kvnet.transfer.messages import Hello, seal
 from kvnet.transport.asking import Texts
 from kvnet.transport.readings import WINDOW, Reading, ReadRequest
 from kvnet.transport.server import PeerServer
-from kvnet.types import RawMemory, sha256_hex
+from kvnet.types import sha256_hex
 from tests.builders import RECEIVER, SENDER, STRANGER
 from tests.kvnetd.nodes import AT, events, services_of
 
@@ -153,22 +152,6 @@ async def test_blank_text_ends_the_reading_and_says_which(
     monkeypatch.setattr("tests.kvnetd.test_readings.CLOSING", "")
     with pytest.raises(PeerError, match=r"alice.*text 0: the text is empty"):
         await pair.all(["  "], num_texts=1)
-
-
-async def test_numbers_that_are_none_are_refused(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(host: ModelHost, text: str, **more: Any) -> tuple[RawMemory, Any]:
-        memory, spans = read_text(host, text, **more)
-        return _with_nan(memory), spans
-
-    monkeypatch.setattr("kvnetd.readings.read_text", read)
-    with pytest.raises(NotFinite, match=r"^alice.*reading 0 holds NaN"):
-        await pair.all()
-
-
-def _with_nan(memory: RawMemory) -> RawMemory:
-    last = bytes(memory.chunks[-1])[: -memory.header.geometry.dtype.itemsize]
-    chunks = (*memory.chunks[:-1], last + b"\xff" * memory.header.geometry.dtype.itemsize)
-    return RawMemory(replace(memory.header, content_digest=digest_chunks(chunks)), chunks)
 
 
 async def test_another_model_than_that_of_the_hello_is_refused(pair: Pair) -> None:
@@ -306,6 +289,46 @@ async def test_each_peer_is_read_for_once_at_a_time_and_no_more_than_two_of_them
     dave = await readings.open_reading(request(4, DAVE))  # a refusal for want of room used up nothing
     for job in (bob, dave):
         await job.close(None)
+
+
+async def test_peer_that_asks_often_uses_up_no_other_peers_requests(
+    readings: Readings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvnetd.readings.MAX_SEEN_REQUESTS", 2)
+    for number in (1, 2):
+        await open_and_close(readings, request(number))
+    with pytest.raises(TooBusy, match="read for bob often"):
+        await readings.open_reading(request(3))
+    await open_and_close(readings, request(4, CAROL))
+
+
+async def test_requests_that_cannot_be_replayed_any_more_are_forgotten(
+    readings: Readings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await open_and_close(readings, request())
+    later = time.time() + 3600
+    monkeypatch.setattr("kvnetd.readings.time.time", lambda: later)
+    fresh = request(2, CAROL, created_at=int(later), expires_at=int(later) + 600)
+    await open_and_close(readings, fresh)
+    assert list(readings._seen) == [CAROL.node_id]
+
+
+async def test_nobody_is_read_for_while_a_fit_holds_the_model(pair: Pair) -> None:
+    holds = ExitStack()
+
+    async def supply() -> AsyncIterator[str]:
+        for _ in range(WINDOW):
+            yield TEXTS[0]
+        holds.enter_context(holding(pair.alice, "a fit"))  # the first reading has come
+        while True:
+            yield TEXTS[1]
+
+    with holds, pytest.raises(TooBusy, match=r"alice.*a fit of a map holds its model"):
+        await pair.all(supply(), 1000)
+    await pair.last_line()
+    with holding(pair.alice, "a fit"), pytest.raises(TooBusy, match="a fit of a map holds its model"):
+        await pair.all()
+    assert len(await pair.all()) == 3
 
 
 async def test_refused_request_leaves_a_line_in_the_log(tmp_path: Path) -> None:

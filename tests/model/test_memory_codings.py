@@ -230,6 +230,18 @@ def test_content_space_is_no_obstacle_but_another_start_is() -> None:
         refuse_incompatible(replace(coded.header, start_pos=5), coded.header.geometry)
 
 
+def test_memory_of_before_a_rope_stated_its_limit_still_fits() -> None:
+    rope = Rope("dynamic", 10000.0, extra={"factor": 2.0})
+    old = replace(make_plain().header.geometry, rope=rope)
+    limits = [replace(rope, extra={**rope.extra, "max_position_embeddings": n}) for n in (64, 65)]
+    stated, other = (replace(old, rope=limit) for limit in limits)
+    header = make_plain().header
+    for found, needed in ((old, stated), (stated, old)):
+        refuse_incompatible(replace(header, geometry=found), needed)
+    with pytest.raises(IncompatibleModel, match=r"rope\.extra"):
+        refuse_incompatible(replace(header, geometry=other), stated)
+
+
 @pytest.mark.parametrize("name", ["exact", "int8"])
 def test_chunks_that_contradict_their_header_are_refused(name: str) -> None:
     coded = encode_memory(make_plain(), name, dtype=DType.FLOAT16)

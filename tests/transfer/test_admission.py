@@ -24,6 +24,7 @@ from kvnet.transfer.messages import MAX_NOTE_CHARS, MAX_TEXT_NBYTES, Limits, Off
 from kvnet.types import Coding, DType, KeySpace, Rope, Scheme, Tier
 from tests.builders import (
     INT8,
+    MAP_ID,
     NOW,
     SENDER,
     STRANGER,
@@ -287,6 +288,17 @@ def test_offer_of_another_model_is_taken_where_a_map_leads_here() -> None:
 def test_offer_of_another_model_is_taken_where_a_text_comes_with_it() -> None:
     assert admit(make_offer(OTHER_MODEL, text="Anna keeps the key.")) is Tier.TEXT
     assert admit(make_offer(HEADER, text="Anna keeps the key.")) is Tier.EXACT
+
+
+def test_memory_in_coordinates_names_the_map_that_made_them_and_no_other_names_one() -> None:
+    coding, _ = make_port()
+    in_coordinates = make_memory(coding=coding).header
+    receiver, sender = make_receiver(), SENDER.node_id
+    offer = make_offer(in_coordinates)
+    assert admit_offer(offer, sender=sender, receiver=receiver, now=NOW, has_map=True) is Tier.MAPPED
+    for wrong in (replace(offer, map=""), make_offer(HEADER, map=MAP_ID)):
+        with pytest.raises(MalformedMessage, match=r"names the map .* of a memory in (port|raw) coding"):
+            admit_offer(wrong, sender=sender, receiver=receiver, now=NOW, has_map=True)
 
 
 def test_text_is_no_way_around_any_other_rule() -> None:

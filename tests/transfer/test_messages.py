@@ -12,14 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvnet.errors import BadSignature, MalformedMessage
+from kvnet.errors import BadSignature, MalformedMessage, ProtocolMismatch
 from kvnet.identity.signing import SignedMessage, sign_message
 from kvnet.transfer.messages import (
+    MAX_HELLO_MAPS,
     MAX_OFFER_NBYTES,
     MAX_TEXT_NBYTES,
     PROTOCOL_VERSION,
     Accept,
     Commit,
+    HeldMap,
     Hello,
     Limits,
     Offer,
@@ -28,6 +30,7 @@ from kvnet.transfer.messages import (
     chunks_digest,
     open_sealed,
     pack_bitmap,
+    require_protocol,
     seal,
     unpack_bitmap,
 )
@@ -57,7 +60,7 @@ MESSAGES: list[Any] = [
         geometry=make_geometry(),
         limits=Limits(max_seq_len=64),
         free_nbytes=1 << 40,
-        maps=(make_fingerprint().digest,),
+        maps=(HeldMap(make_fingerprint().digest, "map_" + "a" * 52),),
     ),
     make_offer(make_memory(7), note="grüße 😀", sender_agent="a", agent="b", text="Zürich\n\u0001 😀"),
     Accept(TRANSFER, "00" * 32, "11" * 16, pack_bitmap({0, 5}, 6)),
@@ -109,7 +112,7 @@ def test_every_field_is_checked_and_no_other_is_taken(message: Any) -> None:
     body = asdict(message)
     for spec in fields(message):
         refuse(message, {**body, spec.name: [None]})
-        if spec.name not in ("note", "sender_agent", "agent", "text", "maps"):
+        if spec.name not in ("note", "sender_agent", "agent", "text", "map", "maps"):
             refuse(message, {key: value for key, value in body.items() if key != spec.name})
     refuse(message, {**body, "surprise": 1})
 
@@ -134,7 +137,31 @@ def test_what_is_empty_and_came_later_is_not_written() -> None:
     assert b'"maps"' in seal(SENDER, MESSAGES[0]).body
     offer = make_offer(make_memory())
     assert b'"text"' not in seal(SENDER, offer).body
+    assert b'"map"' not in seal(SENDER, offer).body
     assert open_sealed(Offer, seal(SENDER, offer), signer=None)[0].text == ""
+
+
+def test_largest_hello_is_small_enough_to_be_read() -> None:
+    held = HeldMap(make_fingerprint().digest, "map_" + "a" * 52)
+    hello = replace(MESSAGES[0], name="n" * 4096, namespace="n" * 4096, maps=(held,) * MAX_HELLO_MAPS)
+    assert open_sealed(Hello, seal(SENDER, hello), signer=SENDER.public)[0] == hello
+
+
+def test_maps_from_a_model_are_those_of_its_fingerprint_in_the_order_told() -> None:
+    other = make_fingerprint(architecture="Other")
+    held = [HeldMap(model.digest, f"map_{i}") for i, model in enumerate((make_fingerprint(), other) * 2)]
+    hello = replace(MESSAGES[0], maps=tuple(held))
+    assert hello.maps_from(make_fingerprint(model="renamed")) == ("map_0", "map_2")
+    assert hello.maps_from(make_fingerprint(architecture="Third")) == ()
+
+
+@pytest.mark.parametrize("protocol", [PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1])
+def test_other_protocol_version_is_told_as_the_field_that_differs(protocol: int) -> None:
+    wanted = rf"^bob: protocol {protocol} \(needs {PROTOCOL_VERSION}\); install the same kvnet on both"
+    with pytest.raises(ProtocolMismatch, match=wanted) as caught:
+        require_protocol(protocol, who="bob")
+    assert caught.value.details == {"protocol": [str(protocol), str(PROTOCOL_VERSION)]}
+    require_protocol(PROTOCOL_VERSION, who="bob")
 
 
 @pytest.mark.parametrize("char", ["a", "\n", "\u0001", '"', "é", "東", "😀"])

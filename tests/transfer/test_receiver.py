@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +33,7 @@ from tests.builders import (
     make_head,
     make_memory,
     make_offer,
+    make_port,
     wire_chunks,
 )
 
@@ -240,6 +242,16 @@ def test_seal_of_a_completed_transfer_must_be_of_its_memory() -> None:
     again.check_seal(make_head(MEMORY))
     with pytest.raises(BadSignature, match="another memory"):
         again.check_seal(make_head(make_memory(seed=1)))
+
+
+def test_seal_of_coordinates_names_the_map_that_the_offer_named() -> None:
+    memory = make_memory(coding=make_port()[0])
+    for offer, why in ((make_offer(memory), ""), (make_offer(memory, map="map_" + "a" * 52), "another map")):
+        session = ReceiverSession(
+            offer, offer_digest=OFFER_DIGEST, nonce=b"n" * 16, tier=Tier.MAPPED, held={}, completed="sha256:0"
+        )
+        with pytest.raises(BadSignature, match=why) if why else nullcontext():
+            session.check_seal(make_head(memory))
 
 
 COMPACT_OFFER = make_offer(make_memory(coding=make_basis()[0]))

@@ -28,6 +28,7 @@ from kvnet.identity.signing import SignedMessage
 from kvnet.transfer.messages import PullRequest, seal
 from kvnet.transport.frames import ReadStream
 from kvnet.transport.readings import (
+    MAX_ADDED_TOKENS,
     MAX_READING_NBYTES,
     Asked,
     Reading,
@@ -38,7 +39,7 @@ from kvnet.transport.readings import (
 )
 from kvnet.types import DType, KeySpace, Rope, sha256_hex
 from kvnet.v1 import peer_pb2
-from tests.builders import INT8, NOW, RECEIVER, SENDER, STRANGER
+from tests.builders import INT8, NOW, RECEIVER, SENDER, STRANGER, make_memory
 from tests.transport.readers import CLOSING, TEXTS, make_reading, rogue_reader
 
 NUM_CHARS = len(TEXTS[0] + CLOSING)
@@ -282,6 +283,27 @@ async def test_spans_outside_of_the_text_are_refused(
     pool: Executor, spans: tuple[tuple[int, int], ...]
 ) -> None:
     await expect_refusal(pool, lambda alice: alice.say_spans(*spans), MalformedChunk)
+
+
+async def test_more_slots_than_the_text_has_bytes_are_refused_before_any_payload_is_taken(
+    pool: Executor,
+) -> None:
+    most = len((TEXTS[0] + CLOSING).encode()) + MAX_ADDED_TOKENS
+
+    def of(seq_len: int) -> Lie:
+        async def long(alice: Liar) -> None:
+            reading = Reading(0, make_memory(seq_len=seq_len), 1, ())
+            head, payload = encode_reading(reading, alice.asked, alice.text)
+            await alice.send(seal(RECEIVER, head), payload)
+
+        return long
+
+    async with rogue_reader(pool, lying(of(most + 1))) as reader:
+        with pytest.raises(MalformedMessage, match=f"{most + 1} slots, its text has {most} at most"):
+            await reader.ask()
+    async with rogue_reader(pool, lying(of(most))) as reader:
+        (found,) = await reader.ask(TEXTS[:1], num_texts=1)
+    assert found.memory.header.seq_len == most
 
 
 async def test_liar_of_these_tests_is_believed_when_she_is_honest(pool: Executor) -> None:

@@ -49,7 +49,7 @@ def readings(draw: st.DrawFn) -> tuple[str, Reading]:
     """A text and what some tokenizer, of any cut, makes of it with CLOSING."""
     text = draw(st.text(max_size=60))
     num_chars = len(text) + len(CLOSING)
-    stops = sorted(draw(st.lists(st.integers(0, num_chars), min_size=1, max_size=20)))
+    stops = sorted(draw(st.lists(st.integers(0, num_chars), min_size=1, max_size=16)))
     num_sinks = draw(st.integers(0, 2))
     cut = zip([0, *stops], stops, strict=False)
     spans = (*[(0, 0)] * num_sinks, *cut) if draw(st.booleans()) else ()

@@ -19,6 +19,7 @@ from kvnet.errors import RequestError
 from kvnetd.actions.fit import map_to_here, reader_of, require_source
 from kvnetd.alignments import LoadedMap, loaded_map
 from kvnetd.fitting import Cancelled, Told, working
+from kvnetd.holding import holding
 from kvnetd.services import Services
 
 DEFAULT_QUESTIONS: Final = 320
@@ -42,12 +43,16 @@ async def evaluate(
 ) -> AsyncGenerator[Progress | Evaluation, None]:
     """The table of a map on facts that it was never fitted or judged on, controls included; it comes last.
 
-    Raises RequestError, IncompatibleModel, UnknownAlignment, and what the peer or the loader raises.
+    Raises RequestError, IncompatibleModel, UnknownAlignment, TooBusy while a fit goes on, and what the peer
+    or the loader raises.
     """
     began = time.perf_counter()
     manifest = _examinable(services, request)
     source = request.source or ("" if request.peer else manifest.source.model)
-    with services.log.span("alignment", receiver=services.host.name, peer=request.peer) as span:
+    with (
+        services.log.span("alignment", receiver=services.host.name, peer=request.peer) as span,
+        holding(services, "an examination"),
+    ):
         span.add(map=manifest.id, source=manifest.source.model)
         found: list[ArmResult] = []
         async with reader_of(services, request.peer, source) as reader:
@@ -83,8 +88,20 @@ def _examining(
     def act(told: Told, cancelled: Cancelled) -> list[ArmResult]:
         lessons = list(fact_lessons(count, seed=_SEED, num_questions=_QUESTIONS_EACH))
         exam = Exam(services.host, lessons, cancelled=cancelled)
-        sitting = Sitting.of(reader, exam, closing=loaded.manifest.closing)
-        return measure_arms(sitting, loaded.alignment, loaded.port, progress=told, cancelled=cancelled)
+        sitting = Sitting.of(
+            reader,
+            exam,
+            closing=loaded.manifest.closing,
+            progress=lambda done: told(done, count + len(EVERY_ARM)),
+            cancelled=cancelled,
+        )
+        return measure_arms(
+            sitting,
+            loaded.alignment,
+            loaded.port,
+            progress=lambda done, num_arms: told(count + done, count + num_arms),
+            cancelled=cancelled,
+        )
 
     return act
 

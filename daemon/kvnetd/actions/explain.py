@@ -6,9 +6,9 @@ from kvnet.alignment import MapManifest
 from kvnet.api import Difference, Explanation, MapSummary
 from kvnet.compat import Policy, Side, advise, decide_tier, differences, reach
 from kvnet.model.prospect import prospect
-from kvnet.types import Fingerprint, Scheme
+from kvnet.types import Fingerprint, Scheme, Tier
 from kvnetd.actions.memories import find
-from kvnetd.alignments import MAPPED, known_map, map_for
+from kvnetd.alignments import MAPPED, map_for, map_of_rows, why_not
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
 from kvnetd.store.texts import has_text
@@ -37,7 +37,7 @@ async def explain(services: Services, wanted: str, *, model: str = "") -> Explan
         ),
         map=_summary(found) if found and tier in MAPPED else None,
         has_text=with_text,
-        advice=advise(tier, policy=policy, peer=_peer_of(services, record)),
+        advice=_advice(services, record, tier, policy, receiver[0]),
     )
 
 
@@ -50,9 +50,18 @@ async def _receiver(services: Services, model: str) -> Side:
 def _map_to(services: Services, record: MemoryRecord, receiver: Fingerprint) -> MapManifest | None:
     """The map that would be used; of a memory in coordinates only the hosted model's own can be told."""
     if record.header.coding.scheme is not Scheme.PORT:
-        return known_map(services, record.header.fingerprint, receiver)
+        return map_of_rows(services, record.header, receiver)
     is_hosted = receiver.digest == services.host.fingerprint.digest
     return map_for(services, record.header, record.head.w_matrix_reference) if is_hosted else None
+
+
+def _advice(
+    services: Services, record: MemoryRecord, tier: Tier, policy: Policy, receiver: Fingerprint
+) -> str:
+    """What would change the tier, and before it why a map that is here is not used."""
+    general = advise(tier, policy=policy, peer=_peer_of(services, record))
+    problem = "" if policy is Policy.ERROR else why_not(services, record.header, receiver)
+    return f"{problem}; {general}" if problem and tier in (Tier.TEXT, Tier.REFUSED) else general
 
 
 def _summary(found: MapManifest) -> MapSummary:

@@ -15,16 +15,19 @@ from kvnet.align.fit import FitState
 from kvnet.align.map import AlignmentMap
 from kvnet.align.port import Port
 from kvnet.align.reading import Reader
-from kvnet.alignment import MapManifest, PortManifest
+from kvnet.alignment import LayerStrategy, MapManifest, PortManifest
 from kvnet.api import AlignmentInfo, Progress
-from kvnet.errors import IncompatibleModel, RequestError, TooFewSamples
+from kvnet.errors import IncompatibleModel, RequestError, StateCorrupt, TooFewSamples
 from kvnet.files.alignments import VerifiedAlignment
 from kvnet.plan import MAX_PORT_RANK
-from kvnet.types import to_plain
+from kvnet.types import Geometry, to_plain
 from kvnet.version import VERSION
 from kvnetd.actions.align import describe
 from kvnetd.actions.send import say_hello
-from kvnetd.fitting import Cancelled, KeptState, Told, read_by_peer, read_here, working
+from kvnetd.alignments import known_map, loaded_map
+from kvnetd.fitting import Cancelled, Told, read_by_peer, read_here, working
+from kvnetd.holding import holding
+from kvnetd.kept import FITS, KeptState
 from kvnetd.services import Services, utc_seconds
 from kvnetd.store.alignments import AlignmentRecord
 
@@ -44,16 +47,21 @@ class FitRequest:
     lessons: int = 0  # at most so many; the corpus' all, or the recipe's number, if 0
     no_anchors: bool = False  # map every slot
     rows: bool = False  # end in the receiver's rows instead of its port
+    layers: str = ""  # a kvnet.alignment.LayerStrategy; all of the source's if empty
+    head_local: bool = False  # predict a head from its namesake alone; of rows
 
 
 async def make_port(services: Services, *, rank: int = 0) -> AlignmentInfo:
     """Make and keep the hosted model's port of `rank` coordinates (0: the recipe's number).
 
-    Raises RequestError, TooFewSamples, UnsupportedModel, StoreFull.
+    Raises RequestError, TooFewSamples, UnsupportedModel, StoreFull, and TooBusy while a fit goes on.
     """
     if not 0 <= rank <= MAX_PORT_RANK:
         raise RequestError(f"rank {rank}: a port has 1 to {MAX_PORT_RANK} coordinates")
-    with services.log.span("alignment", receiver=services.host.name) as span:
+    with (
+        services.log.span("alignment", receiver=services.host.name) as span,
+        holding(services, "a port"),
+    ):
         record, _ = await _new_port(services, rank)
         span.add(port=record.id, rows=record.manifest.num_rows)
     return describe(services, record)
@@ -63,10 +71,15 @@ async def fit(services: Services, request: FitRequest) -> AsyncGenerator[Progres
     """Fit a map to the hosted model and keep it, whatever its gate says; what it says of itself comes last.
 
     A fit that ends before its time leaves its sums, and the same request goes on from them. No map that is
-    here already is touched. Raises RequestError, TooFewSamples, SingularStatistics, UnalignableTokens,
-    NotFinite, IncompatibleModel, Cancelled, and what the peer or the loader raises.
+    here already is touched; over the wire, one that is in use is judged on the same readings (`gated`).
+    Raises RequestError, TooFewSamples, SingularStatistics, UnalignableTokens, NotFinite, IncompatibleModel,
+    Cancelled, TooBusy while another fit goes on, and what the peer or the loader raises.
     """
-    with services.log.span("alignment", receiver=services.host.name, peer=request.peer) as span:
+    with (
+        services.log.span("alignment", receiver=services.host.name, peer=request.peer) as span,
+        holding(services, "a fit"),
+    ):
+        options = _options_of(request)
         lessons = await services.in_pool(
             lessons_of,
             request.corpus,
@@ -77,9 +90,10 @@ async def fit(services: Services, request: FitRequest) -> AsyncGenerator[Progres
         async with reader_of(services, request.peer, request.source) as reader:
             span.add(source=reader.fingerprint.model, lessons=len(lessons))
             ending = await _ending(services, rows=request.rows)
-            options = recipe.MapOptions(anchors=not request.no_anchors)
+            standing = await standing_map(services, reader, request.peer)
             made: AlignmentMap | None = None
-            steps = working(services, _fitting(services, reader, request.peer, lessons, ending, options))
+            act = _fitting(services, reader, request.peer, lessons, ending, options, standing)
+            steps = working(services, act)
             async with aclosing(steps):
                 async for step in steps:
                     if isinstance(step, Progress):
@@ -99,6 +113,19 @@ async def fit(services: Services, request: FitRequest) -> AsyncGenerator[Progres
             gap_recovered=gate.gap_recovered.value,
         )
     yield describe(services, record)
+
+
+def _options_of(request: FitRequest) -> recipe.MapOptions:
+    """Raises RequestError for a strategy that there is not, and for heads that no port tells apart."""
+    try:
+        strategy = LayerStrategy(request.layers) if request.layers else None
+    except ValueError as exc:
+        raise RequestError(f"layers {request.layers!r:.40}: none of {', '.join(LayerStrategy)}") from exc
+    if request.head_local and not request.rows:
+        raise RequestError(
+            "a port's coordinates are of all heads, so only a map into rows is head-local; add --rows"
+        )
+    return recipe.MapOptions(anchors=not request.no_anchors, strategy=strategy, head_local=request.head_local)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +171,7 @@ def _fitting(
     lessons: Sequence[Lesson],
     ending: _Ending,
     options: recipe.MapOptions,
+    standing: recipe.Standing | None,
 ) -> Callable[[Told, Cancelled], AlignmentMap]:
     """The fit as the model's thread does it."""
     host = services.host
@@ -158,8 +186,13 @@ def _fitting(
     }
 
     def act(told: Told, cancelled: Cancelled) -> AlignmentMap:
-        kept = KeptState(services.config.home.root / "fits", depends_on, FitState)
+        kept = KeptState(services.config.home.root / FITS, depends_on, FitState)
         state = kept.load()
+
+        def saved(state: FitState) -> None:
+            # After what it learned first, and after its last lesson, comes what no state is kept of.
+            kept.note(state, at_once=state.num_done in (0, len(lessons)))
+
         try:
             made = recipe.make_map(
                 reader,
@@ -168,11 +201,12 @@ def _fitting(
                 created_at=utc_seconds(),
                 port=ending.port,
                 port_id=ending.port_id,
-                critical=ending.critical_layers or recipe.find_critical_layers(host),
+                critical=ending.critical_layers or recipe.find_critical_layers(host, cancelled=cancelled),
                 options=options,
+                standing=standing,
                 state=state,
                 progress=told,
-                saved=kept.note,
+                saved=saved,
                 cancelled=cancelled,
             )
         except BaseException:
@@ -182,6 +216,32 @@ def _fitting(
         return made
 
     return act
+
+
+async def standing_map(services: Services, reader: Reader, peer_name: str) -> recipe.Standing | None:
+    """The map in use from the model that a peer says it reads with; a model of this machine is no claim.
+
+    Raises IncompatibleModel for a peer that says its model has another shape than that map knows it with.
+    """
+    if not peer_name:
+        return None
+    while (manifest := known_map(services, reader.fingerprint, services.host.fingerprint)) is not None:
+        try:
+            loaded = await loaded_map(services, manifest)
+        except StateCorrupt:
+            continue  # damaged, and passed over from now on
+        found, known = (_shape(geometry) for geometry in (reader.geometry, manifest.source_geometry))
+        if found != known:
+            raise IncompatibleModel(
+                f"{peer_name}: says that {reader.fingerprint.model} has {found} layers, KV heads and "
+                f"head_dim, {manifest.id} knows it with {known}; ask whoever runs that node"
+            )
+        return recipe.Standing(loaded.alignment, loaded.port)
+    return None
+
+
+def _shape(geometry: Geometry) -> tuple[int, int, int]:
+    return geometry.num_layers, geometry.num_kv_heads, geometry.head_dim
 
 
 def signed(services: Services, made: AlignmentMap, port: Port | None) -> VerifiedAlignment:

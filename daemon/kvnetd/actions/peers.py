@@ -74,7 +74,7 @@ async def probe_peer(services: Services, peer: AddedPeer) -> PeerInfo:
         reachable=True,
         model=hello.fingerprint.model,
         tier=decide_tier(
-            ours, (hello.fingerprint, hello.geometry), has_map=ours[0].digest in hello.maps
+            ours, (hello.fingerprint, hello.geometry), has_map=bool(hello.maps_from(ours[0]))
         ).value,
         latency_s=round(latency_s, 6),
     )

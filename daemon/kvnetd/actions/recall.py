@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,10 +15,12 @@ from kvnet.model.slots import Slots, join
 from kvnet.types import RawMemory, Scheme, Tier
 from kvnetd import encoding
 from kvnetd.actions.memories import find
-from kvnetd.alignments import MAPPED, map_for, require_made_by, slots_for
+from kvnetd.alignments import MAPPED, map_for, refuse_unjudged, require_made_by, slots_for
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
 from kvnetd.store.texts import attached_text, has_text
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +75,8 @@ def policy_of(services: Services, asked: str) -> Policy:
 async def plan(services: Services, wanted: str, policy: Policy) -> Planned:
     """What would be done with a memory.
 
-    Raises UnknownMemory, IncompatibleModel, AlignmentRefused, and UnknownAlignment for coordinates whose map
-    is not here.
+    Raises UnknownMemory, IncompatibleModel, AlignmentRefused where a map leads here that was not judged for
+    memories like this one, and UnknownAlignment for coordinates whose map is not here.
     """
     record = await find(services, wanted)
     header, host = record.header, services.host
@@ -82,8 +85,10 @@ async def plan(services: Services, wanted: str, policy: Policy) -> Planned:
     found = None if policy is Policy.ERROR else map_for(services, header, record.head.w_matrix_reference)
     tier = decide_tier(source, receiver, has_map=found is not None, in_coordinates=in_coordinates)
     with_text = await services.in_pool(has_text, services.memories, header)
-    if in_coordinates and policy is not Policy.ERROR and not with_text:
-        require_made_by(services, record)
+    if policy is not Policy.ERROR and not with_text and tier is Tier.REFUSED:
+        if in_coordinates:
+            require_made_by(services, record)
+        refuse_unjudged(services, header)
     route = require_route(source, receiver, tier, policy=policy, has_text=with_text)
     return Planned(record, tier, found if tier in MAPPED else None, route, with_text)
 
@@ -101,7 +106,13 @@ async def recall(services: Services, wanted: Sequence[str], policy: Policy) -> R
         return await _texts(services, plans)
     if len(plans) == 1 and plans[0].fits:
         return await _as_it_is(services, plans[0])
-    return await _as_slots(services, plans)
+    try:
+        return await _as_slots(services, plans)
+    except AlignmentRefused as refused:  # the map found nothing in one of them to send
+        if not all(one.has_text for one in plans):
+            raise
+        _log.warning("the text is read instead: %s", refused.message)
+        return await _texts(services, plans)
 
 
 async def _as_it_is(services: Services, one: Planned) -> Recalled:

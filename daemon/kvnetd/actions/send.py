@@ -10,7 +10,7 @@ from functools import partial
 from kvnet.api import LayerProgress, SendReport
 from kvnet.codec.presets import PRESETS, preset_name
 from kvnet.compat import require_tier
-from kvnet.errors import IncompatibleModel, KvnetError, PeerUnreachable, RequestError
+from kvnet.errors import AlignmentRefused, IncompatibleModel, KvnetError, PeerUnreachable, RequestError
 from kvnet.identity.peers import AddedPeer
 from kvnet.model.recover import recover_text
 from kvnet.transfer.messages import MAX_NOTE_CHARS, MAX_TEXT_NBYTES, Hello
@@ -57,8 +57,8 @@ async def send(
     tier = require_tier(
         (source.fingerprint, source.geometry),
         (hello.fingerprint, hello.geometry),
-        # Coordinates were made for somebody's port: whether it is the peer's, the peer says.
-        has_map=source.fingerprint.digest in hello.maps or source.coding.scheme is Scheme.PORT,
+        # Coordinates were made by one map: whether the peer has that one, the peer says.
+        has_map=bool(hello.maps_from(source.fingerprint)) or source.coding.scheme is Scheme.PORT,
         in_coordinates=source.coding.scheme is Scheme.PORT,
         has_text=bool(text),
     )
@@ -103,24 +103,30 @@ async def send(
 async def _record_to_send(
     services: Services, record: MemoryRecord, codec: str, hello: Hello, tier: Tier
 ) -> MemoryRecord:
-    """What shall travel: to a peer with a map, coordinates if we have one too, else what its map can use.
+    """What shall travel: coordinates by a map that the peer holds too, else what a map of its own can use.
 
-    Raises RequestError for coordinates that cannot be made, and IncompatibleModel, before anything is
-    encoded, where the peer decodes none of it.
+    Raises RequestError or AlignmentRefused for coordinates that were asked for and cannot be made, and
+    IncompatibleModel, before anything is encoded, where the peer decodes none of it.
     """
     is_raw = record.header.coding.scheme is not Scheme.PORT
     if is_raw and tier in MAPPED and codec in PORT_BITS:
-        manifest = map_into_port(services, record.header.fingerprint, hello.fingerprint)
+        source = record.header.fingerprint
+        manifest = map_into_port(services, source, hello.fingerprint, held=hello.maps_from(source))
         if manifest is not None:
             bits = PORT_BITS[codec]
             _require_decoder(hello, Coding(Scheme.PORT, bits, bits), {Compression.ZSTD})
-            return await project(services, record, manifest, bits=bits)
+            try:
+                return await project(services, record, manifest, bits=bits)
+            except AlignmentRefused:  # not judged for this memory: whether the peer can use it, the peer says
+                if codec:
+                    raise
         if not codec:
             return await encoding.record_to_map(services, record)
     if is_raw and codec and codec in PORT_BITS:
         raise RequestError(
             f"codec {codec}: no admitted map here leads from {record.header.fingerprint.model} into a port "
-            f"of {hello.fingerprint.model}; import one with `kvnet align import`, or send with another codec"
+            f"of {hello.fingerprint.model} that {hello.name} holds too; give one to the other node with "
+            "`kvnet align export` and `kvnet align import`, or send with another codec"
         )
     await _require_preset(services, record, codec, hello)
     return await encoding.record_to_send(services, record, codec)

@@ -14,7 +14,7 @@ from typing import Final
 from kvnet.align.corpus import Lesson, digest_lessons, fact_lessons
 from kvnet.align.map import AlignmentMap
 from kvnet.align.reading import Reader
-from kvnet.align.recipe import find_critical_layers
+from kvnet.align.recipe import Standing, find_critical_layers
 from kvnet.align.train import NUM_STEPS, train_map
 from kvnet.align.train_state import StepReport, TrainState, plot_curve
 from kvnet.alignment import MapManifest, Method
@@ -22,10 +22,12 @@ from kvnet.api import CurvePoint, TrainProgress, TrainReport
 from kvnet.errors import Cancelled, MissingExtra, RequestError
 from kvnet.version import VERSION
 from kvnetd.actions.align import describe
-from kvnetd.actions.fit import lessons_of, map_to_here, reader_of, require_source, signed
+from kvnetd.actions.fit import lessons_of, map_to_here, reader_of, require_source, signed, standing_map
 from kvnetd.alignments import LoadedMap, loaded_map
 from kvnetd.fitting import Cancelled as IsCancelled
-from kvnetd.fitting import KeptState, telling
+from kvnetd.fitting import telling
+from kvnetd.holding import holding
+from kvnetd.kept import TRAININGS, KeptState
 from kvnetd.services import Services, utc_seconds
 from kvnetd.store.alignments import AlignmentRecord
 
@@ -57,11 +59,14 @@ async def train(
     """Train a map to the hosted model; what it came to is told last. Kept only if it beats the closed form.
 
     A training that ends before its time leaves its state, and the same request goes on from it. Raises
-    RequestError, TooFewSamples, UnknownAlignment, IncompatibleModel, MissingExtra, Cancelled, and what the
-    peer or the loader raises.
+    RequestError, TooFewSamples, UnknownAlignment, IncompatibleModel, MissingExtra, Cancelled, TooBusy while a
+    fit goes on, and what the peer or the loader raises.
     """
     began = time.perf_counter()
-    with services.log.span("alignment", receiver=services.host.name, peer=request.peer) as span:
+    with (
+        services.log.span("alignment", receiver=services.host.name, peer=request.peer) as span,
+        holding(services, "a training"),
+    ):
         manifest = _trainable(services, request)
         span.add(map=manifest.id, source=manifest.source.model)
         if request.plots:
@@ -79,7 +84,8 @@ async def train(
         made, curve = loaded.alignment, Curve()
         async with reader_of(services, request.peer, request.source) as reader:
             require_source(reader, manifest)
-            steps = telling(services, _training(services, reader, loaded, lessons, request.steps))
+            standing = await standing_map(services, reader, request.peer)
+            steps = telling(services, _training(services, reader, loaded, lessons, request.steps, standing))
             async with aclosing(steps):
                 async for step in steps:
                     if isinstance(step, TrainProgress):
@@ -102,7 +108,12 @@ async def train(
 
 
 def _training(
-    services: Services, reader: Reader, loaded: LoadedMap, lessons: Sequence[Lesson], num_steps: int
+    services: Services,
+    reader: Reader,
+    loaded: LoadedMap,
+    lessons: Sequence[Lesson],
+    num_steps: int,
+    standing: Standing | None,
 ) -> Callable[[Callable[[TrainProgress], None], IsCancelled], tuple[AlignmentMap, Curve]]:
     """The training as the model's thread does it."""
     total = num_steps or NUM_STEPS
@@ -110,7 +121,7 @@ def _training(
     depends_on = {"kvnet": VERSION, "map": loaded.manifest.id, "corpus": digest_lessons(lessons)}
 
     def act(tell: Callable[[TrainProgress], None], cancelled: IsCancelled) -> tuple[AlignmentMap, Curve]:
-        kept = KeptState(services.config.home.root / "trainings", depends_on, TrainState)
+        kept = KeptState(services.config.home.root / TRAININGS, depends_on, TrainState)
         state = kept.load()
         last = list(state.curve[-1:]) if state else []
 
@@ -121,20 +132,24 @@ def _training(
             last[:] = [point]
             told(point.step, total)
 
+        def saved(state: TrainState) -> None:
+            kept.note(state, at_once=state.num_done >= total)  # the contest and the gate follow
+
         try:
             found = train_map(
                 reader,
                 services.host,
                 loaded.alignment,
                 loaded.port,
-                find_critical_layers(services.host),
+                find_critical_layers(services.host, cancelled=cancelled),
                 lessons,
                 created_at=utc_seconds(),
+                standing=standing,
                 num_steps=total,
                 state=state,
                 report=judged,
                 progress=told,
-                saved=kept.note,
+                saved=saved,
                 cancelled=cancelled,
             )
         except BaseException as exc:

@@ -9,15 +9,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 from kvnet.alignment import AlignmentKind, Manifest, MapManifest, PortManifest
-from kvnet.errors import KvnetError, RequestError, StateCorrupt, UnknownAlignment
+from kvnet.errors import KvnetError, MalformedFile, RequestError, StateCorrupt, UnknownAlignment
 from kvnet.files.alignments import AlignmentHead, VerifiedAlignment, read_alignment_file, read_head_file
 from kvnet.files.durable import sync_folder
 from kvnet.types import Fingerprint, NodeId, sha256_hex
 from kvnetd.store.disk import full_disk_refused, require_room, write_durably
 
+MAX_AHEAD_S: Final = 300  # two clocks may differ by so much
 _SUFFIX = ".safetensors"
 _MIN_PREFIX_CHARS = 8
 _log = logging.getLogger(__name__)
@@ -142,8 +145,13 @@ class AlignmentStore:
         return None
 
     def put(self, alignment: VerifiedAlignment) -> AlignmentRecord:
-        """Keep a map or port durably. The same id again is a success. Raises StoreFull."""
+        """Keep a map or port durably. The same id again is a success.
+
+        Raises StoreFull, and MalformedFile for one that says it was made later than now: it would stay the
+        newest of its signer's whatever came after it.
+        """
         name = alignment.manifest.id
+        _refuse_future(alignment.manifest, datetime.now(UTC))
         for record in (self._packaged.get(name), self._stored.get(name)):
             if record is not None and self._is_whole(record):
                 return record
@@ -223,6 +231,14 @@ def _read_as(record: AlignmentRecord) -> VerifiedAlignment:
     if found.manifest.id != record.id:
         raise StateCorrupt(f"it holds {found.manifest.id}")
     return found
+
+
+def _refuse_future(manifest: Manifest, now: datetime) -> None:
+    if datetime.fromisoformat(manifest.created_at) > now + timedelta(seconds=MAX_AHEAD_S):
+        raise MalformedFile(
+            f"{manifest.id}: says it was made at {manifest.created_at}, and it is {now:%Y-%m-%dT%H:%M:%SZ} "
+            "here; set the clocks, or let its maker make it again"
+        )
 
 
 def _source_digest(manifest: Manifest) -> str:

@@ -97,13 +97,16 @@ class AsyncAlignmentCalls(AsyncConnection):
         lessons: int = 0,
         no_anchors: bool = False,
         rows: bool = False,
+        layers: str = "",
+        head_local: bool = False,
     ) -> AsyncGenerator[Progress | AlignmentInfo, None]:
         """Fit a map to the hosted model from a peer's, or from a `source` on this machine; it comes last.
 
         It is kept whatever its gate says: see its `gate`. `corpus` is a text file with blank lines between
         paragraphs; the shipped texts if not given, of either at most `lessons`. With `no_anchors` every slot
-        is mapped, with `rows` the map ends in the model's rows and not in its port. Whoever leaves ends the
-        fit, and the same call goes on from there.
+        is mapped, with `rows` the map ends in the model's rows and not in its port. It sees all of the
+        source's layers, or those that `layers` picks: `linear`, `learned` or `skip`. With `rows` it may be
+        `head_local`. Whoever leaves ends the fit, and the same call goes on from there.
         """
         request = pb.FitAlignmentRequest(
             peer=require_text(peer, what="peer"),
@@ -112,6 +115,8 @@ class AsyncAlignmentCalls(AsyncConnection):
             lessons=lessons,
             no_anchors=no_anchors,
             rows=rows,
+            layers=require_text(layers, what="layers"),
+            head_local=head_local,
         )
         async with aclosing(self._stream(self._stub.FitAlignment, request)) as events:
             async for event in events:

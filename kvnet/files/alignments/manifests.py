@@ -12,12 +12,14 @@ from typing import Any, Final
 
 from kvnet.alignment import (
     AlignmentKind,
+    Interval,
     Manifest,
     MapManifest,
     Method,
     PortManifest,
     feature_width,
     row_width,
+    uses_of,
 )
 from kvnet.errors import MalformedFile, MalformedMessage
 from kvnet.format import strict_json
@@ -145,16 +147,42 @@ def _check_map(manifest: MapManifest) -> None:
     _check_windows(manifest)
     if manifest.relative_lambda < 0:
         raise MalformedFile(f"{WHAT}: relative_lambda is {manifest.relative_lambda}, wanted 0 or more")
+    _check_gate(manifest)
+
+
+def _check_gate(manifest: MapManifest) -> None:
     gate = manifest.gate
     for name in ("recall_text", "recall_none", "recall_mapped"):
-        if not 0 <= getattr(gate, name) <= 1:
-            raise MalformedFile(f"{WHAT}: gate.{name} is {getattr(gate, name)}, wanted 0 to 1")
-    if gate.kl < 0:
-        raise MalformedFile(f"{WHAT}: gate.kl is {gate.kl}, wanted 0 or more")
+        _check_share(f"gate.{name}", getattr(gate, name))
+    _check_kl("gate.kl", gate.kl)
+    _check_kl("gate.kl_shuffled", gate.kl_shuffled)
     if not -1 <= gate.attention_cosine <= 1:
         raise MalformedFile(f"{WHAT}: gate.attention_cosine is {gate.attention_cosine}, wanted -1 to 1")
-    if gate.gap_recovered.low > gate.gap_recovered.high:
-        raise MalformedFile(f"{WHAT}: gate.gap_recovered ends before it begins")
+    _check_interval("gate.gap_recovered", gate.gap_recovered)
+    told, wanted = tuple(one.use for one in gate.uses), uses_of(manifest)
+    if told not in ((), wanted):
+        raise MalformedFile(
+            f"{WHAT}: gate.uses is {', '.join(told):.60}, wanted {', '.join(wanted):.60}, or none"
+        )
+    for one in gate.uses:
+        _check_share(f"gate.uses.{one.use}.recall_mapped", one.recall_mapped)
+        _check_kl(f"gate.uses.{one.use}.kl", one.kl)
+        _check_interval(f"gate.uses.{one.use}.gap_recovered", one.gap_recovered)
+
+
+def _check_share(name: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise MalformedFile(f"{WHAT}: {name} is {share}, wanted 0 to 1")
+
+
+def _check_kl(name: str, kl: float) -> None:
+    if kl < 0:
+        raise MalformedFile(f"{WHAT}: {name} is {kl}, wanted 0 or more")
+
+
+def _check_interval(name: str, interval: Interval) -> None:
+    if interval.low > interval.high:
+        raise MalformedFile(f"{WHAT}: {name} ends before it begins")
 
 
 def _check_windows(manifest: MapManifest) -> None:
