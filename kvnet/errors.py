@@ -91,6 +91,18 @@ class UnknownMessage(RequestError):
     code = "unknown_message"
 
 
+class UnknownOutboxEntry(RequestError):
+    """The outbox holds no entry with this id."""
+
+    code = "unknown_outbox_entry"
+
+
+class UnknownTransfer(RequestError):
+    """This node delivered nothing under this id."""
+
+    code = "unknown_transfer"
+
+
 class UnknownModel(RequestError):
     """Neither a reference model, nor a folder, nor a cached checkpoint."""
 
@@ -170,6 +182,18 @@ class PeerNotAdded(PeerError):
     code = "peer_not_added"
 
 
+class NotPermitted(PeerError):
+    """The other node is an added peer that may not do this."""
+
+    code = "not_permitted"
+
+
+class WrongNamespace(PeerError):
+    """The other node belongs to another group of nodes."""
+
+    code = "wrong_namespace"
+
+
 class WrongPeer(PeerError):
     """Another key answered than the one that was dialled."""
 
@@ -246,6 +270,30 @@ class ProtocolMismatch(PeerError):
     """The peer speaks no protocol version in common."""
 
     code = "protocol_mismatch"
+
+
+class WrongCode(PeerError):
+    """The two sides of a pairing do not know the same code, or something stands between them."""
+
+    code = "wrong_code"
+
+
+class PairingExpired(PeerError):
+    """Nobody used a pairing code while it lived."""
+
+    code = "pairing_expired"
+
+
+class PairingClosed(PeerError):
+    """A pairing code was used, or guessed too often, or nobody here gave it out."""
+
+    code = "pairing_closed"
+
+
+class PairingDeclined(PeerError):
+    """A person on one of the two sides said no, or the other node ended the pairing."""
+
+    code = "pairing_declined"
 
 
 class CapacityError(KvnetError):

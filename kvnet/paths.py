@@ -29,6 +29,11 @@ class Home:
         return self.root / "identity" / "node.key"
 
     @property
+    def vault_key(self) -> Path:
+        """What memories are sealed with at rest, mode 0600."""
+        return self.root / "identity" / "vault.key"
+
+    @property
     def peers(self) -> Path:
         """Added peers."""
         return self.root / "peers.json"

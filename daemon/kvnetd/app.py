@@ -9,7 +9,6 @@ import logging
 import os
 import secrets
 import signal
-import socket
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -17,8 +16,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import IO, cast
 
-from kvnet.discovery import Advert, Discovery, Event, PeerSeen
-from kvnet.errors import AlreadyRunning, ConfigError, StateCorrupt
+from kvnet.discovery import Advert, Discovery, Event, PeerSeen, choose_links, list_links
+from kvnet.errors import AlreadyRunning, StateCorrupt
 from kvnet.identity.keys import NodeKey, short_id
 from kvnet.identity.peers import PeerList
 from kvnet.model.host import ModelHost
@@ -29,21 +28,25 @@ from kvnet.paths import Home
 from kvnet.transfer.messages import PROTOCOL_VERSION
 from kvnet.transport.server import PeerServer
 from kvnet.version import VERSION
+from kvnetd.actions.dispatch import Dispatcher
 from kvnetd.actions.status import status
 from kvnetd.config import Config
 from kvnetd.control import ControlServer, ControlService
 from kvnetd.directory import Directory
 from kvnetd.kept import sweep_states
 from kvnetd.log import EventLog
+from kvnetd.meeting import interfaces_of
 from kvnetd.readings import Readings
 from kvnetd.services import Listening, Services
 from kvnetd.store.alignments import AlignmentStore
 from kvnetd.store.bases import BasisStore
+from kvnetd.store.folder import open_folder
 from kvnetd.store.ledger import Ledger
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.models import ModelNotes
 from kvnetd.store.spool import Spool
 from kvnetd.transfers import Transfers
+from kvnetd.trust import make_gate
 
 _log = logging.getLogger(__name__)
 
@@ -79,15 +82,19 @@ async def node(config: Config, stopping: asyncio.Event) -> AsyncIterator[Service
         span = stack.enter_context(log.span("node", version=VERSION, pid=os.getpid()))
         services = await _build(stack, config, key, log)
         transfers = Transfers(services)
-        server = PeerServer(transfers, Readings(services))
+        server = PeerServer(transfers, services.gate, Readings(services))
         port = await server.start(host=config.listen_host, port=config.listen_port)
         stack.push_async_callback(server.stop, STOP_GRACE_S)
         services.listening.address = _address(config.listen_host, port)
         span.add(address=services.listening.address, model=services.host.name)
-        await _discover(stack, services, port)
+        dispatcher = Dispatcher(services, transfers)
+        await _discover(stack, services, port, dispatcher)
+        await stack.enter_async_context(_running(dispatcher))
         housekeeping = asyncio.create_task(_keep_house(services, transfers))
         stack.callback(housekeeping.cancel)
-        control = ControlServer(ControlService(services, transfers, stopping.set), home, _write_token(home))
+        control = ControlServer(
+            ControlService(services, transfers, dispatcher, stopping.set), home, _write_token(home)
+        )
         await control.start()
         stack.push_async_callback(control.stop, STOP_GRACE_S)
         yield services
@@ -99,15 +106,18 @@ async def _build(stack: AsyncExitStack, config: Config, key: NodeKey, log: Event
     pool = stack.enter_context(ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="pool"))
     loop = asyncio.get_running_loop()
     peers = PeerList(home.peers)
+    gate = make_gate(key, peers, namespace=config.namespace, log=log, store_thread=store_thread)
+    open_vault = partial(open_folder, home.store, home.vault_key, seals=config.encrypt_at_rest)
+    vault = await loop.run_in_executor(store_thread, open_vault)  # first: it refuses a newer kvnet's folder
     ledger = await loop.run_in_executor(store_thread, Ledger, home.store / "ledger.sqlite")
     # Through the store's thread: behind whatever it still has to write.
     stack.push_async_callback(loop.run_in_executor, store_thread, ledger.close)
-    memories = await loop.run_in_executor(store_thread, MemoryStore, home.store / "memories")
+    memories = await loop.run_in_executor(store_thread, MemoryStore, home.store / "memories", vault)
     alignments = await loop.run_in_executor(
         store_thread, AlignmentStore, home.root / "alignments", packaged_alignments(), key.node_id
     )
     bases = await loop.run_in_executor(store_thread, BasisStore, home.store / "bases", alignments.port_file)
-    spool = await loop.run_in_executor(store_thread, Spool, home.store / "incoming", bases)
+    spool = await loop.run_in_executor(store_thread, Spool, home.store / "incoming", bases, vault)
     runner = ModelRunner()
     stack.push_async_callback(runner.close)
     spec = ModelSpec(
@@ -124,6 +134,7 @@ async def _build(stack: AsyncExitStack, config: Config, key: NodeKey, log: Event
         key=key,
         log=log,
         peers=peers,
+        gate=gate,
         directory=Directory(),
         memories=memories,
         bases=bases,
@@ -139,9 +150,9 @@ async def _build(stack: AsyncExitStack, config: Config, key: NodeKey, log: Event
     )
 
 
-async def _discover(stack: AsyncExitStack, services: Services, port: int) -> None:
+async def _discover(stack: AsyncExitStack, services: Services, port: int, dispatcher: Dispatcher) -> None:
     config = services.config
-    interfaces = _interfaces(config)
+    interfaces = interfaces_of(config)
     if not config.mdns or interfaces == ():
         return
     advert = Advert(short_id(services.key.node_id), config.namespace, PROTOCOL_VERSION, port)
@@ -151,6 +162,8 @@ async def _discover(stack: AsyncExitStack, services: Services, port: int) -> Non
         if peer is not None:
             what = "seen" if isinstance(event, PeerSeen) else "lost"
             services.log.write(f"discovery.{what}", peer=peer.name)
+            if isinstance(event, PeerSeen):
+                dispatcher.notice(peer.node_id)
 
     discovery = Discovery(advert, interfaces=interfaces, on_event=on_event)
     await discovery.start()
@@ -159,22 +172,22 @@ async def _discover(stack: AsyncExitStack, services: Services, port: int) -> Non
     services.directory.know(tuple(peer.node_id for peer in services.peers.all()))
 
 
-def _interfaces(config: Config) -> tuple[str, ...] | None:
-    """Advertise only where the peer port can be reached: None is everywhere, () is nowhere.
-
-    mDNS here is IPv4; a node on an IPv6 address is found by its address alone. Raises ConfigError.
-    """
-    if config.interfaces:
-        return config.interfaces
+@asynccontextmanager
+async def _running(dispatcher: Dispatcher) -> AsyncIterator[None]:
+    """Deliver what waits; leaving the block breaks deliveries off and waits until they have ended."""
+    delivering = asyncio.create_task(dispatcher.run())
     try:
-        found = socket.getaddrinfo(config.listen_host, None, type=socket.SOCK_STREAM)
-    except OSError as exc:
-        raise ConfigError(f"setting listen: {config.listen_host} has no address ({exc.strerror})") from exc
-    addresses = tuple(str(entry[4][0]) for entry in found if entry[0] == socket.AF_INET)
-    return None if "0.0.0.0" in addresses else addresses  # noqa: S104  # compared, not bound
+        yield
+    finally:
+        delivering.cancel()
+        await asyncio.wait({delivering})
 
 
 def _address(host: str, port: int) -> str:
+    """Where others find this node: of all its interfaces one that a LAN has, loopback if there is none."""
+    if host == "0.0.0.0":  # noqa: S104  # compared, not bound
+        links = choose_links(list_links(), None)
+        host = next((str(ip.ip) for link in links for ip in link.addresses), "127.0.0.1")
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

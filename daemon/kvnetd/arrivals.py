@@ -37,9 +37,7 @@ class Arrivals:
             offer, verified = open_sealed(Offer, sealed, signer=peer.public)
             span.add(transfer_id=offer.transfer_id, memory=offer.memory.id, agent=offer.agent)
             _check_form(offer, pulled)
-            check_parties(
-                offer, sender=verified.signer, receiver=this_receiver(self._services), now=int(time.time())
-            )
+            check_parties(offer, sender=verified.signer, receiver=this_receiver(self._services))
             session, incoming, receipt = await self._admit(offer, sealed, verified)
         except BaseException as failure:
             span.end(failure)
@@ -76,6 +74,7 @@ class Arrivals:
             done = await services.in_store(services.ledger.received, offer.sender, offer.transfer_id)
             if done is not None:
                 return self._completed_before(offer, verified, done[1]), None, done[1]
+            begun = await services.in_store(services.spool.knows, offer, sealed)
             held_nbytes = await services.in_store(services.spool.held_nbytes, offer)
             tier = admit_offer(
                 offer,
@@ -84,6 +83,7 @@ class Arrivals:
                 now=int(time.time()),
                 held_nbytes=held_nbytes,
                 has_map=leads_here(services, offer.memory, offer.map),
+                begun=begun,
             )
             self._inbound[slot] = transfer_room_nbytes(offer.memory) - held_nbytes
             incoming = await services.take_from_store(
@@ -126,9 +126,8 @@ class Arrivals:
     async def expire(self) -> None:
         """Clear out transfers that nobody can resume any more."""
         services = self._services
-        grace_s = this_receiver(services).limits.clock_skew_s
-        busy = frozenset(self._inbound)
-        await services.in_store(services.spool.expire, now=int(time.time()), grace_s=grace_s, busy=busy)
+        life_s, busy = services.config.unfinished_life_s, frozenset(self._inbound)
+        await services.in_store(services.spool.expire, now=int(time.time()), life_s=life_s, busy=busy)
 
     def _wrote(self, slot: str, nbytes: int) -> None:
         self._inbound[slot] = max(0, self._inbound[slot] - nbytes)

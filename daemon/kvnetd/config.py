@@ -37,7 +37,7 @@ class Config:
     quantization: str = "none"
     dtype: str = "auto"
     device: str = "auto"
-    listen: str = "127.0.0.1:0"
+    listen: str = "0.0.0.0:0"  # noqa: S104  # nobody unpaired is answered there
     namespace: str = "default"
     mdns: bool = True
     interfaces: tuple[str, ...] = ()
@@ -48,6 +48,10 @@ class Config:
     max_transfer_nbytes: int = 4 << 30
     max_inbound_transfers: int = 8
     log_max_nbytes: int = 16 << 20
+    encrypt_at_rest: bool = True  # memories, texts and unfinished transfers
+    unfinished_life_s: int = 24 * 3600  # how long a transfer on its way in can be resumed
+    outbox_life_s: int = 7 * 24 * 3600  # how long a memory waits for its peer
+    max_outbox_entries: int = 1024
 
     @property
     def listen_host(self) -> str:

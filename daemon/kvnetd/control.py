@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from kvnet import wire
-from kvnet.api import LayerProgress, Progress
+from kvnet.api import Progress
 from kvnet.errors import KvnetError
 from kvnet.paths import Home
 from kvnet.transport.frames import MAX_MESSAGE_NBYTES
@@ -22,8 +22,11 @@ from kvnet.transport.tasks import Running
 from kvnet.v1 import control_pb2 as pb
 from kvnet.v1 import control_pb2_grpc
 from kvnetd import encoding
-from kvnetd.actions import ask, explain, files, memories, packages, peers, remember, send, status
-from kvnetd.control_alignments import AlignmentService, Context
+from kvnetd.actions import ask, explain, files, memories, packages, peers, remember, rotate, send, status
+from kvnetd.actions.dispatch import Dispatcher
+from kvnetd.control_alignments import Context
+from kvnetd.control_deliveries import DeliveryService
+from kvnetd.control_pairing import PairingService
 from kvnetd.services import Services, utc_now
 from kvnetd.transfers import Transfers
 
@@ -31,12 +34,13 @@ TOKEN_METADATA_KEY = "kvnet-token"  # noqa: S105  # a header's name
 _log = logging.getLogger(__name__)
 
 
-class ControlService(AlignmentService):
+class ControlService(DeliveryService, PairingService):
     """One method per RPC; each is an action and a conversion."""
 
-    def __init__(self, services: Services, transfers: Transfers, shutdown: Callable[[], None]) -> None:
-        super().__init__(services)
-        self._transfers = transfers
+    def __init__(
+        self, services: Services, transfers: Transfers, dispatcher: Dispatcher, shutdown: Callable[[], None]
+    ) -> None:
+        super().__init__(services, transfers, dispatcher)
         self._shutdown = shutdown
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.NodeStatus:
@@ -45,6 +49,11 @@ class ControlService(AlignmentService):
     async def Shutdown(self, request: pb.ShutdownRequest, context: Context) -> pb.ShutdownReply:
         self._shutdown()
         return pb.ShutdownReply(pid=os.getpid())
+
+    async def RotateKey(self, request: pb.RotateKeyRequest, context: Context) -> pb.RotationReport:
+        report = await rotate.rotate_key(self._services)
+        self._shutdown()  # this process has the old key
+        return wire.to_wire(report, pb.RotationReport)
 
     async def Remember(
         self, request: pb.RememberRequest, context: Context
@@ -97,24 +106,6 @@ class ControlService(AlignmentService):
         found = await encoding.calibrate(self._services, tuple(request.texts))
         return wire.to_wire(found, pb.Calibration)
 
-    async def Send(self, request: pb.SendRequest, context: Context) -> AsyncGenerator[pb.SendEvent, None]:
-        steps = send.send(
-            self._services,
-            self._transfers,
-            memory=request.memory,
-            to=request.to,
-            note=request.note,
-            agent=request.agent,
-            codec=request.codec,
-            with_text=request.with_text,
-        )
-        async with aclosing(steps):
-            async for step in steps:
-                if isinstance(step, LayerProgress):
-                    yield pb.SendEvent(progress=wire.to_wire(step, pb.LayerProgress))
-                else:
-                    yield pb.SendEvent(report=wire.to_wire(step, pb.SendReport))
-
     async def Pull(self, request: pb.PullRequest, context: Context) -> AsyncGenerator[pb.SendEvent, None]:
         report = await send.pull(
             self._services, self._transfers, memory=request.memory, peer_name=request.peer
@@ -146,6 +137,21 @@ class ControlService(AlignmentService):
 
     async def RemovePeer(self, request: pb.RemovePeerRequest, context: Context) -> pb.PeerInfo:
         return wire.to_wire(await peers.remove_peer(self._services, request.peer), pb.PeerInfo)
+
+    async def ShowPeer(self, request: pb.ShowPeerRequest, context: Context) -> pb.PeerInfo:
+        return wire.to_wire(await peers.show_peer(self._services, request.peer), pb.PeerInfo)
+
+    async def TrustPeer(self, request: pb.TrustPeerRequest, context: Context) -> pb.PeerInfo:
+        info = await peers.trust_peer(
+            self._services,
+            request.peer,
+            permissions=None if request.keep_permissions else tuple(request.permissions),
+            quota_nbytes=request.quota_nbytes if request.HasField("quota_nbytes") else None,
+        )
+        return wire.to_wire(info, pb.PeerInfo)
+
+    async def RevokePeer(self, request: pb.RevokePeerRequest, context: Context) -> pb.PeerInfo:
+        return wire.to_wire(await peers.revoke_peer(self._services, request.peer), pb.PeerInfo)
 
     async def Inbox(self, request: pb.InboxRequest, context: Context) -> pb.MessageList:
         services = self._services

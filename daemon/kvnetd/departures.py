@@ -23,6 +23,7 @@ from kvnetd.log import Span
 from kvnetd.outgoing import OutboundTransfer, StoredParts, new_offer, open_parts
 from kvnetd.parties import begin_transfer_span, is_hex, require_added, this_receiver
 from kvnetd.services import Services
+from kvnetd.store.offers import KeptOffer
 from kvnetd.store.records import MemoryRecord
 
 PULL_LIFE_S = 300
@@ -38,33 +39,53 @@ class Departures:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._outbound: set[tuple[str, ...]] = set()
-        self._unfinished: dict[tuple[str, ...], tuple[Offer, SignedMessage]] = {}
-        self._seen_pulls: dict[str, int] = {}
 
     async def prepare(
-        self, record: MemoryRecord, peer: AddedPeer, *, note: str, agents: tuple[str, str], text: str = ""
+        self,
+        record: MemoryRecord,
+        peer: AddedPeer,
+        *,
+        note: str,
+        agents: tuple[str, str],
+        text: str = "",
+        parcel: str = "",
     ) -> OutboundTransfer:
         """An offer for one of our memories; the unfinished one from before, if there is, so it resumes.
 
-        `text` goes with it, for a model that cannot use the memory.
+        `text` goes with it, for a model that cannot use the memory. `parcel` is the entry of the outbox that
+        is done with once this is delivered. Its offer from before is made again however old it is: the peer
+        answers with the receipt if it was delivered after all, resumes it, or refuses it.
 
         Raises TooBusy while the same message is already on its way, or the memory is just written anew.
         """
         sections = chunks_digest([chunk.wire_digest for chunk in record.wire_chunks()])
         slot = ("send", record.id, sections, peer.node_id, note, *agents, sha256_hex(text.encode()))
-        now = int(time.time())
+        services, now = self._services, int(time.time())
         if slot in self._outbound:
             raise TooBusy(f"memory {record.id[:16]}: is already on its way to {peer.name}; wait for it")
-        offer, sealed = self._unfinished.get(slot, (None, None))
-        if offer is None or sealed is None or not offer.created_at <= now < offer.expires_at:
-            offer = self._offer(record, peer, now=now, note=note, agents=agents, text=text)
-            sealed = seal(self._services.key, offer)
-        span = begin_transfer_span(self._services, peer.public, direction="out")
+        self._outbound.add(slot)  # before the first await, so that no second one slips in
+        span = begin_transfer_span(services, peer.public, direction="out")
         try:
-            return await self._outgoing(record, offer, sealed, slot, span)
+            offers, vault = services.ledger.offers, services.memories.vault
+            kept = await services.in_store(offers.find, slot, vault)
+            if (
+                kept is None
+                or kept.offer.sender != services.key.node_id
+                or not _may_resume(kept.offer, now, is_parcel=bool(parcel))
+            ):
+                offer = self._offer(record, peer, now=now, note=note, agents=agents, text=text)
+                kept = KeptOffer(offer, seal(services.key, offer))
+            outbound = await self._outgoing(record, kept.offer, kept.sealed, slot, span)
+            try:
+                await services.in_store(offers.keep, slot, kept, vault, parcel=parcel)
+            except BaseException:
+                outbound.release()
+                raise
         except BaseException as error:
+            self._outbound.discard(slot)
             span.end(error)
             raise
+        return outbound
 
     async def answer_pull(self, sealed_request: SignedMessage) -> OutboundTransfer:
         """A peer asks for one of our memories, by its full id."""
@@ -73,7 +94,7 @@ class Departures:
             peer = require_added(self._services, sealed_request.signer)
             request, verified = open_sealed(PullRequest, sealed_request, signer=peer.public)
             now = int(time.time())
-            self._check_pull(request, verified, now)
+            await self._check_pull(request, verified, now)
             record = self._services.memories.get(request.memory)
             offer = self._offer(record, peer, now=now, note="", agents=("", ""))
             # A slot of its own: a pull must never use up the offer of a message.
@@ -130,28 +151,20 @@ class Departures:
             agent=offer.agent,
             raw_bytes=record.header.raw_nbytes,
         )
-        self._outbound.add(slot)  # before the first await, so that no second one slips in
+        stored = await self._opened(record)
         try:
-            stored = await self._opened(record)
-            try:
-                outbound = OutboundTransfer(
-                    self._services,
-                    record=record,
-                    offer=offer,
-                    sealed_offer=sealed,
-                    stored=stored,
-                    span=span,
-                    on_close=partial(self._closed, slot),
-                )
-            except BaseException:
-                stored.sections.close()
-                raise
+            return OutboundTransfer(
+                self._services,
+                record=record,
+                offer=offer,
+                sealed_offer=sealed,
+                stored=stored,
+                span=span,
+                on_close=partial(self._closed, slot),
+            )
         except BaseException:
-            self._outbound.discard(slot)
+            stored.sections.close()
             raise
-        if slot[0] == "send":
-            self._unfinished[slot] = (offer, sealed)
-        return outbound
 
     async def _opened(self, record: MemoryRecord) -> StoredParts:
         """What is sent, read beside the event loop; closed again where the caller is gone meanwhile."""
@@ -165,23 +178,40 @@ class Departures:
             opening.add_done_callback(_close_if_opened)
             raise
 
-    def _closed(self, slot: tuple[str, ...], failure: BaseException | None) -> None:
-        self._outbound.discard(slot)
-        now = time.time()
-        self._unfinished = {k: v for k, v in self._unfinished.items() if v[0].expires_at > now}
-        if not isinstance(failure, _RESUMABLE):
-            self._unfinished.pop(slot, None)
+    async def _closed(self, slot: tuple[str, ...], failure: BaseException | None) -> None:
+        try:
+            if slot[0] == "send" and not isinstance(failure, _RESUMABLE):
+                await self._services.in_store(self._services.ledger.offers.drop, slot)
+        finally:
+            self._outbound.discard(slot)
 
-    def _check_pull(self, request: PullRequest, verified: VerifiedMessage, now: int) -> None:
-        self._seen_pulls = {n: t for n, t in self._seen_pulls.items() if now - t <= PULL_LIFE_S}
-        if len(self._seen_pulls) >= MAX_SEEN_PULLS:
+    async def expire(self) -> None:
+        """Forget offers that no peer takes any more, and no entry of the outbox waits to repeat."""
+        services = self._services
+        before = int(time.time()) - services.config.outbox_life_s - services.config.unfinished_life_s
+        await services.in_store(services.ledger.offers.expire, before=before)
+
+    async def _check_pull(self, request: PullRequest, verified: VerifiedMessage, now: int) -> None:
+        services = self._services
+        requests, signer = services.ledger.requests, verified.signer
+        if await services.in_store(requests.count, "pull", signer, now=now) >= MAX_SEEN_PULLS:
             raise TooBusy("too many pulls in the last minutes; try again later")
         if not is_hex(request.nonce, num_chars=32):
             raise MalformedMessage("pull: the nonce is not 32 lower-case hex digits")
-        fresh = abs(now - request.created_at) <= PULL_LIFE_S and request.nonce not in self._seen_pulls
-        if request.receiver != verified.signer or request.sender != self._services.key.node_id or not fresh:
+        is_ours = request.receiver == signer and request.sender == services.key.node_id
+        fresh = abs(now - request.created_at) <= PULL_LIFE_S
+        until = max(now, request.created_at) + PULL_LIFE_S
+        taken = (
+            is_ours
+            and fresh
+            and await services.in_store(requests.take, "pull", signer, request.nonce, until=until)
+        )
+        if not taken:
             raise ReplayedMessage("pull: made for another node, or used before; ask again")
-        self._seen_pulls[request.nonce] = max(now, request.created_at)
+
+
+def _may_resume(offer: Offer, now: int, *, is_parcel: bool) -> bool:
+    return offer.created_at <= now and (is_parcel or now < offer.expires_at)
 
 
 def _close_if_opened(opening: asyncio.Future[StoredParts]) -> None:

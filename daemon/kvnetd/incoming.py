@@ -84,7 +84,7 @@ class InboundTransfer:
     async def finish(self, head: VerifiedHead) -> SignedMessage:
         """Memory in place, then receipt and message in one transaction, then the answer."""
         if self._receipt is None and self._incoming is not None:
-            if self._services.peers.get(self._peer.node_id) is None:
+            if self._services.peers.trusted(self._peer.public) is None:
                 raise PeerNotAdded(f"{self._peer.name}: was removed while it was sending")
             self._receipt = await self._services.in_store(self._adopt, self._incoming, head)
             self._log_verification("completed")

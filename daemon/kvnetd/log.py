@@ -29,6 +29,7 @@ FIELDS = frozenset(
         *("model", "quantization", "device", "version", "pid", "address", "port"),
         *("layers", "tokens", "chunks", "resumed_chunks", "raw_bytes", "wire_bytes", "count"),
         *("reused_tokens", "recomputed_tokens", "new_tokens", "finish_reason"),
+        *("entry", "attempts", "state"),
         *("duration_s", "ttft_s", "error", "message"),
     }
 )
@@ -40,10 +41,13 @@ SPANS = (
     "calibration",
     "alignment",
     "transfer",
+    "outbox",
+    "store",
     "verification",
     "injection",
     "generation",
     "discovery",
+    "peer",
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
         named = flags.pop("home")
         home = Home(Path(named).absolute()) if named else find_home()
         config = load_config(home, flags)
+        # gRPC's core would write a line for every stranger whose handshake fails.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         # Here, not above: a bad setting must not cost the seconds that torch takes to import.
         from kvnetd.app import run
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import BinaryIO
 
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.signing import SignedMessage
@@ -20,7 +19,7 @@ from kvnetd.store.bases import BasisStore
 from kvnetd.store.ledger import CompletedTransfer
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.records import MemoryRecord
-from kvnetd.store.sections import read_section
+from kvnetd.store.sections import SectionsFile, read_section
 from kvnetd.store.texts import kept_body
 
 
@@ -31,7 +30,7 @@ class StoredParts:
     chunks: tuple[WireChunk, ...]  # of the memory, then of its basis
     sealed_head: SignedMessage
     basis: bytes
-    sections: BinaryIO
+    sections: SectionsFile
 
 
 def open_parts(memories: MemoryStore, bases: BasisStore, record: MemoryRecord) -> StoredParts:
@@ -58,7 +57,7 @@ class OutboundTransfer:
         sealed_offer: SignedMessage,
         stored: StoredParts,
         span: Span,
-        on_close: Callable[[BaseException | None], object],
+        on_close: Callable[[BaseException | None], Awaitable[None]],
     ) -> None:
         offer_digest = hashlib.sha256(sealed_offer.body).digest()
         self.key: NodeKey = services.key
@@ -95,13 +94,14 @@ class OutboundTransfer:
             offer_body=kept_body(offer, self.sealed_offer),
             receipt=receipt,
             completed_at=utc_now(),
+            offer_signature=b"" if offer.text else self.sealed_offer.signature,
         )
         await self._services.in_store(self._services.ledger.complete, transfer, None)
         self._is_delivered = True
 
     async def close(self, failure: BaseException | None) -> None:
         """Close the file and write the log's last line."""
-        self._sections.close()
+        self.release()
         receipt = self.session.receipt
         if self._is_delivered:
             failure = None  # a caller that left before the report changes nothing
@@ -113,7 +113,11 @@ class OutboundTransfer:
             map=_map_of(self._record),
         )
         self._span.end(failure)
-        self._on_close(failure)
+        await self._on_close(failure)
+
+    def release(self) -> None:
+        """Close the file; twice is once."""
+        self._sections.close()
 
 
 def _map_of(record: MemoryRecord) -> str:

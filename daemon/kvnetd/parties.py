@@ -2,25 +2,59 @@
 
 from __future__ import annotations
 
-from kvnet.errors import PeerNotAdded
+from datetime import datetime
+
+from kvnet.errors import NotPermitted, PeerNotAdded, WrongPeer
 from kvnet.identity.keys import node_id_of, short_id
-from kvnet.identity.peers import AddedPeer
+from kvnet.identity.peers import AddedPeer, Permission
+from kvnet.identity.rotation import Rotation, require_after, verify_statement
 from kvnet.transfer.admission import Receiver
 from kvnet.transfer.messages import Limits
 from kvnetd.log import Span
 from kvnetd.services import Services
 from kvnetd.store.disk import free_nbytes
+from kvnetd.store.records import MemoryRecord
 
 
 def require_added(services: Services, signer: bytes) -> AddedPeer:
     """The added peer that holds this key. Raises PeerNotAdded."""
     node_id = node_id_of(signer)
-    peer = services.peers.get(node_id)
+    peer = services.peers.trusted(signer)
     if peer is None:
         raise PeerNotAdded(
             f"node {short_id(node_id)}: not among the peers of {services.config.name}; "
             f"run there: kvnet peer add HOST:PORT --id {node_id:.60}"
         )
+    return peer
+
+
+def require_may_ask(services: Services, record: MemoryRecord) -> None:
+    """That a memory is our own, or of a peer whose memories may be used in answers. Raises NotPermitted."""
+    origin = record.notes.origin
+    peer = services.peers.get(origin) or next(
+        (one for one in services.peers.all() if origin and one.rotated_from == origin), None
+    )
+    if peer is not None and not (peer.is_trusted and Permission.ASK in peer.permissions):
+        raise NotPermitted(
+            f"memory {record.id}: came from {peer.name}, whose memories may not be used in answers; "
+            f"give that permission with `kvnet peer trust {peer.name}`"
+        )
+
+
+async def take_rotation(services: Services, statement: bytes, *, caller: bytes | None = None) -> AddedPeer:
+    """Trust a peer's new key in the place of its old one; with `caller`, that of whoever shows it.
+
+    Raises UnknownPeer where the old one is not trusted, WrongPeer, BadSignature, MalformedMessage,
+    ReplayedMessage.
+    """
+    said = verify_statement(statement)
+    if caller is not None and node_id_of(caller) != said.old:
+        raise WrongPeer(f"key rotation of {short_id(said.old)}: shown by {short_id(node_id_of(caller))}")
+    peer = services.peers.find(said.old)
+    require_after(said, trusted_since=_seconds(peer.added_at))
+    peer = await services.in_store(_rotate, services, said)
+    services.directory.know(tuple(one.node_id for one in services.peers.all()))
+    services.log.write("peer.rotated", peer=peer.name)
     return peer
 
 
@@ -43,6 +77,19 @@ def this_receiver(services: Services, *, promised_nbytes: int = 0) -> Receiver:
         ),
         free_nbytes=max(0, free_nbytes(services.config.home.store) - promised_nbytes),
     )
+
+
+def _rotate(services: Services, said: Rotation) -> AddedPeer:
+    peer = services.peers.rotate(said.old, said.new)
+    services.ledger.outbox.readdress(said.old, said.new)
+    return peer
+
+
+def _seconds(timestamp: str) -> int:
+    try:
+        return int(datetime.fromisoformat(timestamp).timestamp())
+    except ValueError:
+        return 0  # the list was written by hand: any statement is younger
 
 
 def is_hex(text: str, *, num_chars: int) -> bool:

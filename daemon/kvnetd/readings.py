@@ -28,6 +28,7 @@ MAX_READERS = 2  # peers that are read for at once
 MAX_SEEN_REQUESTS = 1024  # of a peer, in the quarter of an hour that one lives
 _RETRY_S = 0.1
 _LIMITS = Limits(max_seq_len=0)  # its life and skew are what counts here
+_REPLAYED = "read: made for another node or another time, or used before; ask again"
 
 
 class Readings:
@@ -38,8 +39,6 @@ class Readings:
         self.pool: Executor = services.pool
         self._services = services
         self._readers: set[NodeId] = set()
-        # By peer, so that none uses up another's: request id -> when nobody would take it any more.
-        self._seen: dict[NodeId, dict[str, int]] = {}
 
     async def open_reading(self, sealed_request: SignedMessage) -> PeerReading:
         """A peer asks this node's model to read. Raises PeerNotAdded, ReplayedMessage, TooBusy and others."""
@@ -49,32 +48,34 @@ class Readings:
         try:
             refuse_held(services)
             asked = open_request(sealed_request, signer=peer.public)
-            self._admit(asked.request, peer)
+            await self._admit(asked.request, peer)
         except BaseException as failure:
             span.end(failure)
             raise
         return PeerReading(services, asked, peer, span, lambda: self._readers.discard(peer.node_id))
 
-    def _admit(self, request: ReadRequest, peer: AddedPeer) -> None:
+    async def _admit(self, request: ReadRequest, peer: AddedPeer) -> None:
         now = int(time.time())
-        self._forget(now)
-        seen = self._seen.setdefault(peer.node_id, {})
         self._check_parties(request, peer, now)
         if peer.node_id in self._readers:
             raise TooBusy(f"{self._services.config.name} already reads for {peer.name}; wait for that to end")
         if len(self._readers) >= MAX_READERS:
             raise TooBusy(f"{self._services.config.name} reads for others now; try again later")
-        if len(seen) >= MAX_SEEN_REQUESTS:
-            raise TooBusy(f"{self._services.config.name} read for {peer.name} often; try again later")
-        self._readers.add(peer.node_id)
-        seen[request.request_id] = request.expires_at + _LIMITS.clock_skew_s
+        self._readers.add(peer.node_id)  # before the first await, so that no second one slips in
+        try:
+            await self._services.in_store(self._take, request, peer, now)
+        except BaseException:
+            self._readers.discard(peer.node_id)
+            raise
 
-    def _forget(self, now: int) -> None:
-        """Drop requests that are too old to be taken again, and peers that have no others."""
-        for node_id, seen in list(self._seen.items()):
-            self._seen[node_id] = fresh = {one: until for one, until in seen.items() if now <= until}
-            if not fresh:
-                del self._seen[node_id]
+    def _take(self, request: ReadRequest, peer: AddedPeer, now: int) -> None:
+        """Honour a request once, also across restarts; a peer uses up its own share alone."""
+        requests = self._services.ledger.requests
+        if requests.count("read", peer.node_id, now=now) >= MAX_SEEN_REQUESTS:
+            raise TooBusy(f"{self._services.config.name} read for {peer.name} often; try again later")
+        until = request.expires_at + _LIMITS.clock_skew_s
+        if not requests.take("read", peer.node_id, request.request_id, until=until):
+            raise ReplayedMessage(_REPLAYED)
 
     def _check_parties(self, request: ReadRequest, peer: AddedPeer, now: int) -> None:
         if not is_hex(request.request_id, num_chars=32):
@@ -85,12 +86,8 @@ class Readings:
             raise MalformedMessage(f"read: lives longer than {_LIMITS.offer_life_s} s")
         skew = _LIMITS.clock_skew_s
         is_fresh = request.created_at - skew <= now <= request.expires_at + skew
-        if (
-            request.receiver != self.key.node_id
-            or not is_fresh
-            or request.request_id in self._seen[peer.node_id]
-        ):
-            raise ReplayedMessage("read: made for another node or another time, or used before; ask again")
+        if request.receiver != self.key.node_id or not is_fresh:
+            raise ReplayedMessage(_REPLAYED)
 
 
 class PeerReading:
@@ -122,7 +119,7 @@ class PeerReading:
 
     async def _read(self, index: int, text: str) -> Reading:
         services = self._services
-        if services.peers.get(self._peer.node_id) is None:
+        if services.peers.trusted(self._peer.public) is None:
             raise PeerNotAdded(f"{self._peer.name}: was removed while its texts were read")
         refuse_held(services)  # in line behind a fit its text would outwait every deadline
 
@@ -177,7 +174,7 @@ async def read_at_peer(
         expires_at=now + _LIMITS.offer_life_s,
     )
     name = f"{peer.name} at {address}"
-    async with PeerClient(address, public=peer.public, peer=name) as client:
+    async with PeerClient(address, public=peer.public, peer=name, gate=services.gate) as client:
         readings = client.read_texts(request, texts, key=services.key, hello=hello, pool=services.pool)
         async with aclosing(readings):
             async for reading in readings:

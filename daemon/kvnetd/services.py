@@ -17,6 +17,7 @@ from kvnet.identity.keys import NodeKey
 from kvnet.identity.peers import PeerList
 from kvnet.model.host import ModelHost
 from kvnet.model.runner import ModelRunner
+from kvnet.transport.gate import Gate
 from kvnetd.config import Config
 from kvnetd.directory import Directory
 from kvnetd.log import EventLog
@@ -47,6 +48,7 @@ class Services:
     key: NodeKey
     log: EventLog
     peers: PeerList
+    gate: Gate
     directory: Directory
     memories: MemoryStore
     bases: BasisStore

@@ -14,7 +14,7 @@ from kvnetd.arrivals import Arrivals
 from kvnetd.departures import Departures
 from kvnetd.incoming import InboundTransfer
 from kvnetd.outgoing import OutboundTransfer
-from kvnetd.parties import this_receiver
+from kvnetd.parties import take_rotation, this_receiver
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
 from kvnetd.store.sweep import drop_unused_bases
@@ -46,6 +46,10 @@ class Transfers:
             maps=held_maps(self._services)[:MAX_HELLO_MAPS],
         )
 
+    async def rotate(self, statement: bytes, caller: bytes) -> None:
+        """A peer has a new key: as `parties.take_rotation` has it."""
+        await take_rotation(self._services, statement, caller=caller)
+
     async def open_inbound(self, sealed_offer: SignedMessage) -> InboundTransfer:
         """A peer offers a memory; once complete, a message about it waits in the inbox."""
         return await self._arrivals.open(sealed_offer, pulled=None)
@@ -59,10 +63,19 @@ class Transfers:
         return await self._departures.answer_pull(sealed_request)
 
     async def prepare(
-        self, record: MemoryRecord, peer: AddedPeer, *, note: str, agents: tuple[str, str], text: str = ""
+        self,
+        record: MemoryRecord,
+        peer: AddedPeer,
+        *,
+        note: str,
+        agents: tuple[str, str],
+        text: str = "",
+        parcel: str = "",
     ) -> OutboundTransfer:
-        """One of our memories, about to be sent as a message, with what it is of if that is given."""
-        return await self._departures.prepare(record, peer, note=note, agents=agents, text=text)
+        """One of our memories, about to be sent as a message: as `Departures.prepare` has it."""
+        return await self._departures.prepare(
+            record, peer, note=note, agents=agents, text=text, parcel=parcel
+        )
 
     def pull_request(self, memory: MemoryId, peer: AddedPeer) -> SignedMessage:
         """A signed request for a peer's memory."""
@@ -71,6 +84,7 @@ class Transfers:
     async def expire(self) -> None:
         """Clear out transfers that nobody can resume any more, and then calibrations that nothing names."""
         await self._arrivals.expire()
+        await self._departures.expire()
         services = self._services
         await services.in_store(
             drop_unused_bases, services.bases, services.memories, services.models, services.spool

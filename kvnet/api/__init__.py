@@ -16,6 +16,12 @@ from kvnet.api.alignments import (
     TrainProgress,
     TrainReport,
 )
+from kvnet.api.pairing import (
+    PairingAttempt,
+    PairingComparison,
+    PairingInvitation,
+    RotationReport,
+)
 from kvnet.api.replies import (
     Answer,
     Calibration,
@@ -25,9 +31,13 @@ from kvnet.api.replies import (
     LayerProgress,
     MemoryInfo,
     NodeStatus,
+    OutboxEntry,
     PackReport,
     PeerInfo,
     Progress,
+    ReceiptInfo,
+    Repaired,
+    RepairReport,
     SendReport,
 )
 
@@ -48,10 +58,18 @@ __all__ = [
     "MapSummary",
     "MemoryInfo",
     "NodeStatus",
+    "OutboxEntry",
     "PackReport",
     "PackagedAlignment",
+    "PairingAttempt",
+    "PairingComparison",
+    "PairingInvitation",
     "PeerInfo",
     "Progress",
+    "ReceiptInfo",
+    "RepairReport",
+    "Repaired",
+    "RotationReport",
     "SendReport",
     "TrainProgress",
     "TrainReport",

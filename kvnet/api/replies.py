@@ -33,6 +33,8 @@ class NodeStatus:
     home: str
     damaged: int  # memories that cannot be read any more
     settings: Mapping[str, Any]  # what the daemon was told, by the names of config.toml
+    outbox: int = 0  # memories that wait for their peers
+    unsealed: int = 0  # memories that lie in clear although they should not
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,61 @@ class SendReport:
     tier: str
     resumed_chunks: int
     codec: str
+    queued: str = ""  # id of the entry of the outbox that waits for the peer; "" once it is delivered
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxEntry:
+    """A memory that waits for its peer, or that could not be delivered."""
+
+    id: str
+    peer: str  # node id
+    peer_name: str
+    agent: str  # of the peer
+    sender_agent: str
+    memory: str  # the id at home
+    note: str
+    codec: str
+    with_text: bool
+    queued_at: str
+    expires_at: str
+    attempts: int
+    state: str  # waiting or failed
+    problem: str  # why the last attempt came to nothing, or ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptInfo:
+    """A delivered transfer whose receipt is kept."""
+
+    transfer_id: str
+    memory: str  # the id at the receiver
+    peer: str  # node id of the receiver
+    peer_name: str  # "" of one that is no peer any more
+    completed_at: str
+    has_offer: bool  # then the receipt's file also proves who sent it
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """What became of one thing in the store: `sealed`, or `set aside` and where it lies now."""
+
+    memory: str
+    done: str
+    problem: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class RepairReport:
+    """A store of which every digest was checked."""
+
+    checked: int  # memories
+    sections: int
+    nbytes: int
+    repaired: tuple[Repaired, ...]
+    problems: tuple[str, ...]  # what cannot be mended here
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +227,13 @@ class PeerInfo:
     tier: str
     latency_s: float
     problem: str
+    permissions: tuple[str, ...] = ()
+    quota_nbytes: int | None = None
+    verified: str = ""
+    added_at: str = ""
+    revoked_at: str = ""
+    rotated_from: str = ""
+    alarm: str = ""
 
 
 @dataclass(frozen=True, slots=True)

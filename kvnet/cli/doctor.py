@@ -9,12 +9,14 @@ import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import typer
 
+from kvnet.api import RepairReport
 from kvnet.cli import spawn
-from kvnet.cli.output import Json, nbytes_text, print_json
+from kvnet.cli.output import Json, nbytes_text, print_json, seconds_text
+from kvnet.cli.progress import layer_bar
 from kvnet.client import Node
 from kvnet.errors import KvnetError
 from kvnet.identity.keys import NodeKey
@@ -37,11 +39,18 @@ class Finding:
     remedy: str = ""
 
 
-def doctor(as_json: Json = False) -> None:
+Repair = Annotated[
+    bool,
+    typer.Option("--repair", help="Check every digest, set aside what is damaged, seal what lies in clear."),
+]
+
+
+def doctor(repair: Repair = False, as_json: Json = False) -> None:
     """Check the installation, the state folder, the daemon and the peers."""
     home = find_home()
     findings: list[Finding] = []
-    for check in (_packages, _state_folder, _identity, _disk, _peer_file, _daemon):
+    checks = [_packages, _state_folder, _identity, _disk, _peer_file, _daemon]
+    for check in [_repair, *checks] if repair else checks:
         try:
             findings += check(home)
         except (KvnetError, OSError) as exc:
@@ -112,8 +121,13 @@ def _daemon(home: Home) -> Iterator[Finding]:
     yield Finding("daemon", "ok", f"{status.name} hosts {status.model}, pid {status.pid}")
     if status.damaged:
         yield Finding(
-            "store", "warn", f"{status.damaged} memories are damaged", "kvnet mem ls, kvnet mem rm ID"
+            "store",
+            "warn",
+            f"{status.damaged} memories are damaged",
+            "kvnet doctor --repair, or kvnet mem rm ID",
         )
+    if status.unsealed:
+        yield Finding("at rest", "warn", f"{status.unsealed} memories lie in clear", "kvnet doctor --repair")
     if status.grpc.startswith(("127.", "localhost", "[::1]")):
         yield Finding(
             "peer port", "warn", f"{status.grpc} is reachable from this machine only",
@@ -125,8 +139,36 @@ def _daemon(home: Home) -> Iterator[Finding]:
         for info in node.peers(probe=True):
             if info.reachable:
                 yield Finding(f"peer {info.name}", "ok", f"{info.model}, tier {info.tier}")
+            elif info.revoked_at:
+                yield Finding(f"peer {info.name}", "ok", info.problem)
             elif info.added:
                 yield Finding(f"peer {info.name}", "fail", info.problem, "start it, or check the address")
+            if info.alarm:
+                yield Finding(f"peer {info.name}", "fail", info.alarm, "revoke it if one is not yours")
+
+
+def _repair(home: Home) -> Iterator[Finding]:
+    if spawn.running(home) is None:
+        yield Finding("repair", "fail", "no daemon runs, and only it may change the store", "kvnet up")
+        return
+    with Node(home=home.root) as node, layer_bar("checking the store") as show:
+        for step in node.repair_stream():
+            if isinstance(step, RepairReport):
+                yield from _repaired(step)
+            else:
+                show(step.done, step.total)
+
+
+def _repaired(report: RepairReport) -> Iterator[Finding]:
+    checked = f"{report.checked} memories, {report.sections} sections, {nbytes_text(report.nbytes)} checked"
+    yield Finding("repair", "ok", f"{checked} in {seconds_text(report.seconds)}")
+    for done in report.repaired:
+        if done.done == "sealed":
+            yield Finding("sealed", "ok", done.memory)
+        else:
+            yield Finding(done.done, "warn", f"{done.memory}: {done.problem}", done.path)
+    for problem in report.problems:
+        yield Finding("repair", "fail", problem)
 
 
 def _version(name: str) -> str:

@@ -1,4 +1,4 @@
-"""send, pull, ask, peers, peer add|rm: dealing with other nodes."""
+"""send, pull, ask: memories that go to other nodes, come from them, and are asked about."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Annotated
 
 import typer
 
-from kvnet.api import Answer, KvReport, PeerInfo, SendReport
-from kvnet.cli.output import Json, nbytes_text, print_json, print_table, seconds_text
+from kvnet.api import Answer, KvReport, SendReport
+from kvnet.cli.output import Json, nbytes_text, print_json, seconds_text
 from kvnet.cli.progress import layer_bar
 from kvnet.client import Node
 from kvnet.codec.presets import CODECS
-from kvnet.identity.keys import grouped
+from kvnet.errors import RequestError
 from kvnet.texts import read_text
-
-peer = typer.Typer(help="Add and remove the nodes this node deals with.", no_args_is_help=True)
 
 
 def send(
@@ -34,12 +32,22 @@ def send(
     with_text: Annotated[
         bool, typer.Option("--with-text", help="Send the kept text too, for a model that needs it.")
     ] = False,
+    wait_for_peer: Annotated[
+        bool, typer.Option("--wait-for-peer", help="Where the peer is off, return once it was delivered.")
+    ] = False,
+    no_queue: Annotated[
+        bool, typer.Option("--no-queue", help="Where the peer is off, fail: nothing waits in the outbox.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Send a memory to a peer as signed chunks; returns when it is durable there."""
+    """Send a memory to a peer as signed chunks; returns when it is durable there.
+
+    Where the peer is off, the memory waits in the outbox and is delivered when it appears.
+    """
+    if_off = _if_off(wait=wait_for_peer, fail=no_queue)
     report: SendReport | None = None
     with Node(agent=agent) as node, layer_bar(f"sending to {to}") as show:
-        for step in node.send_stream(memory, to, note=note, codec=codec, with_text=with_text):
+        for step in node.send_stream(memory, to, note=note, codec=codec, with_text=with_text, if_off=if_off):
             if isinstance(step, SendReport):
                 report = step
             else:
@@ -106,58 +114,6 @@ def ask(
     print(kv_text(answer.kv), file=sys.stderr)
 
 
-def peers(
-    probe: Annotated[bool, typer.Option("--probe/--no-probe", help="Dial each added peer.")] = True,
-    as_json: Json = False,
-) -> None:
-    """List added peers, and nodes that mDNS shows."""
-    with Node() as node:
-        found = node.peers(probe=probe)
-    if as_json:
-        print_json(found)
-        return
-    rows = [
-        (
-            info.name or "-",
-            info.node_id[:13],
-            info.addresses[0] if info.addresses else "-",
-            info.source or "-",
-            info.model or "-",
-            info.tier or "-",
-            _state(info),
-        )
-        for info in found
-    ]
-    print_table(("name", "id", "address", "known by", "model", "tier", "state"), rows, empty="no peers yet")
-
-
-@peer.command("add")
-def peer_add(
-    address: Annotated[str, typer.Argument(help="HOST:PORT; leave out to find it by mDNS.")] = "",
-    node_id: Annotated[str, typer.Option("--id", help="The node's id, from `kvnet status` there.")] = "",
-    name: Annotated[str, typer.Option(help="What to call it here; its own name if not given.")] = "",
-    as_json: Json = False,
-) -> None:
-    """Add a node by its id, so that memories go to it and are taken from it."""
-    with Node() as node:
-        info = node.add_peer(address, node_id=node_id, name=name)
-    if as_json:
-        print_json(info)
-    else:
-        print(f"added {info.name} {grouped(info.node_id)}: {_state(info)}")
-
-
-@peer.command("rm")
-def peer_rm(peer_name: Annotated[str, typer.Argument(metavar="PEER")], as_json: Json = False) -> None:
-    """Remove a peer by name or id; nothing is taken from it any more."""
-    with Node() as node:
-        info = node.remove_peer(peer_name)
-    if as_json:
-        print_json(info)
-    else:
-        print(f"removed {info.name}")
-
-
 def kv_text(kv: KvReport) -> str:
     """The kv report on one line."""
     through = f" through {kv.map[:16]}" if kv.map else ""
@@ -167,11 +123,23 @@ def kv_text(kv: KvReport) -> str:
     )
 
 
+def _if_off(*, wait: bool, fail: bool) -> str:
+    if wait and fail:
+        raise RequestError("send: --wait-for-peer and --no-queue contradict each other; give one")
+    return "wait" if wait else "fail" if fail else "queue"
+
+
 def _print_report(report: SendReport | None, word: str, *, as_json: bool) -> None:
     if report is None:
         raise AssertionError("the daemon ended the transfer without a report")
     if as_json:
         print_json(report)
+        return
+    if report.queued:
+        print(
+            f"{report.memory[:16]} waits for {report.peer} as {report.queued}: it is delivered when "
+            f"{report.peer} appears; see `kvnet outbox ls`"
+        )
         return
     resumed = f", {report.resumed_chunks} were there already" if report.resumed_chunks else ""
     print(
@@ -179,7 +147,3 @@ def _print_report(report: SendReport | None, word: str, *, as_json: bool) -> Non
         f"{report.codec}, {nbytes_text(report.wire_bytes)} in {seconds_text(report.seconds)}, "
         f"tier {report.tier}"
     )
-
-
-def _state(info: PeerInfo) -> str:
-    return f"answers in {seconds_text(info.latency_s)}" if info.reachable else info.problem or "not probed"

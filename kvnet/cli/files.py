@@ -16,6 +16,7 @@ import typer
 
 from kvnet.api import NodeStatus, PackagedAlignment, PeerInfo
 from kvnet.cli.inspection import Inspection, inspect_memory, inspection_lines
+from kvnet.cli.outbox import is_receipt, verify_receipt_file
 from kvnet.cli.output import Json, nbytes_text, print_json, printable
 from kvnet.cli.picture import glyphs
 from kvnet.cli.progress import layer_bar
@@ -32,6 +33,10 @@ from kvnet.types import Tier
 MemoryName = Annotated[str, typer.Argument(metavar="MEMORY", help="Id, start of an id, or name.")]
 MemoryOrPackage = Annotated[
     Path, typer.Argument(metavar="PATH", help="A memory file (.awkg), a package folder, or its zip.")
+]
+Verifiable = Annotated[
+    Path,
+    typer.Argument(metavar="PATH", help="A memory file (.awkg), a package folder, its zip, or a receipt."),
 ]
 Codec = Annotated[
     str, typer.Option(help=f"Encode it first, as one of {', '.join(CODECS)}; as it lies here if not given.")
@@ -65,8 +70,11 @@ class Unpacked:
     alignments: tuple[PackagedAlignment, ...]  # and whether the node that runs here took them in
 
 
-def verify(path: MemoryOrPackage, as_json: Json = False) -> None:
-    """Check every byte of a memory file or a package against its signatures."""
+def verify(path: Verifiable, as_json: Json = False) -> None:
+    """Check every byte of a memory file, a package or a receipt against its signatures."""
+    if is_receipt(path):
+        verify_receipt_file(path, as_json=as_json)
+        return
     with _percent("verifying") as show:
         found = _verify_package(path, show) if is_package(path) else _verify_memory(path, show)
     if as_json:

@@ -7,7 +7,21 @@ from typing import Annotated
 
 import typer
 
-from kvnet.cli import align, demo, doctor, exchange, explain, files, inspect_model, log, memory, node
+from kvnet.cli import (
+    align,
+    demo,
+    doctor,
+    exchange,
+    explain,
+    files,
+    inspect_model,
+    log,
+    memory,
+    node,
+    outbox,
+    pair,
+    peers,
+)
 from kvnet.cli.output import print_error
 from kvnet.errors import KvnetError
 from kvnet.version import VERSION
@@ -47,10 +61,13 @@ app.add_typer(memory.mem, name="mem")
 app.add_typer(memory.inbox, name="inbox")
 app.command()(exchange.send)
 app.command()(exchange.pull)
+app.add_typer(outbox.outbox, name="outbox")
+app.add_typer(outbox.receipt, name="receipt")
 app.command()(exchange.ask)
 app.command()(explain.explain)
-app.command()(exchange.peers)
-app.add_typer(exchange.peer, name="peer")
+app.command()(peers.peers)
+app.add_typer(peers.peer, name="peer")
+app.command()(pair.pair)
 app.command()(files.pack)
 app.command()(files.unpack)
 app.command()(files.verify)

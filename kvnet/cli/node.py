@@ -114,6 +114,7 @@ def status(as_json: Json = False) -> None:
         ),
         "store": (
             f"{found.memories} memories, {nbytes_text(found.store_nbytes)}, {found.unread} unread messages"
+            + (f", {found.outbox} waiting in the outbox" if found.outbox else "")
             + (f", {found.damaged} damaged" if found.damaged else "")
         ),
         "daemon": f"pid {found.pid}, kvnet {found.version}, up {found.uptime_s:.0f} s, {found.home}",

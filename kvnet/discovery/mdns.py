@@ -38,7 +38,8 @@ class Discovery:
     """Advertise this node and list the others, from `start()` to `close()`.
 
     `on_event` is called on the event loop and must neither block nor raise. A flood of strangers
-    means a flood of events: act on ids you know, look up the rest in `peers()`.
+    means a flood of events: act on ids you know, look up the rest in `peers()`. Without `advertises` it only
+    listens, in the namespace of `advert`.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class Discovery:
         on_event: Callable[[Event], None],
         max_entries: int = MAX_ENTRIES,
         ttl_s: int = DEFAULT_TTL_S,
+        advertises: bool = True,
     ) -> None:
         self._advert = advert
+        self._advertises = advertises
         self._interfaces = interfaces
         self._on_event = on_event
         self._ttl_s = ttl_s
@@ -161,11 +164,12 @@ class Discovery:
             await self._zeroconf.zeroconf.async_wait_for_start(_START_TIMEOUT_S)
             self._reader.networks = tuple(ip for link in links for ip in link.addresses)
             self._zeroconf.zeroconf.async_add_listener(self._reader, None)
-            # No probing for our name: it is derived from our key, and a rogue could answer the probe.
-            announcing = await self._zeroconf.async_register_service(
-                self._service_info(links), cooperating_responders=True
-            )
-            self._announcing = asyncio.ensure_future(announcing)
+            if self._advertises:
+                # No probing for our name: it is derived from our key, and a rogue could answer the probe.
+                announcing = await self._zeroconf.async_register_service(
+                    self._service_info(links), cooperating_responders=True
+                )
+                self._announcing = asyncio.ensure_future(announcing)
         self._links = links
         self._ask_soon()
 
@@ -178,7 +182,7 @@ class Discovery:
         if zeroconf is None:
             return
         zeroconf.zeroconf.async_remove_listener(self._reader)
-        if says_goodbye:
+        if says_goodbye and self._advertises:
             await zeroconf.async_unregister_all_services()
             # An answer queued before may have gone out between these goodbyes, and their receivers
             # ignore repeats of a packet within a second: one more, of another shape, has the last word.
@@ -191,7 +195,7 @@ class Discovery:
         await zeroconf.async_close()
 
     async def _announce_again(self) -> None:
-        if self._zeroconf is not None:
+        if self._zeroconf is not None and self._advertises:
             announcing = await self._zeroconf.async_update_service(self._service_info(self._links))
             if self._announcing is not None:
                 self._announcing.cancel()

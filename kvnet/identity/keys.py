@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
-from kvnet.errors import RequestError, StateCorrupt
+from kvnet.errors import RequestError
+from kvnet.identity.secret_file import load_or_create_secret
 from kvnet.types import NodeId, base32, unbase32
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PUBLIC_KEY_NBYTES = 32
 SHORT_ID_CHARS = 13
@@ -31,6 +35,13 @@ class NodeKey:
         """64 bytes of Ed25519 over `message` (RFC 8032)."""
         return self._signing.sign(message).signature
 
+    def issuer(self) -> Ed25519PrivateKey:
+        """The key as what signs certificates. Only `identity.certificates` has a use for it."""
+        # Here, not above: the CLI reads ids and must not wait for a library it does not need.
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+        return Ed25519PrivateKey.from_private_bytes(bytes(self._signing))
+
     @classmethod
     def generate(cls) -> NodeKey:
         """A fresh identity."""
@@ -42,37 +53,7 @@ class NodeKey:
 
         Raises StateCorrupt when the file is not a key or when others can read it.
         """
-        try:
-            mode = path.stat().st_mode
-        except FileNotFoundError:
-            return cls._create(path)
-        if stat.S_IMODE(mode) & 0o077:
-            raise StateCorrupt(
-                f"identity {path}: mode {stat.S_IMODE(mode):04o} lets others read the key, wanted 0600; "
-                f"run chmod 600 {path}"
-            )
-        seed = path.read_bytes()
-        if len(seed) != _SEED_NBYTES:
-            raise StateCorrupt(
-                f"identity {path}: {len(seed)} bytes, a key has {_SEED_NBYTES}; "
-                "restore it from a backup, or move it away to get a new identity"
-            )
-        return cls(seed)
-
-    @classmethod
-    def _create(cls, path: Path) -> NodeKey:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        seed = os.urandom(_SEED_NBYTES)
-        # Written beside and renamed: a crash must not leave half a key that blocks the next start.
-        fresh = path.with_suffix(".new")
-        fresh.unlink(missing_ok=True)
-        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "wb") as out:
-            out.write(seed)
-            out.flush()
-            os.fsync(out.fileno())
-        fresh.rename(path)
-        return cls(seed)
+        return cls(load_or_create_secret(path, what="identity"))
 
 
 def verify_signature(public: bytes, message: bytes, signature: bytes) -> bool:

@@ -40,14 +40,18 @@ def admit_offer(
     now: int,
     held_nbytes: int = 0,
     has_map: bool = False,
+    begun: bool = False,
 ) -> Tier:
     """Decide an offer and say which tier its memory reaches here.
 
     `held_nbytes` of it are here already, from an earlier attempt; `has_map`: an admitted map leads from its
-    model to this one. One that fits in no other way is taken where a text comes with it.
+    model to this one. One that fits in no other way is taken where a text comes with it. `begun`: this very
+    offer was admitted before, so that its time has done its work.
     Raises MalformedMessage, ReplayedMessage, IncompatibleModel, TextTooLong or StoreFull.
     """
-    check_parties(offer, sender=sender, receiver=receiver, now=now)
+    check_parties(offer, sender=sender, receiver=receiver)
+    if not begun:
+        check_time(offer, receiver=receiver, now=now)
     _check_shape(offer, receiver.limits)
     _check_words(offer)
     memory = offer.memory
@@ -76,12 +80,16 @@ def admit_offer(
     return tier
 
 
-def check_parties(offer: Offer, *, sender: NodeId, receiver: Receiver, now: int) -> None:
-    """That the offer's signer made it, for this node, for now. Raises PeerError subclasses."""
+def check_parties(offer: Offer, *, sender: NodeId, receiver: Receiver) -> None:
+    """That the offer's signer made it, for this node. Raises PeerError subclasses."""
     if offer.sender != sender:
         raise PeerError("offer: names another sender than the key that signed it")
     if offer.receiver != receiver.node_id:
         raise ReplayedMessage("offer: made for another receiver")
+
+
+def check_time(offer: Offer, *, receiver: Receiver, now: int) -> None:
+    """That an offer which was never admitted is for now. Raises ReplayedMessage, MalformedMessage."""
     skew = receiver.limits.clock_skew_s
     if not offer.created_at - skew <= now <= offer.expires_at + skew:
         raise ReplayedMessage(

@@ -1,5 +1,5 @@
-"""gRPC around the transfer sessions. Knows frames and deadlines; no files, no tensors, no policy.
+"""gRPC around the transfer sessions. Knows frames and deadlines; no files, no tensors.
 
-Mutual TLS slots in at two places, `client.PeerClient` and `server.PeerServer`; nothing above them knows
-what a channel is.
+`security` makes credentials from keys, `gate` asks the trust list, `doorman` stands in front of every call;
+nothing else knows what a channel is.
 """

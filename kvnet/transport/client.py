@@ -13,14 +13,17 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from kvnet import wire
-from kvnet.errors import BadSignature, ReplayedMessage, WrongPeer
+from kvnet.errors import BadSignature, KvnetError, PeerNotAdded, ReplayedMessage, WrongPeer
 from kvnet.identity.keys import NodeKey, short_id
 from kvnet.identity.signing import SignedMessage
 from kvnet.transfer.messages import PROTOCOL_VERSION, Hello, open_sealed, require_protocol
 from kvnet.transport.asking import Texts, ask_readings
-from kvnet.transport.frames import CHANNEL_OPTIONS, FrameStream, ReadStream
+from kvnet.transport.doorman import NAMESPACE_KEY
+from kvnet.transport.frames import FrameStream, ReadStream
+from kvnet.transport.gate import Gate
 from kvnet.transport.readings import Reading, ReadRequest
 from kvnet.transport.receiving import Inbound, receive_memory
+from kvnet.transport.security import who_answers
 from kvnet.transport.sending import AckProgress, Outbound, Sent, send_memory
 from kvnet.v1 import peer_pb2, peer_pb2_grpc
 
@@ -32,13 +35,16 @@ StreamT = TypeVar("StreamT", FrameStream, ReadStream)
 
 
 class PeerClient:
-    """A channel to one address. `public`, when given, is the only key that may answer there."""
+    """A channel to one address, where `public` is the only key that may answer."""
 
-    def __init__(self, address: str, *, public: bytes | None, peer: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-        self._stub = peer_pb2_grpc.PeerStub(self._channel)
+    def __init__(self, address: str, *, public: bytes, peer: str, gate: Gate) -> None:
+        self._address = address
         self._public = public
         self._peer = peer
+        self._gate = gate
+        self._metadata = ((NAMESPACE_KEY, gate.namespace.encode()),)
+        self._channel = gate.channel(address, public)
+        self._stub = peer_pb2_grpc.PeerStub(self._channel)
 
     async def __aenter__(self) -> Self:
         return self
@@ -49,20 +55,61 @@ class PeerClient:
         await self._channel.close()
 
     async def hello(self, *, deadline_s: float = HELLO_DEADLINE_S) -> Hello:
-        """Ask who answers. Raises WrongPeer when it is not the key that was dialled."""
+        """Ask who answers.
+
+        Raises WrongPeer when it is not the key that was dialled, PeerNotAdded when that node does not let
+        this one in, WrongNamespace, PeerUnreachable.
+        """
+        try:
+            return await self._hello(deadline_s)
+        except _NoConnection as broken:
+            shown = await who_answers(self._address)
+            if shown is None:
+                raise broken.error from broken.__cause__
+        if shown.public != self._public:
+            raise WrongPeer(
+                f"{self._peer}: another node answers at this address; check the address, or the id given"
+            )
+        # It is there, and TLS has no words for a refusal. It may only just have come up: once more, anew.
+        await self._channel.close()
+        self._channel = self._gate.channel(self._address, self._public)
+        self._stub = peer_pb2_grpc.PeerStub(self._channel)
+        try:
+            return await self._hello(deadline_s)
+        except _NoConnection as broken:
+            raise PeerNotAdded(
+                f"{self._peer}: does not let this node in; "
+                f"run there: kvnet peer add HOST:PORT --id {self._gate.node_id}"
+            ) from broken.__cause__
+
+    async def _hello(self, deadline_s: float) -> Hello:
         nonce = os.urandom(16)
         request = peer_pb2.HelloRequest(protocol=PROTOCOL_VERSION, nonce=nonce)
         try:
-            reply = await self._stub.Hello(request, timeout=deadline_s)
+            reply = await self._stub.Hello(request, timeout=deadline_s, metadata=self._metadata)
+        except grpc.RpcError as exc:
+            error = wire.peer_status_to_error(exc, peer=self._peer)
+            if exc.code() is grpc.StatusCode.UNAVAILABLE and not wire.carries_error(exc):
+                raise _NoConnection(error) from exc
+            raise error from exc
+        sealed = wire.message_from_wire(reply)
+        hello = _check_hello(sealed, nonce=nonce, public=self._public, peer=self._peer)
+        self._gate.check_namespace(hello.namespace, who=self._peer)
+        return hello
+
+    async def rotate(self, statement: bytes) -> None:
+        """Show the peer what this node's old key, under which it calls, has signed for its new one."""
+        request = peer_pb2.RotateRequest(statement=statement)
+        try:
+            await self._stub.Rotate(request, timeout=HELLO_DEADLINE_S, metadata=self._metadata)
         except grpc.RpcError as exc:
             raise wire.peer_status_to_error(exc, peer=self._peer) from exc
-        return _check_hello(wire.message_from_wire(reply), nonce=nonce, public=self._public, peer=self._peer)
 
     async def push(
         self, outbound: Outbound, on_progress: Callable[[AckProgress], None] | None = None
     ) -> Sent:
         """Send a memory."""
-        async with self._stream(FrameStream, self._stub.Push()) as stream:
+        async with self._stream(FrameStream, self._stub.Push(metadata=self._metadata)) as stream:
             return await send_memory(stream, outbound, on_progress)
 
     async def pull(
@@ -72,7 +119,7 @@ class PeerClient:
         pool: Executor,
     ) -> InboundT:
         """Fetch a memory: ask for it, then take the peer's offer as any other."""
-        async with self._stream(FrameStream, self._stub.Pull()) as stream:
+        async with self._stream(FrameStream, self._stub.Pull(metadata=self._metadata)) as stream:
             await stream.write_control(sealed_request)
             inbound = await open_inbound(await stream.read_control())
             failure: BaseException | None = None
@@ -92,7 +139,7 @@ class PeerClient:
 
         Leave the loop through `contextlib.aclosing`, or be cancelled: the peer stops reading at once.
         """
-        async with self._stream(ReadStream, self._stub.Read()) as stream:
+        async with self._stream(ReadStream, self._stub.Read(metadata=self._metadata)) as stream:
             readings = ask_readings(stream, request, texts, key=key, hello=hello, pool=pool)
             async with aclosing(readings):
                 async for reading in readings:
@@ -102,10 +149,16 @@ class PeerClient:
     async def _stream(
         self, kind: type[StreamT], call: grpc.aio.StreamStreamCall[Any, Any]
     ) -> AsyncIterator[StreamT]:
+        stream = kind(call, peer=self._peer)
+        call.add_done_callback(stream.ended)
+
+        def cut() -> None:
+            stream.cut(PeerNotAdded(f"{self._peer}: is trusted no longer; this call was ended"))
+            call.cancel()
+
         try:
-            stream = kind(call, peer=self._peer)
-            call.add_done_callback(stream.ended)
-            yield stream
+            with self._gate.open(self._public, cut):
+                yield stream
             # Let the server finish, else the stream ends as cancelled there. All that matters is done:
             # a link that dies now, by whatever exception grpcio has for it, must not undo it.
             with suppress(Exception):
@@ -116,8 +169,16 @@ class PeerClient:
             call.cancel()
 
 
-def _check_hello(sealed: SignedMessage, *, nonce: bytes, public: bytes | None, peer: str) -> Hello:
-    if public is not None and sealed.signer != public:
+class _NoConnection(Exception):  # never leaves this module
+    """No connection came about; `error` says what gRPC knows of it."""
+
+    def __init__(self, error: KvnetError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+def _check_hello(sealed: SignedMessage, *, nonce: bytes, public: bytes, peer: str) -> Hello:
+    if sealed.signer != public:
         raise WrongPeer(f"{peer}: another node answers at this address; check the address, or the id given")
     hello, verified = open_sealed(Hello, sealed, signer=public)
     if hello.node_id != verified.signer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any, ClassVar, Protocol
 
 import grpc
@@ -45,6 +46,11 @@ class _Stream:
         self._call = call
         self._idle_deadline_s = idle_deadline_s
         self._end: KvnetError | None = None
+        self._cut: KvnetError | None = None
+
+    def cut(self, reason: KvnetError) -> None:
+        """From now on every read and write raises `reason`; whoever calls this cancels the call."""
+        self._cut = reason
 
     def ended(self, call: Any) -> None:
         """Done callback of a client's call: keep the reason that the peer gave for ending it.
@@ -57,29 +63,30 @@ class _Stream:
             self._end = self._end or wire.peer_refusal(found.value, peer=self.peer)
 
     async def _read(self, *, deadline_s: float) -> Any:
-        wait_s = max(deadline_s, self._idle_deadline_s)
-        try:
-            async with asyncio.timeout(wait_s):
-                frame = await self._call.read()
-        except TimeoutError as exc:
-            raise self._silence(wait_s) from exc
-        except grpc.RpcError as exc:
-            raise self._end or wire.peer_status_to_error(exc, peer=self.peer) from exc
+        frame = await self._within(deadline_s, self._call.read())
         if frame is grpc.aio.EOF:
             raise TransferIncomplete(f"{self.peer}: ended the stream early; {self._again}")
         return frame
 
     async def _write(self, frame: Any, *, deadline_s: float = 0.0) -> None:
+        await self._within(deadline_s, self._call.write(frame))
+
+    async def _within(self, deadline_s: float, step: Awaitable[Any]) -> Any:
         wait_s = max(deadline_s, self._idle_deadline_s)
         try:
             async with asyncio.timeout(wait_s):
-                await self._call.write(frame)
+                return await step
         except TimeoutError as exc:
             raise self._silence(wait_s) from exc
+        except asyncio.CancelledError:
+            if self._cut is None:
+                raise
+            raise self._cut from None  # the call was cancelled, not the task
         except grpc.RpcError as exc:
-            raise self._end or wire.peer_status_to_error(exc, peer=self.peer) from exc
+            raise self._cut or self._end or wire.peer_status_to_error(exc, peer=self.peer) from exc
         except asyncio.InvalidStateError as exc:
-            raise self._end or PeerUnreachable(f"{self.peer}: closed the stream; {self._again}") from exc
+            gone = PeerUnreachable(f"{self.peer}: closed the stream; {self._again}")
+            raise self._cut or self._end or gone from exc
 
     def _silence(self, wait_s: float) -> KvnetError:
         return PeerUnreachable(f"{self.peer}: silent for {wait_s:.0f} s; check the link and {self._again}")

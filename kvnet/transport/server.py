@@ -1,9 +1,8 @@
-"""The peer API's server: who may call, and which driver answers. Knows gRPC; no store, no model."""
+"""The peer API's server: which driver answers a call. Knows gRPC; no store, no model, no trust."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
@@ -11,24 +10,19 @@ from typing import Any, Protocol
 import grpc
 
 from kvnet import wire
-from kvnet.errors import (
-    KvnetError,
-    MalformedMessage,
-    OperatorError,
-    PeerError,
-    PortInUse,
-)
+from kvnet.errors import BadSignature, MalformedMessage, PeerError, PortInUse
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.signing import SignedMessage
 from kvnet.transfer.messages import Hello, require_protocol, seal
 from kvnet.transport.answering import ReadBackend, ReadJob, answer_readings
+from kvnet.transport.doorman import Doorman
 from kvnet.transport.frames import CHANNEL_OPTIONS, FrameStream, ReadStream
+from kvnet.transport.gate import Gate
 from kvnet.transport.receiving import Inbound, receive_memory
+from kvnet.transport.security import caller_of
 from kvnet.transport.sending import Outbound, send_memory
 from kvnet.transport.tasks import Running
 from kvnet.v1 import peer_pb2, peer_pb2_grpc
-
-_log = logging.getLogger(__name__)
 
 MAX_CONCURRENT_RPCS = 64
 NONCE_NBYTES = 16
@@ -36,7 +30,12 @@ SERVER_OPTIONS = (
     *CHANNEL_OPTIONS,
     ("grpc.so_reuseport", 0),  # a taken port is an error, not a share
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # our clients ping every 20 s
+    ("grpc.server_handshake_timeout_ms", 10_000),  # whoever is slower is no peer
+    ("grpc.max_connection_age_ms", 600_000),  # then a new handshake; calls in progress are let finish
 )
+
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class PeerBackend(Protocol):
@@ -49,6 +48,10 @@ class PeerBackend(Protocol):
         """This node's hello, bound to the caller's nonce."""
         ...
 
+    async def rotate(self, statement: bytes, caller: bytes) -> None:
+        """Trust the caller's new key from now on, or raise why not."""
+        ...
+
     async def open_inbound(self, sealed_offer: SignedMessage) -> Inbound:
         """Verify and admit an offer, or raise why not."""
         ...
@@ -59,84 +62,65 @@ class PeerBackend(Protocol):
 
 
 class _PeerService(peer_pb2_grpc.PeerServicer):
-    def __init__(self, backend: PeerBackend, reader: ReadBackend | None, running: Running) -> None:
+    """Behind the doorman: whoever calls may, and what is raised here it tells the caller."""
+
+    def __init__(self, backend: PeerBackend, reader: ReadBackend | None) -> None:
         self._backend = backend
         self._reader = reader
-        self._running = running
 
-    async def Hello(
-        self, request: peer_pb2.HelloRequest, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> peer_pb2.SignedMessage:
-        try:
-            _check_hello(request)
-            return wire.message_to_wire(seal(self._backend.key, self._backend.hello(request.nonce)))
-        except Exception as failure:
-            await _abort(context, failure)
-            raise
+    async def Hello(self, request: peer_pb2.HelloRequest, context: Context) -> peer_pb2.SignedMessage:
+        _check_hello(request)
+        return wire.message_to_wire(seal(self._backend.key, self._backend.hello(request.nonce)))
+
+    async def Rotate(self, request: peer_pb2.RotateRequest, context: Context) -> peer_pb2.RotateReply:
+        await self._backend.rotate(request.statement, caller_of(context).public)
+        return peer_pb2.RotateReply()
 
     async def Push(  # type: ignore[override]  # a coroutine: read and write, not iterate
-        self, request_iterator: AsyncIterator[peer_pb2.Frame], context: grpc.aio.ServicerContext[Any, Any]
+        self, request_iterator: AsyncIterator[peer_pb2.Frame], context: Context
     ) -> None:
         stream = FrameStream(context, peer=context.peer())
-
-        async def receive() -> None:
-            inbound = await self._backend.open_inbound(await stream.read_control())
-            async with _closing(inbound):
-                await receive_memory(stream, inbound, self._backend.pool)
-
-        await self._handle(receive(), context)
+        inbound = await self._backend.open_inbound(_by_caller(await stream.read_control(), context))
+        async with _closing(inbound):
+            await receive_memory(stream, inbound, self._backend.pool)
 
     async def Pull(  # type: ignore[override]
-        self, request_iterator: AsyncIterator[peer_pb2.Frame], context: grpc.aio.ServicerContext[Any, Any]
+        self, request_iterator: AsyncIterator[peer_pb2.Frame], context: Context
     ) -> None:
         stream = FrameStream(context, peer=context.peer())
-
-        async def send() -> None:
-            outbound = await self._backend.open_outbound(await stream.read_control())
-            async with _closing(outbound):
-                await send_memory(stream, outbound)
-
-        await self._handle(send(), context)
+        outbound = await self._backend.open_outbound(_by_caller(await stream.read_control(), context))
+        async with _closing(outbound):
+            await send_memory(stream, outbound)
 
     async def Read(  # type: ignore[override]
-        self, request_iterator: AsyncIterator[peer_pb2.ReadFrame], context: grpc.aio.ServicerContext[Any, Any]
+        self, request_iterator: AsyncIterator[peer_pb2.ReadFrame], context: Context
     ) -> None:
+        if self._reader is None:
+            raise PeerError("this node reads for nobody")
         stream = ReadStream(context, peer=context.peer())
-
-        async def read() -> None:
-            if self._reader is None:
-                raise PeerError("this node reads for nobody")
-            job = await self._reader.open_reading(await stream.read_control())
-            async with _closing(job):
-                # An abort sends them unless they are sent: twice, if a first write is just under way.
-                await context.send_initial_metadata(())
-                await answer_readings(stream, job, key=self._reader.key, pool=self._reader.pool)
-
-        await self._handle(read(), context)
-
-    async def _handle(
-        self, work: Coroutine[Any, Any, None], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
-        with self._running.task():
-            try:
-                await work
-            except Exception as failure:
-                await _abort(context, failure)
+        job = await self._reader.open_reading(_by_caller(await stream.read_control(), context))
+        async with _closing(job):
+            await answer_readings(stream, job, key=self._reader.key, pool=self._reader.pool)
 
 
 class PeerServer:
     """The peer API on one port. Without `reader` it serves memories, and reads for nobody."""
 
-    def __init__(self, backend: PeerBackend, reader: ReadBackend | None = None) -> None:
+    def __init__(self, backend: PeerBackend, gate: Gate, reader: ReadBackend | None = None) -> None:
+        self._gate = gate
         self._running = Running()
-        self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
-        peer_pb2_grpc.add_PeerServicer_to_server(_PeerService(backend, reader, self._running), self._server)
+        self._server = grpc.aio.server(
+            interceptors=(Doorman(gate, self._running),),
+            options=SERVER_OPTIONS,
+            maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS,
+        )
+        peer_pb2_grpc.add_PeerServicer_to_server(_PeerService(backend, reader), self._server)
 
     async def start(self, *, host: str, port: int) -> int:
         """Bind and serve; returns the port (asked-for 0 means any). Raises PortInUse."""
         shown = f"[{host}]" if ":" in host else host
         try:
-            bound = self._server.add_insecure_port(f"{shown}:{port}")
+            bound = self._server.add_secure_port(f"{shown}:{port}", self._gate.server_credentials())
         except RuntimeError as exc:
             raise PortInUse(
                 f"peer port {shown}:{port}: cannot be bound; "
@@ -157,6 +141,13 @@ def _check_hello(request: peer_pb2.HelloRequest) -> None:
         raise MalformedMessage(f"hello: a nonce of {len(request.nonce)} bytes, wanted {NONCE_NBYTES}")
 
 
+def _by_caller(sealed: SignedMessage, context: Context) -> SignedMessage:
+    """A first message, if the key that signed it is the one that calls: nobody speaks for another."""
+    if sealed.signer != caller_of(context).public:
+        raise BadSignature(f"{sealed.type:.40}: signed by another key than that of the calling node")
+    return sealed
+
+
 @asynccontextmanager
 async def _closing(transfer: Inbound | Outbound | ReadJob) -> AsyncIterator[None]:
     """Close a transfer, or a reading, with what ended it, whatever that is."""
@@ -166,15 +157,3 @@ async def _closing(transfer: Inbound | Outbound | ReadJob) -> AsyncIterator[None
         await transfer.close(failure)
         raise
     await transfer.close(None)
-
-
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], failure: Exception) -> None:
-    # A peer learns that something is wrong here, not what: those messages may hold paths.
-    if isinstance(failure, OperatorError):
-        _log.error("a call by a peer failed: %s", failure.message)
-        failure = PeerError("the node cannot serve this now; its operator must look")
-    elif not isinstance(failure, KvnetError):
-        _log.error("a call by a peer failed by a bug", exc_info=failure)
-        failure = KvnetError("the node met a bug")
-    code, details, metadata = wire.error_to_status(failure)
-    await context.abort(code, details, metadata)

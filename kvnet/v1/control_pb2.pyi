@@ -12,7 +12,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("node_id", "name", "grpc", "model", "pid", "version", "protocol", "namespace", "fingerprint", "geometry", "max_seq_len", "memories", "store_nbytes", "peers", "unread", "uptime_s", "mdns", "home", "damaged", "settings_json")
+    __slots__ = ("node_id", "name", "grpc", "model", "pid", "version", "protocol", "namespace", "fingerprint", "geometry", "max_seq_len", "memories", "store_nbytes", "peers", "unread", "uptime_s", "mdns", "home", "damaged", "settings_json", "outbox", "unsealed")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     GRPC_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,8 @@ class NodeStatus(_message.Message):
     HOME_FIELD_NUMBER: _ClassVar[int]
     DAMAGED_FIELD_NUMBER: _ClassVar[int]
     SETTINGS_JSON_FIELD_NUMBER: _ClassVar[int]
+    OUTBOX_FIELD_NUMBER: _ClassVar[int]
+    UNSEALED_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     name: str
     grpc: str
@@ -53,7 +55,9 @@ class NodeStatus(_message.Message):
     home: str
     damaged: int
     settings_json: str
-    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., grpc: _Optional[str] = ..., model: _Optional[str] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., protocol: _Optional[int] = ..., namespace: _Optional[str] = ..., fingerprint: _Optional[_Union[_types_pb2.Fingerprint, _Mapping]] = ..., geometry: _Optional[_Union[_types_pb2.Geometry, _Mapping]] = ..., max_seq_len: _Optional[int] = ..., memories: _Optional[int] = ..., store_nbytes: _Optional[int] = ..., peers: _Optional[int] = ..., unread: _Optional[int] = ..., uptime_s: _Optional[float] = ..., mdns: _Optional[bool] = ..., home: _Optional[str] = ..., damaged: _Optional[int] = ..., settings_json: _Optional[str] = ...) -> None: ...
+    outbox: int
+    unsealed: int
+    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., grpc: _Optional[str] = ..., model: _Optional[str] = ..., pid: _Optional[int] = ..., version: _Optional[str] = ..., protocol: _Optional[int] = ..., namespace: _Optional[str] = ..., fingerprint: _Optional[_Union[_types_pb2.Fingerprint, _Mapping]] = ..., geometry: _Optional[_Union[_types_pb2.Geometry, _Mapping]] = ..., max_seq_len: _Optional[int] = ..., memories: _Optional[int] = ..., store_nbytes: _Optional[int] = ..., peers: _Optional[int] = ..., unread: _Optional[int] = ..., uptime_s: _Optional[float] = ..., mdns: _Optional[bool] = ..., home: _Optional[str] = ..., damaged: _Optional[int] = ..., settings_json: _Optional[str] = ..., outbox: _Optional[int] = ..., unsealed: _Optional[int] = ...) -> None: ...
 
 class ShutdownRequest(_message.Message):
     __slots__ = ()
@@ -542,20 +546,148 @@ class EvaluateEvent(_message.Message):
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
 
 class SendRequest(_message.Message):
-    __slots__ = ("memory", "to", "note", "agent", "codec", "with_text")
+    __slots__ = ("memory", "to", "note", "agent", "codec", "with_text", "if_off")
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     TO_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     WITH_TEXT_FIELD_NUMBER: _ClassVar[int]
+    IF_OFF_FIELD_NUMBER: _ClassVar[int]
     memory: str
     to: str
     note: str
     agent: str
     codec: str
     with_text: bool
-    def __init__(self, memory: _Optional[str] = ..., to: _Optional[str] = ..., note: _Optional[str] = ..., agent: _Optional[str] = ..., codec: _Optional[str] = ..., with_text: _Optional[bool] = ...) -> None: ...
+    if_off: str
+    def __init__(self, memory: _Optional[str] = ..., to: _Optional[str] = ..., note: _Optional[str] = ..., agent: _Optional[str] = ..., codec: _Optional[str] = ..., with_text: _Optional[bool] = ..., if_off: _Optional[str] = ...) -> None: ...
+
+class OutboxEntry(_message.Message):
+    __slots__ = ("id", "peer", "peer_name", "agent", "sender_agent", "memory", "note", "codec", "with_text", "queued_at", "expires_at", "attempts", "state", "problem")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    PEER_NAME_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    SENDER_AGENT_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    WITH_TEXT_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_AT_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    peer: str
+    peer_name: str
+    agent: str
+    sender_agent: str
+    memory: str
+    note: str
+    codec: str
+    with_text: bool
+    queued_at: str
+    expires_at: str
+    attempts: int
+    state: str
+    problem: str
+    def __init__(self, id: _Optional[str] = ..., peer: _Optional[str] = ..., peer_name: _Optional[str] = ..., agent: _Optional[str] = ..., sender_agent: _Optional[str] = ..., memory: _Optional[str] = ..., note: _Optional[str] = ..., codec: _Optional[str] = ..., with_text: _Optional[bool] = ..., queued_at: _Optional[str] = ..., expires_at: _Optional[str] = ..., attempts: _Optional[int] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class ListOutboxRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class OutboxList(_message.Message):
+    __slots__ = ("entries",)
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    entries: _containers.RepeatedCompositeFieldContainer[OutboxEntry]
+    def __init__(self, entries: _Optional[_Iterable[_Union[OutboxEntry, _Mapping]]] = ...) -> None: ...
+
+class OutboxEntryRequest(_message.Message):
+    __slots__ = ("entry",)
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    entry: str
+    def __init__(self, entry: _Optional[str] = ...) -> None: ...
+
+class ReceiptInfo(_message.Message):
+    __slots__ = ("transfer_id", "memory", "peer", "peer_name", "completed_at", "has_offer")
+    TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    PEER_NAME_FIELD_NUMBER: _ClassVar[int]
+    COMPLETED_AT_FIELD_NUMBER: _ClassVar[int]
+    HAS_OFFER_FIELD_NUMBER: _ClassVar[int]
+    transfer_id: str
+    memory: str
+    peer: str
+    peer_name: str
+    completed_at: str
+    has_offer: bool
+    def __init__(self, transfer_id: _Optional[str] = ..., memory: _Optional[str] = ..., peer: _Optional[str] = ..., peer_name: _Optional[str] = ..., completed_at: _Optional[str] = ..., has_offer: _Optional[bool] = ...) -> None: ...
+
+class ListReceiptsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReceiptList(_message.Message):
+    __slots__ = ("receipts",)
+    RECEIPTS_FIELD_NUMBER: _ClassVar[int]
+    receipts: _containers.RepeatedCompositeFieldContainer[ReceiptInfo]
+    def __init__(self, receipts: _Optional[_Iterable[_Union[ReceiptInfo, _Mapping]]] = ...) -> None: ...
+
+class ExportReceiptRequest(_message.Message):
+    __slots__ = ("transfer",)
+    TRANSFER_FIELD_NUMBER: _ClassVar[int]
+    transfer: str
+    def __init__(self, transfer: _Optional[str] = ...) -> None: ...
+
+class ExportReceiptReply(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class RepairRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Repaired(_message.Message):
+    __slots__ = ("memory", "done", "problem", "path")
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    memory: str
+    done: str
+    problem: str
+    path: str
+    def __init__(self, memory: _Optional[str] = ..., done: _Optional[str] = ..., problem: _Optional[str] = ..., path: _Optional[str] = ...) -> None: ...
+
+class RepairReport(_message.Message):
+    __slots__ = ("checked", "sections", "nbytes", "repaired", "problems", "seconds")
+    CHECKED_FIELD_NUMBER: _ClassVar[int]
+    SECTIONS_FIELD_NUMBER: _ClassVar[int]
+    NBYTES_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    checked: int
+    sections: int
+    nbytes: int
+    repaired: _containers.RepeatedCompositeFieldContainer[Repaired]
+    problems: _containers.RepeatedScalarFieldContainer[str]
+    seconds: float
+    def __init__(self, checked: _Optional[int] = ..., sections: _Optional[int] = ..., nbytes: _Optional[int] = ..., repaired: _Optional[_Iterable[_Union[Repaired, _Mapping]]] = ..., problems: _Optional[_Iterable[str]] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class RepairEvent(_message.Message):
+    __slots__ = ("progress", "report")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    report: RepairReport
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., report: _Optional[_Union[RepairReport, _Mapping]] = ...) -> None: ...
 
 class LayerProgress(_message.Message):
     __slots__ = ("layer_idx", "chunks_done", "chunks_total", "wire_bytes")
@@ -570,7 +702,7 @@ class LayerProgress(_message.Message):
     def __init__(self, layer_idx: _Optional[int] = ..., chunks_done: _Optional[int] = ..., chunks_total: _Optional[int] = ..., wire_bytes: _Optional[int] = ...) -> None: ...
 
 class SendReport(_message.Message):
-    __slots__ = ("transfer_id", "memory", "peer", "chunks", "raw_bytes", "wire_bytes", "seconds", "tier", "resumed_chunks", "codec")
+    __slots__ = ("transfer_id", "memory", "peer", "chunks", "raw_bytes", "wire_bytes", "seconds", "tier", "resumed_chunks", "codec", "queued")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
@@ -581,6 +713,7 @@ class SendReport(_message.Message):
     TIER_FIELD_NUMBER: _ClassVar[int]
     RESUMED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     memory: str
     peer: str
@@ -591,7 +724,8 @@ class SendReport(_message.Message):
     tier: str
     resumed_chunks: int
     codec: str
-    def __init__(self, transfer_id: _Optional[str] = ..., memory: _Optional[str] = ..., peer: _Optional[str] = ..., chunks: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., tier: _Optional[str] = ..., resumed_chunks: _Optional[int] = ..., codec: _Optional[str] = ...) -> None: ...
+    queued: str
+    def __init__(self, transfer_id: _Optional[str] = ..., memory: _Optional[str] = ..., peer: _Optional[str] = ..., chunks: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., tier: _Optional[str] = ..., resumed_chunks: _Optional[int] = ..., codec: _Optional[str] = ..., queued: _Optional[str] = ...) -> None: ...
 
 class SendEvent(_message.Message):
     __slots__ = ("progress", "report")
@@ -776,7 +910,7 @@ class Explanation(_message.Message):
     def __init__(self, memory: _Optional[str] = ..., model: _Optional[str] = ..., tier: _Optional[str] = ..., policy: _Optional[str] = ..., differences: _Optional[_Iterable[_Union[Difference, _Mapping]]] = ..., map: _Optional[_Union[MapSummary, _Mapping]] = ..., has_text: _Optional[bool] = ..., advice: _Optional[str] = ...) -> None: ...
 
 class PeerInfo(_message.Message):
-    __slots__ = ("node_id", "name", "addresses", "source", "added", "reachable", "model", "tier", "latency_s", "problem")
+    __slots__ = ("node_id", "name", "addresses", "source", "added", "reachable", "model", "tier", "latency_s", "problem", "permissions", "quota_nbytes", "verified", "added_at", "revoked_at", "rotated_from", "alarm")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
@@ -787,6 +921,13 @@ class PeerInfo(_message.Message):
     TIER_FIELD_NUMBER: _ClassVar[int]
     LATENCY_S_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    PERMISSIONS_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_NBYTES_FIELD_NUMBER: _ClassVar[int]
+    VERIFIED_FIELD_NUMBER: _ClassVar[int]
+    ADDED_AT_FIELD_NUMBER: _ClassVar[int]
+    REVOKED_AT_FIELD_NUMBER: _ClassVar[int]
+    ROTATED_FROM_FIELD_NUMBER: _ClassVar[int]
+    ALARM_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     name: str
     addresses: _containers.RepeatedScalarFieldContainer[str]
@@ -797,7 +938,14 @@ class PeerInfo(_message.Message):
     tier: str
     latency_s: float
     problem: str
-    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., added: _Optional[bool] = ..., reachable: _Optional[bool] = ..., model: _Optional[str] = ..., tier: _Optional[str] = ..., latency_s: _Optional[float] = ..., problem: _Optional[str] = ...) -> None: ...
+    permissions: _containers.RepeatedScalarFieldContainer[str]
+    quota_nbytes: int
+    verified: str
+    added_at: str
+    revoked_at: str
+    rotated_from: str
+    alarm: str
+    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., source: _Optional[str] = ..., added: _Optional[bool] = ..., reachable: _Optional[bool] = ..., model: _Optional[str] = ..., tier: _Optional[str] = ..., latency_s: _Optional[float] = ..., problem: _Optional[str] = ..., permissions: _Optional[_Iterable[str]] = ..., quota_nbytes: _Optional[int] = ..., verified: _Optional[str] = ..., added_at: _Optional[str] = ..., revoked_at: _Optional[str] = ..., rotated_from: _Optional[str] = ..., alarm: _Optional[str] = ...) -> None: ...
 
 class ListPeersRequest(_message.Message):
     __slots__ = ("probe",)
@@ -826,6 +974,112 @@ class RemovePeerRequest(_message.Message):
     PEER_FIELD_NUMBER: _ClassVar[int]
     peer: str
     def __init__(self, peer: _Optional[str] = ...) -> None: ...
+
+class ShowPeerRequest(_message.Message):
+    __slots__ = ("peer",)
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    def __init__(self, peer: _Optional[str] = ...) -> None: ...
+
+class TrustPeerRequest(_message.Message):
+    __slots__ = ("peer", "permissions", "keep_permissions", "quota_nbytes")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    PERMISSIONS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_PERMISSIONS_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_NBYTES_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    permissions: _containers.RepeatedScalarFieldContainer[str]
+    keep_permissions: bool
+    quota_nbytes: int
+    def __init__(self, peer: _Optional[str] = ..., permissions: _Optional[_Iterable[str]] = ..., keep_permissions: _Optional[bool] = ..., quota_nbytes: _Optional[int] = ...) -> None: ...
+
+class RevokePeerRequest(_message.Message):
+    __slots__ = ("peer",)
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    def __init__(self, peer: _Optional[str] = ...) -> None: ...
+
+class PairRequest(_message.Message):
+    __slots__ = ("code", "address", "name", "verify")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    address: str
+    name: str
+    verify: bool
+    def __init__(self, code: _Optional[str] = ..., address: _Optional[str] = ..., name: _Optional[str] = ..., verify: _Optional[bool] = ...) -> None: ...
+
+class PairingInvitation(_message.Message):
+    __slots__ = ("code", "addresses", "expires_in_s")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_IN_S_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    expires_in_s: float
+    def __init__(self, code: _Optional[str] = ..., addresses: _Optional[_Iterable[str]] = ..., expires_in_s: _Optional[float] = ...) -> None: ...
+
+class PairingAttempt(_message.Message):
+    __slots__ = ("host", "guesses_left")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    GUESSES_LEFT_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    guesses_left: int
+    def __init__(self, host: _Optional[str] = ..., guesses_left: _Optional[int] = ...) -> None: ...
+
+class PairingComparison(_message.Message):
+    __slots__ = ("digits",)
+    DIGITS_FIELD_NUMBER: _ClassVar[int]
+    digits: str
+    def __init__(self, digits: _Optional[str] = ...) -> None: ...
+
+class PairEvent(_message.Message):
+    __slots__ = ("invitation", "attempt", "comparison", "peer")
+    INVITATION_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    COMPARISON_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    invitation: PairingInvitation
+    attempt: PairingAttempt
+    comparison: PairingComparison
+    peer: PeerInfo
+    def __init__(self, invitation: _Optional[_Union[PairingInvitation, _Mapping]] = ..., attempt: _Optional[_Union[PairingAttempt, _Mapping]] = ..., comparison: _Optional[_Union[PairingComparison, _Mapping]] = ..., peer: _Optional[_Union[PeerInfo, _Mapping]] = ...) -> None: ...
+
+class AnswerPairingRequest(_message.Message):
+    __slots__ = ("same",)
+    SAME_FIELD_NUMBER: _ClassVar[int]
+    same: bool
+    def __init__(self, same: _Optional[bool] = ...) -> None: ...
+
+class AnswerPairingReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RotateKeyRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RotationReport(_message.Message):
+    __slots__ = ("old_id", "new_id", "statement", "told", "untold")
+    OLD_ID_FIELD_NUMBER: _ClassVar[int]
+    NEW_ID_FIELD_NUMBER: _ClassVar[int]
+    STATEMENT_FIELD_NUMBER: _ClassVar[int]
+    TOLD_FIELD_NUMBER: _ClassVar[int]
+    UNTOLD_FIELD_NUMBER: _ClassVar[int]
+    old_id: str
+    new_id: str
+    statement: str
+    told: _containers.RepeatedScalarFieldContainer[str]
+    untold: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, old_id: _Optional[str] = ..., new_id: _Optional[str] = ..., statement: _Optional[str] = ..., told: _Optional[_Iterable[str]] = ..., untold: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class AcceptRotationRequest(_message.Message):
+    __slots__ = ("statement",)
+    STATEMENT_FIELD_NUMBER: _ClassVar[int]
+    statement: bytes
+    def __init__(self, statement: _Optional[bytes] = ...) -> None: ...
 
 class InboxRequest(_message.Message):
     __slots__ = ("agent", "all", "every_agent")

@@ -145,6 +145,31 @@ class ControlStub:
                 request_serializer=kvnet_dot_v1_dot_control__pb2.PullRequest.SerializeToString,
                 response_deserializer=kvnet_dot_v1_dot_control__pb2.SendEvent.FromString,
                 _registered_method=True)
+        self.ListOutbox = channel.unary_unary(
+                '/kvnet.v1.Control/ListOutbox',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.ListOutboxRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.OutboxList.FromString,
+                _registered_method=True)
+        self.RetryOutboxEntry = channel.unary_unary(
+                '/kvnet.v1.Control/RetryOutboxEntry',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.OutboxEntryRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.OutboxEntry.FromString,
+                _registered_method=True)
+        self.RemoveOutboxEntry = channel.unary_unary(
+                '/kvnet.v1.Control/RemoveOutboxEntry',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.OutboxEntryRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.OutboxEntry.FromString,
+                _registered_method=True)
+        self.ListReceipts = channel.unary_unary(
+                '/kvnet.v1.Control/ListReceipts',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.ListReceiptsRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.ReceiptList.FromString,
+                _registered_method=True)
+        self.ExportReceipt = channel.unary_unary(
+                '/kvnet.v1.Control/ExportReceipt',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.ExportReceiptRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.ExportReceiptReply.FromString,
+                _registered_method=True)
         self.Ask = channel.unary_stream(
                 '/kvnet.v1.Control/Ask',
                 request_serializer=kvnet_dot_v1_dot_control__pb2.AskRequest.SerializeToString,
@@ -170,6 +195,41 @@ class ControlStub:
                 request_serializer=kvnet_dot_v1_dot_control__pb2.RemovePeerRequest.SerializeToString,
                 response_deserializer=kvnet_dot_v1_dot_control__pb2.PeerInfo.FromString,
                 _registered_method=True)
+        self.ShowPeer = channel.unary_unary(
+                '/kvnet.v1.Control/ShowPeer',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.ShowPeerRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.PeerInfo.FromString,
+                _registered_method=True)
+        self.TrustPeer = channel.unary_unary(
+                '/kvnet.v1.Control/TrustPeer',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.TrustPeerRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.PeerInfo.FromString,
+                _registered_method=True)
+        self.RevokePeer = channel.unary_unary(
+                '/kvnet.v1.Control/RevokePeer',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.RevokePeerRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.PeerInfo.FromString,
+                _registered_method=True)
+        self.Pair = channel.unary_stream(
+                '/kvnet.v1.Control/Pair',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.PairRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.PairEvent.FromString,
+                _registered_method=True)
+        self.AnswerPairing = channel.unary_unary(
+                '/kvnet.v1.Control/AnswerPairing',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.AnswerPairingRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.AnswerPairingReply.FromString,
+                _registered_method=True)
+        self.RotateKey = channel.unary_unary(
+                '/kvnet.v1.Control/RotateKey',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.RotateKeyRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.RotationReport.FromString,
+                _registered_method=True)
+        self.AcceptRotation = channel.unary_unary(
+                '/kvnet.v1.Control/AcceptRotation',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.AcceptRotationRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.PeerInfo.FromString,
+                _registered_method=True)
         self.Inbox = channel.unary_unary(
                 '/kvnet.v1.Control/Inbox',
                 request_serializer=kvnet_dot_v1_dot_control__pb2.InboxRequest.SerializeToString,
@@ -179,6 +239,11 @@ class ControlStub:
                 '/kvnet.v1.Control/Acknowledge',
                 request_serializer=kvnet_dot_v1_dot_control__pb2.AcknowledgeRequest.SerializeToString,
                 response_deserializer=kvnet_dot_v1_dot_control__pb2.InboxMessage.FromString,
+                _registered_method=True)
+        self.Repair = channel.unary_stream(
+                '/kvnet.v1.Control/Repair',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.RepairRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.RepairEvent.FromString,
                 _registered_method=True)
         self.Events = channel.unary_stream(
                 '/kvnet.v1.Control/Events',
@@ -330,6 +395,37 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListOutbox(self, request, context):
+        """Memories that wait for their peers, and the receipts of those that were delivered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryOutboxEntry(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveOutboxEntry(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListReceipts(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportReceipt(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Ask(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -361,6 +457,55 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShowPeer(self, request, context):
+        """What is known of one peer, and whether one node alone answers with its key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TrustPeer(self, request, context):
+        """Trust it again if it was revoked, end its alarm, and change what it may do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokePeer(self, request, context):
+        """Trust it no longer: what it has open here ends within a second.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pair(self, request, context):
+        """Give out a one-use code, or use one. Ends with its call.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AnswerPairing(self, request, context):
+        """Whether the digits of a comparison are those on the other machine.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateKey(self, request, context):
+        """Make a new key that the old one signs for, tell the peers, and stop: the next start uses it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AcceptRotation(self, request, context):
+        """Take in a peer's statement of its new key, from its file.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Inbox(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -369,6 +514,13 @@ class ControlServicer:
 
     def Acknowledge(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Repair(self, request, context):
+        """Check every digest in the store, set aside what is damaged, seal what lies in clear.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -493,6 +645,31 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=kvnet_dot_v1_dot_control__pb2.PullRequest.FromString,
                     response_serializer=kvnet_dot_v1_dot_control__pb2.SendEvent.SerializeToString,
             ),
+            'ListOutbox': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOutbox,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.ListOutboxRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.OutboxList.SerializeToString,
+            ),
+            'RetryOutboxEntry': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryOutboxEntry,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.OutboxEntryRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.OutboxEntry.SerializeToString,
+            ),
+            'RemoveOutboxEntry': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveOutboxEntry,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.OutboxEntryRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.OutboxEntry.SerializeToString,
+            ),
+            'ListReceipts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReceipts,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.ListReceiptsRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.ReceiptList.SerializeToString,
+            ),
+            'ExportReceipt': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportReceipt,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.ExportReceiptRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.ExportReceiptReply.SerializeToString,
+            ),
             'Ask': grpc.unary_stream_rpc_method_handler(
                     servicer.Ask,
                     request_deserializer=kvnet_dot_v1_dot_control__pb2.AskRequest.FromString,
@@ -518,6 +695,41 @@ def add_ControlServicer_to_server(servicer, server):
                     request_deserializer=kvnet_dot_v1_dot_control__pb2.RemovePeerRequest.FromString,
                     response_serializer=kvnet_dot_v1_dot_control__pb2.PeerInfo.SerializeToString,
             ),
+            'ShowPeer': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShowPeer,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.ShowPeerRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.PeerInfo.SerializeToString,
+            ),
+            'TrustPeer': grpc.unary_unary_rpc_method_handler(
+                    servicer.TrustPeer,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.TrustPeerRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.PeerInfo.SerializeToString,
+            ),
+            'RevokePeer': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokePeer,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.RevokePeerRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.PeerInfo.SerializeToString,
+            ),
+            'Pair': grpc.unary_stream_rpc_method_handler(
+                    servicer.Pair,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.PairRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.PairEvent.SerializeToString,
+            ),
+            'AnswerPairing': grpc.unary_unary_rpc_method_handler(
+                    servicer.AnswerPairing,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.AnswerPairingRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.AnswerPairingReply.SerializeToString,
+            ),
+            'RotateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKey,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.RotateKeyRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.RotationReport.SerializeToString,
+            ),
+            'AcceptRotation': grpc.unary_unary_rpc_method_handler(
+                    servicer.AcceptRotation,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.AcceptRotationRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.PeerInfo.SerializeToString,
+            ),
             'Inbox': grpc.unary_unary_rpc_method_handler(
                     servicer.Inbox,
                     request_deserializer=kvnet_dot_v1_dot_control__pb2.InboxRequest.FromString,
@@ -527,6 +739,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Acknowledge,
                     request_deserializer=kvnet_dot_v1_dot_control__pb2.AcknowledgeRequest.FromString,
                     response_serializer=kvnet_dot_v1_dot_control__pb2.InboxMessage.SerializeToString,
+            ),
+            'Repair': grpc.unary_stream_rpc_method_handler(
+                    servicer.Repair,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.RepairRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.RepairEvent.SerializeToString,
             ),
             'Events': grpc.unary_stream_rpc_method_handler(
                     servicer.Events,
@@ -1140,6 +1357,141 @@ class Control:
             _registered_method=True)
 
     @staticmethod
+    def ListOutbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/ListOutbox',
+            kvnet_dot_v1_dot_control__pb2.ListOutboxRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.OutboxList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryOutboxEntry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/RetryOutboxEntry',
+            kvnet_dot_v1_dot_control__pb2.OutboxEntryRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.OutboxEntry.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveOutboxEntry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/RemoveOutboxEntry',
+            kvnet_dot_v1_dot_control__pb2.OutboxEntryRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.OutboxEntry.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReceipts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/ListReceipts',
+            kvnet_dot_v1_dot_control__pb2.ListReceiptsRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.ReceiptList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportReceipt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/ExportReceipt',
+            kvnet_dot_v1_dot_control__pb2.ExportReceiptRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.ExportReceiptReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Ask(request,
             target,
             options=(),
@@ -1275,6 +1627,195 @@ class Control:
             _registered_method=True)
 
     @staticmethod
+    def ShowPeer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/ShowPeer',
+            kvnet_dot_v1_dot_control__pb2.ShowPeerRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.PeerInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TrustPeer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/TrustPeer',
+            kvnet_dot_v1_dot_control__pb2.TrustPeerRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.PeerInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokePeer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/RevokePeer',
+            kvnet_dot_v1_dot_control__pb2.RevokePeerRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.PeerInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvnet.v1.Control/Pair',
+            kvnet_dot_v1_dot_control__pb2.PairRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.PairEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnswerPairing(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/AnswerPairing',
+            kvnet_dot_v1_dot_control__pb2.AnswerPairingRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.AnswerPairingReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/RotateKey',
+            kvnet_dot_v1_dot_control__pb2.RotateKeyRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.RotationReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AcceptRotation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/AcceptRotation',
+            kvnet_dot_v1_dot_control__pb2.AcceptRotationRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.PeerInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Inbox(request,
             target,
             options=(),
@@ -1318,6 +1859,33 @@ class Control:
             '/kvnet.v1.Control/Acknowledge',
             kvnet_dot_v1_dot_control__pb2.AcknowledgeRequest.SerializeToString,
             kvnet_dot_v1_dot_control__pb2.InboxMessage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Repair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kvnet.v1.Control/Repair',
+            kvnet_dot_v1_dot_control__pb2.RepairRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.RepairEvent.FromString,
             options,
             channel_credentials,
             insecure,

@@ -63,14 +63,36 @@ class ControlStub:
     EvaluateAlignment: _grpc.UnaryStreamMultiCallable[_control_pb2.EvaluateAlignmentRequest, _control_pb2.EvaluateEvent]
     Send: _grpc.UnaryStreamMultiCallable[_control_pb2.SendRequest, _control_pb2.SendEvent]
     Pull: _grpc.UnaryStreamMultiCallable[_control_pb2.PullRequest, _control_pb2.SendEvent]
+    ListOutbox: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListOutboxRequest, _control_pb2.OutboxList]
+    """Memories that wait for their peers, and the receipts of those that were delivered."""
+    RetryOutboxEntry: _grpc.UnaryUnaryMultiCallable[_control_pb2.OutboxEntryRequest, _control_pb2.OutboxEntry]
+    RemoveOutboxEntry: _grpc.UnaryUnaryMultiCallable[_control_pb2.OutboxEntryRequest, _control_pb2.OutboxEntry]
+    ListReceipts: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListReceiptsRequest, _control_pb2.ReceiptList]
+    ExportReceipt: _grpc.UnaryUnaryMultiCallable[_control_pb2.ExportReceiptRequest, _control_pb2.ExportReceiptReply]
     Ask: _grpc.UnaryStreamMultiCallable[_control_pb2.AskRequest, _control_pb2.AskEvent]
     Explain: _grpc.UnaryUnaryMultiCallable[_control_pb2.ExplainRequest, _control_pb2.Explanation]
     """How a memory would reach the hosted model, or another one on this machine."""
     ListPeers: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListPeersRequest, _control_pb2.PeerList]
     AddPeer: _grpc.UnaryUnaryMultiCallable[_control_pb2.AddPeerRequest, _control_pb2.PeerInfo]
     RemovePeer: _grpc.UnaryUnaryMultiCallable[_control_pb2.RemovePeerRequest, _control_pb2.PeerInfo]
+    ShowPeer: _grpc.UnaryUnaryMultiCallable[_control_pb2.ShowPeerRequest, _control_pb2.PeerInfo]
+    """What is known of one peer, and whether one node alone answers with its key."""
+    TrustPeer: _grpc.UnaryUnaryMultiCallable[_control_pb2.TrustPeerRequest, _control_pb2.PeerInfo]
+    """Trust it again if it was revoked, end its alarm, and change what it may do."""
+    RevokePeer: _grpc.UnaryUnaryMultiCallable[_control_pb2.RevokePeerRequest, _control_pb2.PeerInfo]
+    """Trust it no longer: what it has open here ends within a second."""
+    Pair: _grpc.UnaryStreamMultiCallable[_control_pb2.PairRequest, _control_pb2.PairEvent]
+    """Give out a one-use code, or use one. Ends with its call."""
+    AnswerPairing: _grpc.UnaryUnaryMultiCallable[_control_pb2.AnswerPairingRequest, _control_pb2.AnswerPairingReply]
+    """Whether the digits of a comparison are those on the other machine."""
+    RotateKey: _grpc.UnaryUnaryMultiCallable[_control_pb2.RotateKeyRequest, _control_pb2.RotationReport]
+    """Make a new key that the old one signs for, tell the peers, and stop: the next start uses it."""
+    AcceptRotation: _grpc.UnaryUnaryMultiCallable[_control_pb2.AcceptRotationRequest, _control_pb2.PeerInfo]
+    """Take in a peer's statement of its new key, from its file."""
     Inbox: _grpc.UnaryUnaryMultiCallable[_control_pb2.InboxRequest, _control_pb2.MessageList]
     Acknowledge: _grpc.UnaryUnaryMultiCallable[_control_pb2.AcknowledgeRequest, _control_pb2.InboxMessage]
+    Repair: _grpc.UnaryStreamMultiCallable[_control_pb2.RepairRequest, _control_pb2.RepairEvent]
+    """Check every digest in the store, set aside what is damaged, seal what lies in clear."""
     Events: _grpc.UnaryStreamMultiCallable[_control_pb2.EventsRequest, _control_pb2.Event]
     """Log events from now on, or all that the log still holds."""
 
@@ -109,14 +131,36 @@ class ControlAsyncStub(ControlStub):
     EvaluateAlignment: _aio.UnaryStreamMultiCallable[_control_pb2.EvaluateAlignmentRequest, _control_pb2.EvaluateEvent]  # type: ignore[assignment]
     Send: _aio.UnaryStreamMultiCallable[_control_pb2.SendRequest, _control_pb2.SendEvent]  # type: ignore[assignment]
     Pull: _aio.UnaryStreamMultiCallable[_control_pb2.PullRequest, _control_pb2.SendEvent]  # type: ignore[assignment]
+    ListOutbox: _aio.UnaryUnaryMultiCallable[_control_pb2.ListOutboxRequest, _control_pb2.OutboxList]  # type: ignore[assignment]
+    """Memories that wait for their peers, and the receipts of those that were delivered."""
+    RetryOutboxEntry: _aio.UnaryUnaryMultiCallable[_control_pb2.OutboxEntryRequest, _control_pb2.OutboxEntry]  # type: ignore[assignment]
+    RemoveOutboxEntry: _aio.UnaryUnaryMultiCallable[_control_pb2.OutboxEntryRequest, _control_pb2.OutboxEntry]  # type: ignore[assignment]
+    ListReceipts: _aio.UnaryUnaryMultiCallable[_control_pb2.ListReceiptsRequest, _control_pb2.ReceiptList]  # type: ignore[assignment]
+    ExportReceipt: _aio.UnaryUnaryMultiCallable[_control_pb2.ExportReceiptRequest, _control_pb2.ExportReceiptReply]  # type: ignore[assignment]
     Ask: _aio.UnaryStreamMultiCallable[_control_pb2.AskRequest, _control_pb2.AskEvent]  # type: ignore[assignment]
     Explain: _aio.UnaryUnaryMultiCallable[_control_pb2.ExplainRequest, _control_pb2.Explanation]  # type: ignore[assignment]
     """How a memory would reach the hosted model, or another one on this machine."""
     ListPeers: _aio.UnaryUnaryMultiCallable[_control_pb2.ListPeersRequest, _control_pb2.PeerList]  # type: ignore[assignment]
     AddPeer: _aio.UnaryUnaryMultiCallable[_control_pb2.AddPeerRequest, _control_pb2.PeerInfo]  # type: ignore[assignment]
     RemovePeer: _aio.UnaryUnaryMultiCallable[_control_pb2.RemovePeerRequest, _control_pb2.PeerInfo]  # type: ignore[assignment]
+    ShowPeer: _aio.UnaryUnaryMultiCallable[_control_pb2.ShowPeerRequest, _control_pb2.PeerInfo]  # type: ignore[assignment]
+    """What is known of one peer, and whether one node alone answers with its key."""
+    TrustPeer: _aio.UnaryUnaryMultiCallable[_control_pb2.TrustPeerRequest, _control_pb2.PeerInfo]  # type: ignore[assignment]
+    """Trust it again if it was revoked, end its alarm, and change what it may do."""
+    RevokePeer: _aio.UnaryUnaryMultiCallable[_control_pb2.RevokePeerRequest, _control_pb2.PeerInfo]  # type: ignore[assignment]
+    """Trust it no longer: what it has open here ends within a second."""
+    Pair: _aio.UnaryStreamMultiCallable[_control_pb2.PairRequest, _control_pb2.PairEvent]  # type: ignore[assignment]
+    """Give out a one-use code, or use one. Ends with its call."""
+    AnswerPairing: _aio.UnaryUnaryMultiCallable[_control_pb2.AnswerPairingRequest, _control_pb2.AnswerPairingReply]  # type: ignore[assignment]
+    """Whether the digits of a comparison are those on the other machine."""
+    RotateKey: _aio.UnaryUnaryMultiCallable[_control_pb2.RotateKeyRequest, _control_pb2.RotationReport]  # type: ignore[assignment]
+    """Make a new key that the old one signs for, tell the peers, and stop: the next start uses it."""
+    AcceptRotation: _aio.UnaryUnaryMultiCallable[_control_pb2.AcceptRotationRequest, _control_pb2.PeerInfo]  # type: ignore[assignment]
+    """Take in a peer's statement of its new key, from its file."""
     Inbox: _aio.UnaryUnaryMultiCallable[_control_pb2.InboxRequest, _control_pb2.MessageList]  # type: ignore[assignment]
     Acknowledge: _aio.UnaryUnaryMultiCallable[_control_pb2.AcknowledgeRequest, _control_pb2.InboxMessage]  # type: ignore[assignment]
+    Repair: _aio.UnaryStreamMultiCallable[_control_pb2.RepairRequest, _control_pb2.RepairEvent]  # type: ignore[assignment]
+    """Check every digest in the store, set aside what is damaged, seal what lies in clear."""
     Events: _aio.UnaryStreamMultiCallable[_control_pb2.EventsRequest, _control_pb2.Event]  # type: ignore[assignment]
     """Log events from now on, or all that the log still holds."""
 
@@ -286,6 +330,42 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_control_pb2.SendEvent], _abc.AsyncIterator[_control_pb2.SendEvent]]: ...
 
     @_abc_1.abstractmethod
+    def ListOutbox(
+        self,
+        request: _control_pb2.ListOutboxRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.OutboxList, _abc.Awaitable[_control_pb2.OutboxList]]:
+        """Memories that wait for their peers, and the receipts of those that were delivered."""
+
+    @_abc_1.abstractmethod
+    def RetryOutboxEntry(
+        self,
+        request: _control_pb2.OutboxEntryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.OutboxEntry, _abc.Awaitable[_control_pb2.OutboxEntry]]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveOutboxEntry(
+        self,
+        request: _control_pb2.OutboxEntryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.OutboxEntry, _abc.Awaitable[_control_pb2.OutboxEntry]]: ...
+
+    @_abc_1.abstractmethod
+    def ListReceipts(
+        self,
+        request: _control_pb2.ListReceiptsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ReceiptList, _abc.Awaitable[_control_pb2.ReceiptList]]: ...
+
+    @_abc_1.abstractmethod
+    def ExportReceipt(
+        self,
+        request: _control_pb2.ExportReceiptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.ExportReceiptReply, _abc.Awaitable[_control_pb2.ExportReceiptReply]]: ...
+
+    @_abc_1.abstractmethod
     def Ask(
         self,
         request: _control_pb2.AskRequest,
@@ -322,6 +402,62 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_control_pb2.PeerInfo, _abc.Awaitable[_control_pb2.PeerInfo]]: ...
 
     @_abc_1.abstractmethod
+    def ShowPeer(
+        self,
+        request: _control_pb2.ShowPeerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.PeerInfo, _abc.Awaitable[_control_pb2.PeerInfo]]:
+        """What is known of one peer, and whether one node alone answers with its key."""
+
+    @_abc_1.abstractmethod
+    def TrustPeer(
+        self,
+        request: _control_pb2.TrustPeerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.PeerInfo, _abc.Awaitable[_control_pb2.PeerInfo]]:
+        """Trust it again if it was revoked, end its alarm, and change what it may do."""
+
+    @_abc_1.abstractmethod
+    def RevokePeer(
+        self,
+        request: _control_pb2.RevokePeerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.PeerInfo, _abc.Awaitable[_control_pb2.PeerInfo]]:
+        """Trust it no longer: what it has open here ends within a second."""
+
+    @_abc_1.abstractmethod
+    def Pair(
+        self,
+        request: _control_pb2.PairRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.PairEvent], _abc.AsyncIterator[_control_pb2.PairEvent]]:
+        """Give out a one-use code, or use one. Ends with its call."""
+
+    @_abc_1.abstractmethod
+    def AnswerPairing(
+        self,
+        request: _control_pb2.AnswerPairingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.AnswerPairingReply, _abc.Awaitable[_control_pb2.AnswerPairingReply]]:
+        """Whether the digits of a comparison are those on the other machine."""
+
+    @_abc_1.abstractmethod
+    def RotateKey(
+        self,
+        request: _control_pb2.RotateKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.RotationReport, _abc.Awaitable[_control_pb2.RotationReport]]:
+        """Make a new key that the old one signs for, tell the peers, and stop: the next start uses it."""
+
+    @_abc_1.abstractmethod
+    def AcceptRotation(
+        self,
+        request: _control_pb2.AcceptRotationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.PeerInfo, _abc.Awaitable[_control_pb2.PeerInfo]]:
+        """Take in a peer's statement of its new key, from its file."""
+
+    @_abc_1.abstractmethod
     def Inbox(
         self,
         request: _control_pb2.InboxRequest,
@@ -334,6 +470,14 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.AcknowledgeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.InboxMessage, _abc.Awaitable[_control_pb2.InboxMessage]]: ...
+
+    @_abc_1.abstractmethod
+    def Repair(
+        self,
+        request: _control_pb2.RepairRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_control_pb2.RepairEvent], _abc.AsyncIterator[_control_pb2.RepairEvent]]:
+        """Check every digest in the store, set aside what is damaged, seal what lies in clear."""
 
     @_abc_1.abstractmethod
     def Events(

@@ -6,6 +6,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class RotateRequest(_message.Message):
+    __slots__ = ("statement",)
+    STATEMENT_FIELD_NUMBER: _ClassVar[int]
+    statement: bytes
+    def __init__(self, statement: _Optional[bytes] = ...) -> None: ...
+
+class RotateReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class HelloRequest(_message.Message):
     __slots__ = ("protocol", "nonce")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]

@@ -55,6 +55,11 @@ class PeerStub:
                 request_serializer=kvnet_dot_v1_dot_peer__pb2.ReadFrame.SerializeToString,
                 response_deserializer=kvnet_dot_v1_dot_peer__pb2.ReadFrame.FromString,
                 _registered_method=True)
+        self.Rotate = channel.unary_unary(
+                '/kvnet.v1.Peer/Rotate',
+                request_serializer=kvnet_dot_v1_dot_peer__pb2.RotateRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_peer__pb2.RotateReply.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -89,6 +94,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rotate(self, request, context):
+        """The caller has a new key, and shows what its old one signed for it; from then on only the new one is let in.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +123,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Read,
                     request_deserializer=kvnet_dot_v1_dot_peer__pb2.ReadFrame.FromString,
                     response_serializer=kvnet_dot_v1_dot_peer__pb2.ReadFrame.SerializeToString,
+            ),
+            'Rotate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rotate,
+                    request_deserializer=kvnet_dot_v1_dot_peer__pb2.RotateRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_peer__pb2.RotateReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +239,33 @@ class Peer:
             '/kvnet.v1.Peer/Read',
             kvnet_dot_v1_dot_peer__pb2.ReadFrame.SerializeToString,
             kvnet_dot_v1_dot_peer__pb2.ReadFrame.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rotate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Peer/Rotate',
+            kvnet_dot_v1_dot_peer__pb2.RotateRequest.SerializeToString,
+            kvnet_dot_v1_dot_peer__pb2.RotateReply.FromString,
             options,
             channel_credentials,
             insecure,

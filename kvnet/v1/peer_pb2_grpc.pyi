@@ -41,6 +41,8 @@ class PeerStub:
     """The caller fetches a memory: the same frames with the roles swapped, after a signed request."""
     Read: _grpc.StreamStreamMultiCallable[_peer_pb2.ReadFrame, _peer_pb2.ReadFrame]
     """The callee reads texts of the caller's with its model, and sends back what it read."""
+    Rotate: _grpc.UnaryUnaryMultiCallable[_peer_pb2.RotateRequest, _peer_pb2.RotateReply]
+    """The caller has a new key, and shows what its old one signed for it; from then on only the new one is let in."""
 
 @_typing.type_check_only
 class PeerAsyncStub(PeerStub):
@@ -55,6 +57,8 @@ class PeerAsyncStub(PeerStub):
     """The caller fetches a memory: the same frames with the roles swapped, after a signed request."""
     Read: _aio.StreamStreamMultiCallable[_peer_pb2.ReadFrame, _peer_pb2.ReadFrame]  # type: ignore[assignment]
     """The callee reads texts of the caller's with its model, and sends back what it read."""
+    Rotate: _aio.UnaryUnaryMultiCallable[_peer_pb2.RotateRequest, _peer_pb2.RotateReply]  # type: ignore[assignment]
+    """The caller has a new key, and shows what its old one signed for it; from then on only the new one is let in."""
 
 class PeerServicer(metaclass=_abc_1.ABCMeta):
     """What one node asks of another. FORMAT.md is normative for every `bytes` field here."""
@@ -90,5 +94,13 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_peer_pb2.ReadFrame], _abc.AsyncIterator[_peer_pb2.ReadFrame]]:
         """The callee reads texts of the caller's with its model, and sends back what it read."""
+
+    @_abc_1.abstractmethod
+    def Rotate(
+        self,
+        request: _peer_pb2.RotateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.RotateReply, _abc.Awaitable[_peer_pb2.RotateReply]]:
+        """The caller has a new key, and shows what its old one signed for it; from then on only the new one is let in."""
 
 def add_PeerServicer_to_server(servicer: PeerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -77,6 +77,18 @@ async def test_nodes_find_each_other_leave_and_come_back(lab: _Lab) -> None:
     assert events == expected
 
 
+async def test_a_node_that_only_looks_sees_and_is_not_seen(lab: _Lab) -> None:
+    advert = lab.advert()
+    looking = await lab.start(advertises=False)
+    seen = await lab.start(advert)
+    other = await lab.start()
+    await _until(lambda: advert.short_id in looking.peers() and advert.short_id in other.peers())
+    await _until(lambda: len(seen.peers()) == 1)
+    assert len(other.peers()) == 1
+    await looking.close()
+    assert len(seen.peers()) == len(other.peers()) == 1
+
+
 async def test_a_peer_that_stays_is_never_lost(lab: _Lab) -> None:
     left, right = await lab.start(ttl_s=2), await lab.start(ttl_s=2)
     await _until(lambda: len(left.peers()) == len(right.peers()) == 1)

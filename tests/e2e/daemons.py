@@ -23,9 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kvnetd.store.vault import Vault
+
 from kvnet.api import Answer, MemoryInfo, NodeStatus
 from kvnet.client import AsyncNode, Node
-from kvnet.errors import NotRunning, TooBusy
+from kvnet.errors import NotRunning, StateCorrupt, TooBusy
 from kvnet.model.reference.world import Question, ask, sample_context
 from kvnet.paths import Home
 
@@ -228,7 +230,8 @@ async def memory_nobody_has(sender: AsyncNode, seed: int) -> MemoryInfo:
 async def chunks_arrived(receiver: Daemon, memory: MemoryInfo, timeout_s: float = 20.0) -> None:
     """Wait until the receiver's spool holds a durable chunk of this memory."""
     deadline = time.monotonic() + timeout_s
-    while not any(_has_chunks(folder, memory) for folder in (receiver.home.store / "incoming").iterdir()):
+    spool, vault = receiver.home.store / "incoming", Vault(receiver.home.vault_key.read_bytes())
+    while not any(_has_chunks(folder, memory, vault) for folder in spool.iterdir()):
         assert time.monotonic() < deadline, f"no chunk became durable at {receiver.name}"
         await asyncio.sleep(0.02)
 
@@ -238,11 +241,13 @@ def spooled(receiver: Daemon, transfer_id: str) -> list[Path]:
     return list((receiver.home.store / "incoming").glob(f"*{transfer_id}*"))
 
 
-def _has_chunks(transfer: Path, memory: MemoryInfo) -> bool:
-    offer, log = transfer / "offer.bin", transfer / "chunks.log"
-    if not (offer.exists() and log.exists() and log.stat().st_size):
+def _has_chunks(transfer: Path, memory: MemoryInfo, vault: Vault) -> bool:
+    log = transfer / "chunks.log"
+    try:
+        offer = vault.read(transfer / "offer.bin")
+        return log.stat().st_size > 0 and memory.header.content_digest.encode() in offer
+    except (FileNotFoundError, StateCorrupt):  # half made
         return False
-    return memory.header.content_digest.encode() in offer.read_bytes()
 
 
 def questions(count: int, *, seed: int = 7) -> list[tuple[str, Question]]:

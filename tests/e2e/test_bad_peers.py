@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import time
@@ -10,16 +11,39 @@ import pytest
 
 from kvnet.api import MemoryInfo
 from kvnet.compat import differences
-from kvnet.errors import IncompatibleModel, PeerNotAdded, UnknownMemory, UnknownPeer, WrongPeer
+from kvnet.errors import (
+    BadSignature,
+    IncompatibleModel,
+    PeerNotAdded,
+    PeerUnreachable,
+    UnknownMemory,
+    UnknownPeer,
+    WrongPeer,
+)
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.signing import SignedMessage
 from kvnet.transfer.messages import Offer, seal
 from kvnet.transport.client import PeerClient
 from kvnet.types import TransferId
-from tests.e2e.daemons import Daemon, Kvnet, Pair, introduce, spooled
+from tests.e2e.daemons import (
+    SOME_CHUNKS_NBYTES,
+    Daemon,
+    Kvnet,
+    Pair,
+    chunks_arrived,
+    dialled_at,
+    introduce,
+    memory_nobody_has,
+    spooled,
+    when_free,
+)
 from tests.e2e.outcomes import assert_refused_both_ways
+from tests.gates import gate_of
+from tests.lan.proxy import FaultProxy, Faults
 
 pytestmark = pytest.mark.usefixtures("pair_goes_on")
+
+SOON_S = 5.0  # it takes some milliseconds
 
 
 class _HandMade:
@@ -83,19 +107,33 @@ async def test_an_offer_of_another_geometry_is_refused_by_the_receiver(pair: Pai
         memory = node.remember("Petra's drink is tea.")
     key = NodeKey.load_or_create(pair.alice.home.identity)
     offer = _offer(memory, pair.alice, pair.bob)
-    async with PeerClient(pair.bob.grpc, public=None, peer="bob") as client:
+    bob = NodeKey.load_or_create(pair.bob.home.identity)
+    gate = gate_of(key, bob)
+    async with PeerClient(pair.bob.grpc, public=bob.public, peer="bob", gate=gate) as client:
         with pytest.raises(IncompatibleModel) as refused:
             await client.push(_HandMade(key, offer))  # type: ignore[arg-type]  # as much as is looked at
     assert refused.value.details["num_kv_heads"] == ["4", "2"]
     assert not spooled(pair.bob, offer.transfer_id)
 
 
-async def test_an_offer_from_a_key_that_was_not_added_is_refused(pair: Pair) -> None:
-    stranger = NodeKey.generate()
+async def test_a_key_that_was_not_added_gets_no_hello_and_no_offer_through(pair: Pair) -> None:
+    stranger, bob = NodeKey.generate(), NodeKey.load_or_create(pair.bob.home.identity)
     offer = _offer(pair.memory, pair.alice, pair.bob)
-    async with PeerClient(pair.bob.grpc, public=None, peer="bob") as client:
+    gate = gate_of(stranger, bob)
+    async with PeerClient(pair.bob.grpc, public=bob.public, peer="bob", gate=gate) as client:
         with pytest.raises(PeerNotAdded):
+            await client.hello()
+        with pytest.raises(PeerUnreachable):
             await client.push(_HandMade(stranger, offer))  # type: ignore[arg-type]
+    assert not spooled(pair.bob, offer.transfer_id)
+
+
+async def test_an_added_peer_passes_on_no_offer_of_another(pair: Pair) -> None:
+    alice, bob = (NodeKey.load_or_create(daemon.home.identity) for daemon in (pair.alice, pair.bob))
+    offer = _offer(pair.memory, pair.alice, pair.bob)
+    async with PeerClient(pair.bob.grpc, public=bob.public, peer="bob", gate=gate_of(alice, bob)) as client:
+        with pytest.raises(BadSignature, match="another key than that of the calling node"):
+            await client.push(_HandMade(NodeKey.generate(), offer))  # type: ignore[arg-type]
     assert not spooled(pair.bob, offer.transfer_id)
 
 
@@ -148,7 +186,7 @@ def test_a_peer_that_does_not_run_is_unreachable(pair: Pair, run: Kvnet) -> None
         nobody = NodeKey.generate().node_id
         info = alice.add_peer("127.0.0.1:1", node_id=nobody, name="nobody")
         assert not info.reachable
-        arguments = ("send", "honest", "--to", "nobody")
+        arguments = ("send", "honest", "--to", "nobody", "--no-queue")
         assert_refused_both_ways(run, pair.alice.home.root, arguments, "peer_unreachable", 5)
         assert run(pair.alice.home.root, "doctor").status == 1
         alice.remove_peer("nobody")
@@ -157,3 +195,32 @@ def test_a_peer_that_does_not_run_is_unreachable(pair: Pair, run: Kvnet) -> None
 def test_pulling_what_the_peer_does_not_have_is_an_unknown_memory(pair: Pair) -> None:
     with pair.alice.node() as alice, pytest.raises(UnknownMemory):
         alice.pull("mem_" + "a" * 52, "bob")
+
+
+async def test_a_revoked_peer_is_cut_off_in_the_middle_of_a_transfer(pair: Pair) -> None:
+    stalling = Faults(stall_after_nbytes=SOME_CHUNKS_NBYTES)
+    address = ("127.0.0.1", int(pair.bob.grpc.rpartition(":")[2]))
+    async with (
+        pair.alice.async_node() as alice,
+        pair.bob.async_node() as bob,
+        FaultProxy(*address, to_server=stalling) as proxy,
+        dialled_at(pair.alice, pair.bob, proxy.port),
+    ):
+        memory = await memory_nobody_has(alice, 77)
+        sending = asyncio.create_task(alice.send(memory, "bob", codec="exact"))
+        await chunks_arrived(pair.bob, memory)
+        info = await bob.revoke_peer("alice")
+        assert info.revoked_at
+        async with asyncio.timeout(SOON_S):
+            with pytest.raises(PeerNotAdded):
+                await sending
+        proxy.heal()
+        assert (await bob.show_peer("alice")).problem.startswith("revoked at")
+        with pytest.raises(UnknownPeer, match="was revoked at"):
+            await bob.pull(memory.id, "alice")
+        with pytest.raises(PeerNotAdded, match=pair.alice.node_id):
+            await alice.pull(pair.memory.id, "bob")
+        assert (await bob.trust_peer("alice")).revoked_at == ""
+        report = await when_free(lambda: alice.send(memory, "bob", codec="exact"))
+        assert report.memory == memory.id
+    assert [line["peer"] for line in pair.bob.events("peer.revoked")] == ["alice"]

@@ -68,12 +68,12 @@ def test_a_damaged_memory_is_refused_and_the_others_are_served(pair: Pair) -> No
     table.write_bytes(table.read_bytes().replace(b'"offset":0', b'"offset":9'))
     (folders["notes"] / "local.json").write_bytes(b"{")
     (folders["signature"] / "signature").write_bytes(bytes(64))
-    (folders["gone"] / "sections.bin").unlink()
-    sections = folders["flipped"] / "sections.bin"
+    (folders["gone"] / "sections.sealed").unlink()
+    sections = folders["flipped"] / "sections.sealed"
     content = bytearray(sections.read_bytes())
     content[len(content) // 2] ^= 1
     sections.write_bytes(content)
-    os.truncate(folders["short"] / "sections.bin", 1000)
+    os.truncate(folders["short"] / "sections.sealed", 1000)
     pair.bob.start()
     with pair.bob.node() as node:
         for what, memory in damaged.items():

@@ -39,13 +39,13 @@ async def test_a_transfer_cut_in_the_middle_resumes(pair: Pair) -> None:
     async with pair.alice.async_node() as alice, FaultProxy(*address, to_server=stalling) as proxy:
         memory = await memory_nobody_has(alice, 30)
         async with dialled_at(pair.alice, pair.bob, proxy.port):
-            sending = asyncio.create_task(alice.send(memory, "bob", codec="exact"))
+            sending = asyncio.create_task(alice.send(memory, "bob", codec="exact", if_off="fail"))
             await chunks_arrived(pair.bob, memory)
             proxy.cut()
             with pytest.raises(PeerError, match="bob"):
                 await sending
             proxy.heal()
-            report = await when_free(lambda: alice.send(memory, "bob", codec="exact"))
+            report = await when_free(lambda: alice.send(memory, "bob", codec="exact", if_off="fail"))
     assert 0 < report.resumed_chunks < report.chunks
     assert report.wire_bytes < report.raw_bytes
     with pair.bob.node() as bob, pair.alice.node() as sender:
@@ -66,10 +66,10 @@ async def test_a_connection_reset_in_a_burst_loses_nothing_that_was_promised(pai
         memory = await memory_nobody_has(alice, 31)
         async with dialled_at(pair.alice, pair.bob, proxy.port):
             with pytest.raises(PeerError, match="bob"):
-                await alice.send(memory, "bob", codec="exact")
+                await alice.send(memory, "bob", codec="exact", if_off="fail")
             assert proxy.num_cut == 1
             proxy.heal()
-            report = await when_free(lambda: alice.send(memory, "bob", codec="exact"))
+            report = await when_free(lambda: alice.send(memory, "bob", codec="exact", if_off="fail"))
     assert (report.memory, report.tier) == (memory.id, "exact")
 
 
@@ -80,11 +80,11 @@ async def test_a_flipped_bit_on_the_way_is_no_memory(pair: Pair) -> None:
         memory = await memory_nobody_has(alice, 32)
         async with dialled_at(pair.alice, pair.bob, proxy.port):
             with pytest.raises(PeerError):
-                await alice.send(memory, "bob", codec="exact")
+                await alice.send(memory, "bob", codec="exact", if_off="fail")
             with pair.bob.node() as bob, pytest.raises(UnknownMemory):
                 bob.show(memory)
             proxy.heal()
-            report = await when_free(lambda: alice.send(memory, "bob", codec="exact"))
+            report = await when_free(lambda: alice.send(memory, "bob", codec="exact", if_off="fail"))
     assert report.memory == memory.id
 
 
@@ -94,14 +94,14 @@ async def test_a_receiver_killed_in_the_middle_comes_back_and_the_transfer_resum
     async with pair.alice.async_node() as alice, FaultProxy(*address, to_server=stalling) as proxy:
         memory = await memory_nobody_has(alice, 33)
         async with dialled_at(pair.alice, pair.bob, proxy.port):
-            sending = asyncio.create_task(alice.send(memory, "bob", codec="exact"))
+            sending = asyncio.create_task(alice.send(memory, "bob", codec="exact", if_off="fail"))
             await chunks_arrived(pair.bob, memory)
             pair.bob.kill()
             with pytest.raises(PeerError):
                 await sending
             proxy.heal()
             await asyncio.to_thread(pair.bob.start)
-            report = await when_free(lambda: alice.send(memory, "bob", codec="exact"))
+            report = await when_free(lambda: alice.send(memory, "bob", codec="exact", if_off="fail"))
     assert 0 < report.resumed_chunks < report.chunks
     with pair.bob.node() as bob, pair.alice.node() as sender:
         assert reply(bob.ask(pair.prompt, memory)) == reply(sender.ask(pair.prompt, memory))
@@ -116,7 +116,7 @@ async def test_a_sender_killed_in_the_middle_comes_back_and_sends_anew(pair: Pai
     ):
         async with pair.alice.async_node() as alice:
             memory = await memory_nobody_has(alice, 34)
-            sending = asyncio.create_task(alice.send(memory, "bob", codec="exact"))
+            sending = asyncio.create_task(alice.send(memory, "bob", codec="exact", if_off="fail"))
             await chunks_arrived(pair.bob, memory)
             pair.alice.kill()
             with pytest.raises(NotRunning):
@@ -124,7 +124,7 @@ async def test_a_sender_killed_in_the_middle_comes_back_and_sends_anew(pair: Pai
         proxy.heal()
         await asyncio.to_thread(pair.alice.start)
     async with pair.alice.async_node() as alice, pair.bob.async_node() as bob:
-        report = await when_free(lambda: alice.send(memory, "bob", codec="exact"))
+        report = await when_free(lambda: alice.send(memory, "bob", codec="exact", if_off="fail"))
         assert report.memory == memory.id
         assert reply(await bob.ask(pair.prompt, memory)) == reply(await alice.ask(pair.prompt, memory))
 

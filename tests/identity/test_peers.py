@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from kvnet.errors import RequestError, StateCorrupt, UnknownPeer
 from kvnet.identity.keys import NodeKey, grouped, node_id_of, short_id
-from kvnet.identity.peers import MAX_NAME_CHARS, MAX_PEERS, AddedPeer, PeerList
+from kvnet.identity.peers import (
+    FILE_VERSION,
+    MAX_NAME_CHARS,
+    MAX_PEERS,
+    AddedPeer,
+    PeerList,
+    Permission,
+    Verified,
+)
 from kvnet.types import NodeId
 
 ALICE = AddedPeer(NodeKey(b"a" * 32).node_id, "alice", "10.0.0.1:7447", "2026-01-01T00:00:00Z")
@@ -185,18 +193,27 @@ def test_full_list_takes_no_stranger_and_still_takes_changes(
 
 def document(**changes: Any) -> str:
     """A peer file with one peer, changed."""
-    return json.dumps({"version": 1, "peers": [asdict(ALICE)], **changes})
+    return json.dumps({"version": FILE_VERSION, "peers": [asdict(ALICE)], **changes})
 
 
 CORRUPT = {
     "empty": "",
     "noise": "\x00\x01\x02",
     "cut short": document()[:-20],
-    "newer version": document(version=2),
+    "newer version": document(version=FILE_VERSION + 1, surprise=1),
     "unknown field": document(surprise=1),
     "no peers": '{"version":1}',
     "peer without a name": document(peers=[{"node_id": ALICE.node_id}]),
     "id that is no key": document(peers=[{**asdict(ALICE), "node_id": "alice"}]),
+    "version 0": document(version=0),
+    "version that is text": document(version="2"),
+    "peer twice": document(peers=[asdict(ALICE), {**asdict(ALICE), "name": "anna"}]),
+    "name twice": document(peers=[asdict(ALICE), {**asdict(BOB), "name": "alice"}]),
+    "name with a blank": document(peers=[{**asdict(ALICE), "name": "a b"}]),
+    "unknown permission": document(peers=[{**asdict(ALICE), "permissions": ["send", "root"]}]),
+    "permissions as text": document(peers=[{**asdict(ALICE), "permissions": "send"}]),
+    "negative quota": document(peers=[{**asdict(ALICE), "quota_nbytes": -1}]),
+    "unknown way of being sure": document(peers=[{**asdict(ALICE), "verified": "surely"}]),
     "peer twice in one object": '{"version":1,"peers":[],"peers":[]}',
 }
 
@@ -207,3 +224,75 @@ def test_corrupt_file_is_refused_and_left_untouched(path: Path, text: str) -> No
     with pytest.raises(StateCorrupt, match=r"peers\.json.*untouched"):
         PeerList(path)
     assert path.read_text() == text
+
+
+def test_file_of_a_newer_version_says_so(path: Path) -> None:
+    path.write_text(CORRUPT["newer version"])
+    with pytest.raises(StateCorrupt, match=f"version {FILE_VERSION + 1} of a newer kvnet"):
+        PeerList(path)
+
+
+def test_file_of_version_1_is_brought_over_with_the_next_change(path: Path) -> None:
+    old = {"node_id": ALICE.node_id, "name": "alice", "address": "10.0.0.1:7447", "added_at": ALICE.added_at}
+    path.write_text(json.dumps({"version": 1, "peers": [old]}))
+    peers = PeerList(path)
+    assert peers.all() == (ALICE,)
+    assert peers.get(ALICE.node_id).permissions == tuple(Permission)  # type: ignore[union-attr]
+    peers.add(BOB)
+    assert json.loads(path.read_text())["version"] == FILE_VERSION
+    assert PeerList(path).all() == (ALICE, BOB)
+
+
+def test_revoked_peer_is_remembered_and_trusted_no_more(path: Path, peers: PeerList) -> None:
+    assert peers.revoke("bob", at="then").revoked_at == "then"
+    assert peers.revoke("bob", at="later").revoked_at == "then"
+    for found in (peers, PeerList(path)):
+        assert found.trusted(BOB.public) is None
+        assert found.trusted(ALICE.public) == ALICE
+        assert found.find_any("bob").revoked_at == "then"
+        with pytest.raises(UnknownPeer, match=r"peer bob: was revoked at then; .*kvnet peer trust bob"):
+            found.find("bob")
+
+
+def test_trust_ends_a_revocation_and_an_alarm_and_changes_what_is_given(peers: PeerList) -> None:
+    peers.revoke("bob", at="then")
+    assert peers.sound_alarm(BOB.node_id, "two nodes") is not None
+    assert peers.sound_alarm(BOB.node_id, "and again") is None
+    assert peers.trust("bob") == BOB
+    narrow = peers.trust(
+        "bob", permissions=(Permission.PULL, Permission.SEND, Permission.PULL), quota_nbytes=9
+    )
+    assert (narrow.permissions, narrow.quota_nbytes) == ((Permission.SEND, Permission.PULL), 9)
+    assert peers.trust("bob", permissions=()).permissions == ()
+    assert peers.find("bob").quota_nbytes == 9
+
+
+def test_adding_again_trusts_again_and_widens_nothing(peers: PeerList) -> None:
+    peers.trust("bob", permissions=(Permission.SEND,), quota_nbytes=9)
+    peers.revoke("bob", at="then")
+    again = peers.add(replace(BOB, verified=Verified.PAIRING))
+    assert (again.permissions, again.quota_nbytes, again.revoked_at) == ((Permission.SEND,), 9, "")
+    assert peers.add(BOB).verified is Verified.PAIRING
+
+
+def test_rotation_replaces_the_key_and_keeps_the_rest(path: Path, peers: PeerList) -> None:
+    peers.trust("bob", permissions=(Permission.SEND,))
+    fresh = peers.rotate(BOB.node_id, TWIN.node_id)
+    assert (fresh.name, fresh.permissions, fresh.rotated_from) == ("bob", (Permission.SEND,), BOB.node_id)
+    assert peers.trusted(BOB.public) is None
+    assert PeerList(path).all() == peers.all() == (ALICE, fresh)
+    with pytest.raises(RequestError, match="here already"):
+        peers.rotate(fresh.node_id, ALICE.node_id)
+    peers.revoke("bob", at="then")
+    with pytest.raises(UnknownPeer, match="revoked"):
+        peers.rotate(fresh.node_id, BOB.node_id)
+
+
+def test_watchers_hear_of_every_change_once_it_is_kept(path: Path, peers: PeerList) -> None:
+    heard: list[bool] = []
+    peers.watch(lambda: heard.append(PeerList(path).all() == peers.all()))
+    peers.add(TWIN)
+    peers.revoke("twin", at="then")
+    peers.trust("twin")
+    peers.remove("twin")
+    assert heard == [True] * 4

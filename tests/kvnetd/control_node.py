@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from kvnetd.actions.dispatch import Dispatcher
 from kvnetd.control import ControlServer, ControlService
 from kvnetd.services import Services
 from kvnetd.transfers import Transfers
@@ -36,7 +37,8 @@ def control_node(*added: AddedPeer, key: NodeKey = RECEIVER) -> Iterator[Service
             async with services_of(home.root, key, *added) as services:
                 home.run.mkdir(mode=0o700)
                 home.token.write_text(TOKEN, encoding="ascii")
-                service = ControlService(services, Transfers(services), stopping.set)
+                transfers = Transfers(services)
+                service = ControlService(services, transfers, Dispatcher(services, transfers), stopping.set)
                 server = ControlServer(service, home, TOKEN)
                 await server.start()
                 built.append(services)

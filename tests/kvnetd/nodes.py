@@ -19,12 +19,14 @@ from kvnetd.log import EventLog
 from kvnetd.services import Listening, Services
 from kvnetd.store.alignments import AlignmentStore
 from kvnetd.store.bases import BasisStore
+from kvnetd.store.folder import open_folder
 from kvnetd.store.ledger import Ledger
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.models import ModelNotes
 from kvnetd.store.records import LocalNotes, Making, MemoryRecord
 from kvnetd.store.spool import Spool
 from kvnetd.transfers import Transfers
+from kvnetd.trust import make_gate
 
 from kvnet.api import InboxMessage
 from kvnet.identity.keys import NodeKey
@@ -73,6 +75,8 @@ async def services_of(
     peers = PeerList(home.peers)
     for peer in added:
         peers.add(peer)
+    config = load_config(home, {"max_inbound_transfers": 2, **settings}, {})
+    vault = open_folder(home.store, home.vault_key, seals=config.encrypt_at_rest)
     ledger = Ledger(home.store / "ledger.sqlite")
     log = EventLog(home.events, node="n", max_nbytes=1 << 20)
     host: Any = Host("tiny", make_fingerprint(), make_geometry(), 64)
@@ -80,16 +84,17 @@ async def services_of(
     bases = BasisStore(home.store / "bases")
     with ThreadPoolExecutor(1) as store_thread, ThreadPoolExecutor(1) as pool:
         yield Services(
-            config=load_config(home, {"max_inbound_transfers": 2, **settings}, {}),
+            config=config,
             key=key,
             log=log,
             peers=peers,
+            gate=make_gate(key, peers, namespace=config.namespace, log=log, store_thread=store_thread),
             directory=Directory(),
-            memories=MemoryStore(home.store / "memories"),
+            memories=MemoryStore(home.store / "memories", vault),
             bases=bases,
             alignments=AlignmentStore(home.root / "alignments"),
             models=ModelNotes(home.store / "models.json"),
-            spool=Spool(home.store / "incoming", bases),
+            spool=Spool(home.store / "incoming", bases, vault),
             ledger=ledger,
             host=host,
             runner=runner,
@@ -132,7 +137,7 @@ def making(
 async def listening(services: Services) -> AsyncIterator[Node]:
     """Open the peer port on loopback."""
     transfers = Transfers(services)
-    server = PeerServer(transfers)
+    server = PeerServer(transfers, services.gate)
     port = await server.start(host="127.0.0.1", port=0)
     yield Node(services, transfers, f"127.0.0.1:{port}")
     await server.stop(0)

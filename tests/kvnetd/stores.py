@@ -27,7 +27,7 @@ def reopened(memories: MemoryStore) -> MemoryStore:
 
 def import_file(memories: MemoryStore, path: Path, *, own: str = RECEIVER.node_id) -> MemoryRecord:
     """Take in an `.awkg` file as a caller of the node `own` would, in pieces that end anywhere."""
-    upload = Upload(memories.root)
+    upload = Upload(memories)
     try:
         data = path.read_bytes()
         for start in range(0, len(data), 777):

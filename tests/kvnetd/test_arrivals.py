@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from kvnet.errors import (
     MalformedMessage,
     PeerNotAdded,
     PeerUnreachable,
+    ReplayedMessage,
     StateCorrupt,
     StoreFull,
 )
@@ -91,11 +93,30 @@ async def test_expire_removes_what_nobody_can_resume_and_keeps_what_is_on_its_wa
     busy = await transfers.open_inbound(seal(SENDER, kept))
     await transfers.expire()
     assert spooled(services) == sorted(map(folder_name, (gone, kept)))
-    later = gone.expires_at + 300 + 1
+    later = gone.created_at + services.config.unfinished_life_s + 1
     monkeypatch.setattr("kvnetd.arrivals.time", SimpleNamespace(time=lambda: later))
     await transfers.expire()
     assert spooled(services) == [folder_name(kept)]
     await complete(busy)
+
+
+async def test_offer_that_was_admitted_resumes_when_its_time_is_over_and_no_other_does(
+    transfers: Transfers, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = offer(1)
+    await interrupted(transfers, begun, 0)
+    later = begun.expires_at + 3600
+    monkeypatch.setattr("kvnetd.arrivals.time", SimpleNamespace(time=lambda: later))
+    with pytest.raises(ReplayedMessage, match="set the clocks"):
+        await transfers.open_inbound(seal(SENDER, offer(2)))
+    with pytest.raises(ReplayedMessage):  # the same transfer, but not the very offer
+        await transfers.open_inbound(seal(SENDER, replace(begun, note="other")))
+    resumed = await transfers.open_inbound(seal(SENDER, begun))
+    assert resumed.resumed_chunks == 1
+    receipt = await complete(resumed)
+    again = await transfers.open_inbound(seal(SENDER, begun))  # and the receipt can be had for good
+    assert await complete(again) == receipt
+    assert len(inbox(services)) == 1
 
 
 @pytest.mark.parametrize("type_", [Offer.TYPE, PullRequest.TYPE])

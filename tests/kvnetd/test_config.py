@@ -28,7 +28,7 @@ def load(home: Home, toml: str | None = None, environ: dict[str, str] | None = N
 def test_defaults_need_no_file(home: Home) -> None:
     config = load(home)
     assert (config.model, config.mdns, config.compression) == (DEFAULT_MODEL, True, "split")
-    assert (config.listen_host, config.listen_port) == ("127.0.0.1", 0)
+    assert (config.listen_host, config.listen_port) == ("0.0.0.0", 0)  # noqa: S104
     assert 1 <= len(config.name) <= 40
 
 

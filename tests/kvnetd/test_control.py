@@ -11,6 +11,7 @@ from kvnetd.actions.ask import Question
 from kvnetd.actions.examine import EvaluateRequest
 from kvnetd.actions.fit import FitRequest
 from kvnetd.actions.packages import sign
+from kvnetd.actions.pair import PairRequest
 from kvnetd.actions.remember import MAX_LEVEL, MAX_NAME_CHARS, MAX_WORDS_CHARS, Reading, remember
 from kvnetd.actions.train import TrainRequest
 from kvnetd.services import Services
@@ -29,6 +30,7 @@ REQUESTS: list[tuple[type[Message], type[Any]]] = [
     (pb.FitAlignmentRequest, FitRequest),
     (pb.TrainAlignmentRequest, TrainRequest),
     (pb.EvaluateAlignmentRequest, EvaluateRequest),
+    (pb.PairRequest, PairRequest),
 ]
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from kvnetd.outgoing import OutboundTransfer, StoredParts, open_parts
 from kvnetd.services import Services
-from kvnetd.store.records import HEAD_FILE, SECTIONS_FILE, MemoryRecord, read_head
+from kvnetd.store.records import HEAD_FILE, MemoryRecord, read_head
+from kvnetd.store.sections import sections_place
 from kvnetd.transfers import Transfers
 
 from kvnet.errors import (
@@ -84,7 +85,7 @@ async def test_pull_by_a_stranger_is_refused_and_logged(transfers: Transfers, se
 async def test_pull_of_a_memory_that_cannot_be_opened_is_logged_as_failed(
     transfers: Transfers, services: Services, record: MemoryRecord
 ) -> None:
-    (services.memories.root / record.id / SECTIONS_FILE).unlink()
+    sections_place(services.memories.root / record.id).unlink()
     with pytest.raises(StateCorrupt):
         await transfers.open_outbound(pull(record.id))
     assert [line["event"] for line in events(services)] == ["transfer.started", "transfer.failed"]

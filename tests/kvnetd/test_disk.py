@@ -17,6 +17,7 @@ from kvnetd.store.bases import BasisStore
 from kvnetd.store.ledger import Ledger
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.spool import Spool
+from kvnetd.store.vault import KEY_NBYTES, Vault
 
 from kvnet.errors import StoreFull
 from kvnet.types import Compression
@@ -114,6 +115,28 @@ def test_disk_that_fills_up_ends_a_transfer_which_resumes_with_what_was_durable(
     resumed.store(arrival.chunks[3:])
     record = resumed.finish(memories, arrival.head, stored_at=AT)
     assert memories.load(record) == arrival.memory
+
+
+@pytest.mark.parametrize("seals", [False, True], ids=["clear", "sealed"])
+def test_disk_that_fills_up_in_the_middle_of_a_commit_loses_nothing(tiny_disk: Path, seals: bool) -> None:
+    arrival, vault = big_arrival(), Vault(b"k" * KEY_NBYTES, seals=seals)
+    memories = MemoryStore(tiny_disk / "memories", vault)
+    incoming = Spool(tiny_disk / "incoming", BasisStore(tiny_disk / "bases"), vault).open(
+        arrival.offer, arrival.sealed
+    )
+    incoming.store(arrival.chunks[::-1])  # out of order, so that the commit has to copy
+    ballast = fill(tiny_disk)
+    with pytest.raises(StoreFull):
+        incoming.finish(memories, arrival.head, stored_at=AT)
+    incoming.close()
+    assert memories.all() == ()
+    ballast.unlink()
+    resumed = Spool(tiny_disk / "incoming", BasisStore(tiny_disk / "bases"), vault).open(
+        arrival.offer, arrival.sealed
+    )
+    assert set(resumed.held) == set(range(6))
+    record = resumed.finish(memories, arrival.head, stored_at=AT)
+    assert MemoryStore(memories.root, vault).load(record) == arrival.memory
 
 
 def test_transfer_larger_than_the_disk_is_refused_at_its_offer(tiny_disk: Path) -> None:

@@ -12,7 +12,8 @@ from kvnetd import encoding
 from kvnetd.actions import packages
 from kvnetd.services import Services
 from kvnetd.store.memories import MemoryStore
-from kvnetd.store.records import SECTIONS_FILE, MemoryRecord
+from kvnetd.store.records import MemoryRecord
+from kvnetd.store.sections import sections_place
 
 from kvnet.codec.basis import Basis, LayerBasis
 from kvnet.codec.presets import PRESETS, preset_name
@@ -126,7 +127,7 @@ async def test_received_memory_is_sent_exactly_under_its_makers_seal(services: S
 
 async def test_damaged_coding_is_made_again(services: Services, record: MemoryRecord) -> None:
     sent = await encoding.record_to_send(services, record, "int8")
-    zero(services.memories.root / sent.id / SECTIONS_FILE)
+    zero(sections_place(services.memories.root / sent.id))
     services.memories.damaged[sent.id] = "found so by a reader"
     again = await encoding.record_to_send(services, record, "int8")
     assert (again.id, services.memories.damaged) == (sent.id, {})

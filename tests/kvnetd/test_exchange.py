@@ -122,7 +122,7 @@ async def test_peer_that_is_removed_while_it_sends_is_told_so(
         return read_section(*args)
 
     monkeypatch.setattr("kvnetd.outgoing.read_section", remove_and_read)
-    with pytest.raises(PeerNotAdded, match="removed while it was sending"):
+    with pytest.raises(PeerNotAdded, match="is not trusted here, or no longer"):
         await send_memory(alice)
     assert (bob.services.memories.all(), inbox(bob.services), receipts(alice.services)) == ((), (), [])
 

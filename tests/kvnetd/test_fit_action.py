@@ -104,7 +104,7 @@ async def alice(tmp_path: Path, a: ModelHost) -> AsyncIterator[Node]:
     async with services_of(tmp_path / "alice", SENDER, name="alice") as plain:
         services = hosting(plain, a)
         transfers = Transfers(services)
-        server = PeerServer(transfers, Readings(services))
+        server = PeerServer(transfers, services.gate, Readings(services))
         number = await server.start(host="127.0.0.1", port=0)
         yield Node(services, transfers, f"127.0.0.1:{number}")
         await server.stop(0)

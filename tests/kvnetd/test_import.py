@@ -107,7 +107,7 @@ def test_claim_of_sections_beyond_any_is_not_believed(memories: MemoryStore) -> 
     sealed = make_head(MEMORY).sealed.body
     at = sealed.rindex(length)
     head = sealed[10:at] + b'"wireLength":' + b"9" * 15 + sealed[at + len(length) :]
-    upload = Upload(memories.root)
+    upload = Upload(memories)
     upload.write(sealed[:6] + len(head).to_bytes(4, "little") + head)
     most = [bytes(1 << 20)] * 20
     with pytest.raises(MalformedFile, match="goes on"):
@@ -158,19 +158,19 @@ async def test_file_in_pieces_of_any_size_becomes_the_memory(services: Services,
 def test_sections_are_synced_before_the_memory_is_in_place(
     memories: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload = Upload(memories.root)
+    upload = Upload(memories)
     upload.write(file_of())
     sections = (upload.folder / SECTIONS_FILE).stat()
     synced: list[int] = []
-    fsync = os.fsync
+    fdatasync = os.fdatasync
 
     def count(handle: int) -> None:
         found = os.fstat(handle)
         if found.st_ino == sections.st_ino:
             synced.append(found.st_size)
-        fsync(handle)
+        fdatasync(handle)
 
-    monkeypatch.setattr(os, "fsync", count)
+    monkeypatch.setattr(os, "fdatasync", count)
     head = upload.verify()
     assert synced == [head.header.sections_nbytes]
     upload.discard()
@@ -256,7 +256,7 @@ async def test_caller_that_goes_away_leaves_nothing(services: Services) -> None:
 
 def test_upload_that_was_cut_off_is_cleared_at_the_next_start(memories: MemoryStore, tmp_path: Path) -> None:
     record = memories.put(make_memory(1), making(), RECEIVER)
-    upload = Upload(memories.root)
+    upload = Upload(memories)
     upload.write(file_of())
     store = MemoryStore(memories.root)
     assert [entry.name for entry in store.root.iterdir()] == [record.id]

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kvnetd.store.database import _STEPS
 from kvnetd.store.ledger import SCHEMA_VERSION, CompletedTransfer, Ledger
 
 from kvnet.api import InboxMessage
-from kvnet.errors import RequestError, StateCorrupt, UnknownMessage
+from kvnet.errors import RequestError, StateCorrupt, UnknownMessage, UnknownTransfer
 from kvnet.identity.signing import SignedMessage
 from kvnet.transfer.messages import Receipt
 
@@ -181,3 +182,43 @@ def test_folder_in_the_ledgers_place_is_refused(path: Path) -> None:
     path.mkdir(parents=True)
     with pytest.raises(StateCorrupt):
         Ledger(path)
+
+
+def test_ledger_of_the_first_version_is_brought_over_with_all_it_holds(path: Path) -> None:
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as db, db:
+        db.executescript(_STEPS[0] + "PRAGMA user_version = 1;")
+        db.execute("INSERT INTO names VALUES ('notes', 'mem_1')")
+        row = ("in", "node", "ab" * 16, "mem_1", b"offer", b"body", b"signer", b"signature", "2026")
+        db.execute("INSERT INTO transfers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    with closing(Ledger(path)) as ledger:
+        assert ledger.names() == {"mem_1": "notes"}
+        assert ledger.received("node", "ab" * 16) == (b"offer", RECEIPT)
+        assert ledger.outbox.all() == ()
+        assert ledger.check() == ""
+
+
+def test_request_is_honoured_once_also_after_a_restart(path: Path, ledger: Ledger) -> None:
+    assert ledger.requests.take("pull", "bob", "11", until=100)
+    ledger.close()
+    with closing(Ledger(path)) as again:
+        assert not again.requests.take("pull", "bob", "11", until=100)
+        assert again.requests.take("read", "bob", "11", until=100)
+        assert again.requests.take("pull", "carol", "11", until=100)
+        assert again.requests.count("pull", "bob", now=100) == 1
+        assert again.requests.count("pull", "bob", now=101) == 0
+
+
+def test_receipt_is_found_by_its_transfer_or_its_memory(ledger: Ledger) -> None:
+    ledger.complete(transfer(), None)  # one that came is no receipt of ours
+    with pytest.raises(UnknownTransfer):
+        ledger.receipts.find("ab" * 16)
+    for number, memory in enumerate(("mem_aaaaaaaa", "mem_aaaaaaaa", "mem_bbbbbbbb")):
+        done = transfer(f"{number}" * 32, direction="out", memory=memory, completed_at=f"{number}")
+        ledger.complete(done, None)
+    assert [kept.transfer_id[0] for kept in ledger.receipts.all()] == ["0", "1", "2"]
+    assert ledger.receipts.find("00000000").transfer_id == "0" * 32
+    assert ledger.receipts.find("mem_aaaaaaaa").transfer_id == "1" * 32  # the last one of this memory
+    for wanted in ("", "000", "99999999"):
+        with pytest.raises(UnknownTransfer):
+            ledger.receipts.find(wanted)

@@ -9,7 +9,8 @@ import pytest
 from kvnetd.actions import memories
 from kvnetd.services import Services
 from kvnetd.store.memories import MemoryStore
-from kvnetd.store.records import HEAD_FILE, SECTIONS_FILE, MemoryRecord
+from kvnetd.store.records import HEAD_FILE, MemoryRecord
+from kvnetd.store.sections import sections_place
 
 from kvnet.api import MemoryInfo
 from kvnet.errors import StateCorrupt, UnknownMemory
@@ -39,7 +40,7 @@ def restarted(services: Services) -> Services:
 def damaged(services: Services, records: list[MemoryRecord]) -> Services:
     """The first memory has no readable header, the second other bytes than were stored."""
     (folder(services, records[0]) / HEAD_FILE).write_bytes(b"AWKG")
-    sections = folder(services, records[1]) / SECTIONS_FILE
+    sections = sections_place(folder(services, records[1]))
     sections.write_bytes(bytes(sections.stat().st_size))
     services = restarted(services)
     with pytest.raises(StateCorrupt):
@@ -61,7 +62,7 @@ async def test_damaged_memories_are_listed_once_with_their_names_and_what_is_wro
         (records[1].id, "second", True, True),
     ]
     assert HEAD_FILE in infos[1].problem
-    assert "not what was stored" in infos[2].problem
+    assert "these bytes were changed" in infos[2].problem
 
 
 @pytest.mark.parametrize("by_name", [True, False])

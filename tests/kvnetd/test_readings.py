@@ -108,11 +108,11 @@ class Pair:
 async def pair(tmp_path: Path, host: ModelHost) -> AsyncIterator[Pair]:
     async with (
         services_of(tmp_path / "alice", ALICE, added(BOB, "bob"), name="alice") as without_model,
-        services_of(tmp_path / "bob", BOB, name="bob") as bob,
+        services_of(tmp_path / "bob", BOB, added(ALICE, "alice"), name="bob") as bob,
     ):
         alice = replace(without_model, host=host)
         transfers, readings = Transfers(alice), Readings(alice)
-        server = PeerServer(transfers, readings)
+        server = PeerServer(transfers, alice.gate, readings)
         port = await server.start(host="127.0.0.1", port=0)
         yield Pair(alice, bob, readings, transfers.hello(b"n" * 16), f"127.0.0.1:{port}")
         await server.stop(0)
@@ -310,7 +310,8 @@ async def test_requests_that_cannot_be_replayed_any_more_are_forgotten(
     monkeypatch.setattr("kvnetd.readings.time.time", lambda: later)
     fresh = request(2, CAROL, created_at=int(later), expires_at=int(later) + 600)
     await open_and_close(readings, fresh)
-    assert list(readings._seen) == [CAROL.node_id]
+    kept = readings._services.ledger._run("SELECT signer FROM requests")
+    assert kept == [(CAROL.node_id,)]
 
 
 async def test_nobody_is_read_for_while_a_fit_holds_the_model(pair: Pair) -> None:

@@ -20,7 +20,7 @@ from tests.kvnetd.conftest import Arrival
 from tests.kvnetd.stores import begin, crashed, finish, held
 
 AT = "2026-01-01T00:00:00Z"
-GRACE_S = 300
+LIFE_S = 24 * 3600
 
 
 def test_what_was_stored_is_there_after_a_restart(spool: Spool, arrival: Arrival, bases: BasisStore) -> None:
@@ -178,11 +178,11 @@ def test_transfer_without_room_is_refused_before_a_folder_is_made(
 
 def test_transfers_nobody_can_resume_expire(spool: Spool, arrival: Arrival) -> None:
     folder = crashed(spool, arrival, [0])
-    last = arrival.offer.expires_at + GRACE_S
-    assert spool.expire(now=last, grace_s=GRACE_S, busy=frozenset()) == 0
-    assert spool.expire(now=last + 1, grace_s=GRACE_S, busy=frozenset({folder.name})) == 0
+    last = arrival.offer.created_at + LIFE_S
+    assert spool.expire(now=last, life_s=LIFE_S, busy=frozenset()) == 0
+    assert spool.expire(now=last + 1, life_s=LIFE_S, busy=frozenset({folder.name})) == 0
     assert held(spool, arrival) == {0}
-    assert spool.expire(now=last + 1, grace_s=GRACE_S, busy=frozenset()) == 1
+    assert spool.expire(now=last + 1, life_s=LIFE_S, busy=frozenset()) == 1
     assert list(spool.root.iterdir()) == []
 
 
@@ -196,7 +196,7 @@ def test_folder_without_an_offer_that_can_be_read_expires_at_once(
         path.write_bytes(offer)
     other = Arrival(arrival.memory, offer=replace(arrival.offer, transfer_id=TransferId("ee" * 16)))
     whole = crashed(spool, other, [0])
-    assert spool.expire(now=NOW, grace_s=GRACE_S, busy=frozenset()) == 1
+    assert spool.expire(now=NOW, life_s=LIFE_S, busy=frozenset()) == 1
     assert list(spool.root.iterdir()) == [whole]
 
 

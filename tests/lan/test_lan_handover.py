@@ -98,7 +98,7 @@ async def test_nodes_added_by_id_find_each_other_and_hand_over(pair: LanPair) ->
         (probed,) = await alice.peers(probe=True)
         assert (probed.reachable, probed.tier) == (True, "exact")
         memory = await alice.remember(text)
-        report = await alice.send(memory, "b", codec="exact")
+        report = await alice.send(memory, "b", codec="exact", if_off="fail")
         assert (report.memory, report.tier) == (memory.id, "exact")
         answer = await bob.ask(question.prompt, memory)
         assert reply(answer) == reply(await alice.ask(question.prompt, memory))
@@ -113,14 +113,14 @@ async def test_a_send_whose_link_goes_down_is_resumed_when_it_is_up_again(pair: 
         await _found(alice, "b")
         memory = await alice.remember(long_text(90))
         pair.lan.limit_rate(sender, SLOW_MBIT)
-        sending = asyncio.create_task(alice.send(memory, "b", codec="exact"))
+        sending = asyncio.create_task(alice.send(memory, "b", codec="exact", if_off="fail"))
         await chunks_arrived(pair.bob, memory)
         pair.lan.link_down(sender)
         with pytest.raises(PeerUnreachable):
             await sending
         pair.lan.link_up(sender)
         pair.lan.unlimit_rate(sender)
-        report = await _until_back(lambda: alice.send(memory, "b", codec="exact"))
+        report = await _until_back(lambda: alice.send(memory, "b", codec="exact", if_off="fail"))
         assert 0 < report.resumed_chunks < report.chunks
         answer = await bob.ask(prompt, memory)
         assert reply(answer) == reply(await alice.ask(prompt, memory))
@@ -135,5 +135,5 @@ async def test_a_node_that_comes_back_with_another_port_is_found_again(pair: Lan
     assert pair.bob.grpc != before
     async with pair.alice.async_node() as alice:
         memory = await alice.remember("Petra's drink is tea.")
-        report = await _until_back(lambda: alice.send(memory, "b", codec="exact"))
+        report = await _until_back(lambda: alice.send(memory, "b", codec="exact", if_off="fail"))
     assert report.memory == memory.id

@@ -19,7 +19,7 @@ from kvnet.errors import (
     TextTooLong,
 )
 from kvnet.plan import MAX_ATTENTION_HEADS, count_transfer_chunks
-from kvnet.transfer.admission import Receiver, admit_offer, check_parties
+from kvnet.transfer.admission import Receiver, admit_offer, check_parties, check_time
 from kvnet.transfer.messages import MAX_NOTE_CHARS, MAX_TEXT_NBYTES, Limits, Offer
 from kvnet.types import Coding, DType, KeySpace, Rope, Scheme, Tier
 from tests.builders import (
@@ -248,15 +248,27 @@ def test_bytes_that_are_here_already_need_no_room() -> None:
 
 def test_parties_are_checked_without_looking_at_the_memory() -> None:
     offer = offer_of(seq_len=2**62)
-    check_parties(offer, sender=SENDER.node_id, receiver=make_receiver(), now=NOW)
+    check_parties(offer, sender=SENDER.node_id, receiver=make_receiver())
     for changes, refusal in (
         ({"sender": STRANGER.node_id}, PeerError),
         ({"receiver": STRANGER.node_id}, ReplayedMessage),
+    ):
+        with pytest.raises(refusal):
+            check_parties(replace(offer, **changes), sender=SENDER.node_id, receiver=make_receiver())
+
+
+def test_time_of_an_offer_counts_until_it_was_admitted_once() -> None:
+    offer, receiver, late = make_offer(HEADER), make_receiver(), NOW + 10_000
+    check_time(offer, receiver=receiver, now=NOW)
+    for changes, refusal in (
         ({"expires_at": NOW - 301}, ReplayedMessage),
         ({"expires_at": NOW + 601}, MalformedMessage),
     ):
         with pytest.raises(refusal):
-            check_parties(replace(offer, **changes), sender=SENDER.node_id, receiver=make_receiver(), now=NOW)
+            check_time(replace(offer, **changes), receiver=receiver, now=NOW)
+    with pytest.raises(ReplayedMessage):
+        admit_offer(offer, sender=SENDER.node_id, receiver=receiver, now=late)
+    assert admit_offer(offer, sender=SENDER.node_id, receiver=receiver, now=late, begun=True) is Tier.EXACT
 
 
 def test_memory_that_just_fits_is_taken() -> None:

@@ -8,8 +8,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-import grpc
-
 from kvnet.errors import (
     KvnetError,
 )
@@ -26,6 +24,7 @@ from tests.builders import (
     SENDER,
     wire_chunks,
 )
+from tests.gates import NAMESPACE, raw_channel
 from tests.transport.backend import MEMORY, MemoryOutbound, Pair
 
 OTHER_TRANSFER = TransferId("fedcba9876543210" * 2)
@@ -74,10 +73,8 @@ class Attacker:
 
 @asynccontextmanager
 async def attack(pair: Pair, outbound: MemoryOutbound | None = None) -> AsyncIterator[Attacker]:
-    async with grpc.aio.insecure_channel(
-        pair.address, options=(("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
-    ) as channel:
-        call = peer_pb2_grpc.PeerStub(channel).Push()
+    async with raw_channel(SENDER, pair.address, RECEIVER.public) as channel:
+        call = peer_pb2_grpc.PeerStub(channel).Push(metadata=NAMESPACE)
         stream = FrameStream(call, peer="bob", idle_deadline_s=5)
         yield Attacker(stream, outbound or pair.alice.outgoing(MEMORY))
         call.cancel()

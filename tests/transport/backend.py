@@ -32,6 +32,7 @@ from tests.builders import (
     wire_basis,
     wire_chunks,
 )
+from tests.gates import gate_of
 
 Disk = dict[int, VerifiedChunk]
 MEMORY = make_memory()
@@ -182,7 +183,8 @@ class Pair:
 
     def client(self, **changes: Any) -> PeerClient:
         """Alice's connection to Bob."""
-        return PeerClient(self.address, **{"public": RECEIVER.public, "peer": "bob", **changes})
+        gate = gate_of(self.alice.key, RECEIVER)
+        return PeerClient(self.address, **{"public": RECEIVER.public, "peer": "bob", "gate": gate, **changes})
 
     async def push(self, outbound: MemoryOutbound | None = None) -> MemoryOutbound:
         """Send MEMORY from Alice to Bob, who has it then."""

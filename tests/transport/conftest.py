@@ -12,6 +12,7 @@ from tests.builders import (
     RECEIVER,
     SENDER,
 )
+from tests.gates import gate_of
 from tests.transport.backend import MemoryNode, Pair
 
 
@@ -24,7 +25,7 @@ def pool() -> Iterator[Executor]:
 @pytest.fixture
 async def pair(pool: Executor) -> AsyncIterator[Pair]:
     bob = MemoryNode(RECEIVER, pool)
-    server = PeerServer(bob)
+    server = PeerServer(bob, gate_of(RECEIVER, SENDER))
     port = await server.start(host="127.0.0.1", port=0)
     yield Pair(MemoryNode(SENDER, pool), bob, f"127.0.0.1:{port}")
     await server.stop(0)

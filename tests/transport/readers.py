@@ -24,6 +24,7 @@ from kvnet.transport.server import PeerServer
 from kvnet.types import sha256_hex
 from kvnet.v1 import peer_pb2_grpc
 from tests.builders import NOW, RECEIVER, SENDER, make_memory
+from tests.gates import NAMESPACE, gate_of, raw_channel
 from tests.transport.backend import MemoryNode
 
 TEXTS = ("the harbour opens", "a key", "one of them has read the letter", "salt")
@@ -103,9 +104,13 @@ class Reader:
     pool: Executor
     alice: MemoryReader
 
+    def dial(self) -> PeerClient:
+        """Bob's connection to Alice."""
+        return PeerClient(self.address, public=RECEIVER.public, peer="alice", gate=gate_of(SENDER, RECEIVER))
+
     async def ask(self, texts: Texts = TEXTS, **changes: Any) -> list[Reading]:
         """Every reading of the texts."""
-        async with PeerClient(self.address, public=RECEIVER.public, peer="alice") as client:
+        async with self.dial() as client:
             readings = client.read_texts(
                 make_request(**changes), texts, key=SENDER, hello=self.hello, pool=self.pool
             )
@@ -126,7 +131,7 @@ async def reader_of(pool: Executor, **geometry: Any) -> AsyncIterator[Reader]:
     node, alice = MemoryNode(RECEIVER, pool), MemoryReader(RECEIVER, pool, **geometry)
     hello = node.hello(b"n" * 16)
     hello = replace(hello, geometry=replace(hello.geometry, **geometry))
-    server = PeerServer(node, alice)
+    server = PeerServer(node, gate_of(RECEIVER, SENDER), alice)
     port = await server.start(host="127.0.0.1", port=0)
     yield Reader(f"127.0.0.1:{port}", hello, pool, alice)
     await server.stop(0)
@@ -145,7 +150,7 @@ async def rogue_reader(pool: Executor, script: Script) -> AsyncIterator[Reader]:
 
     server = grpc.aio.server()
     peer_pb2_grpc.add_PeerServicer_to_server(Rogue(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_secure_port("127.0.0.1:0", gate_of(RECEIVER, SENDER).server_credentials())
     await server.start()
     hello = MemoryNode(RECEIVER, pool).hello(b"n" * 16)
     yield Reader(f"127.0.0.1:{port}", hello, pool, MemoryReader(RECEIVER, pool))
@@ -155,9 +160,7 @@ async def rogue_reader(pool: Executor, script: Script) -> AsyncIterator[Reader]:
 @asynccontextmanager
 async def rogue_caller(reader: Reader) -> AsyncIterator[ReadStream]:
     """A stream to Alice, every frame by hand."""
-    async with grpc.aio.insecure_channel(
-        reader.address, options=(("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
-    ) as channel:
-        call = peer_pb2_grpc.PeerStub(channel).Read()
+    async with raw_channel(SENDER, reader.address, RECEIVER.public) as channel:
+        call = peer_pb2_grpc.PeerStub(channel).Read(metadata=NAMESPACE)
         yield ReadStream(call, peer="alice", idle_deadline_s=5)
         call.cancel()

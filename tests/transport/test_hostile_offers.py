@@ -12,7 +12,6 @@ from kvnet.errors import (
     IncompatibleModel,
     KvnetError,
     MalformedMessage,
-    PeerError,
     ReplayedMessage,
     TransferIncomplete,
 )
@@ -98,7 +97,7 @@ async def nothing_at_all(alice: Attacker) -> None:
 
 
 BAD_OFFERS: dict[Callable[[Attacker], Awaitable[None]], type[KvnetError]] = {
-    offer_signed_by_another: PeerError,
+    offer_signed_by_another: BadSignature,
     offer_altered_on_the_way: BadSignature,
     offer_that_is_a_commit: MalformedMessage,
     chunk_before_the_offer: MalformedMessage,
@@ -108,7 +107,7 @@ BAD_OFFERS: dict[Callable[[Attacker], Awaitable[None]], type[KvnetError]] = {
     offer_of_a_coding_that_does_not_exist: MalformedMessage,
     offer_of_a_scheme_from_the_future: MalformedMessage,
     offer_with_a_basis_of_a_tebibyte: MalformedMessage,
-    control_message_of_nothing: MalformedMessage,
+    control_message_of_nothing: BadSignature,
     offer_over_its_bound: MalformedMessage,
     offer_with_too_long_a_text: MalformedMessage,
     offer_whose_text_is_half_a_character: MalformedMessage,

@@ -46,6 +46,7 @@ from tests.builders import (
     SENDER,
     STRANGER,
 )
+from tests.gates import gate_of, raw_channel
 from tests.transport.backend import MEMORY, TOTAL, MemoryNode, Pair
 
 
@@ -66,11 +67,16 @@ class Rogue(peer_pb2_grpc.PeerServicer):
     Pull = Push
 
 
+def dial(address: str) -> PeerClient:
+    """As Alice, who means Bob."""
+    return PeerClient(address, public=RECEIVER.public, peer="bob", gate=gate_of(SENDER, RECEIVER))
+
+
 @asynccontextmanager
 async def rogue_at(rogue: Rogue) -> AsyncIterator[str]:
     server = grpc.aio.server()
     peer_pb2_grpc.add_PeerServicer_to_server(rogue, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_secure_port("127.0.0.1:0", gate_of(RECEIVER, SENDER).server_credentials())
     await server.start()
     yield f"127.0.0.1:{port}"
     await server.stop(0)
@@ -98,7 +104,7 @@ async def test_lying_hello_is_refused(
     monkeypatch.setattr("kvnet.transport.client.os.urandom", lambda size: b"n" * size)
     rogue = Rogue()
     rogue.reply = seal(signer, replace(MemoryNode(RECEIVER, pool).hello(b"n" * 16), **changes))
-    async with rogue_at(rogue) as address, PeerClient(address, public=RECEIVER.public, peer="bob") as client:
+    async with rogue_at(rogue) as address, dial(address) as client:
         with pytest.raises(wanted):
             await client.hello()
 
@@ -107,7 +113,7 @@ async def test_altered_hello_is_refused(pool: Executor) -> None:
     rogue = Rogue()
     sealed = seal(RECEIVER, MemoryNode(RECEIVER, pool).hello(b"n" * 16))
     rogue.reply = replace(sealed, body=sealed.body.replace(b'"node"', b'"evil"'))
-    async with rogue_at(rogue) as address, PeerClient(address, public=RECEIVER.public, peer="bob") as client:
+    async with rogue_at(rogue) as address, dial(address) as client:
         with pytest.raises(BadSignature):
             await client.hello()
 
@@ -188,7 +194,7 @@ async def test_lying_receiver_is_refused(
 ) -> None:
     async with (
         rogue_at(Rogue(script)) as address,
-        PeerClient(address, public=RECEIVER.public, peer="bob") as client,
+        dial(address) as client,
     ):
         with pytest.raises(wanted):
             await client.push(MemoryNode(SENDER, pool).outgoing(MEMORY))
@@ -213,7 +219,7 @@ async def test_peer_that_keeps_the_stream_open_after_its_receipt_does_not_hold_u
 
     async with (
         rogue_at(Rogue(receipt_then_silence)) as address,
-        PeerClient(address, public=RECEIVER.public, peer="bob") as client,
+        dial(address) as client,
     ):
         sent = await asyncio.wait_for(client.push(outbound), 5)
     assert sent.receipt.memory == MEMORY.header.id
@@ -242,7 +248,7 @@ async def test_silent_peer_over_grpc_is_unreachable_after_the_idle_deadline() ->
     async def silence(stream: FrameStream) -> None:
         await asyncio.sleep(5)
 
-    async with rogue_at(Rogue(silence)) as address, grpc.aio.insecure_channel(address) as channel:
+    async with rogue_at(Rogue(silence)) as address, raw_channel(SENDER, address, RECEIVER.public) as channel:
         call = peer_pb2_grpc.PeerStub(channel).Push()
         with pytest.raises(PeerUnreachable):
             await FrameStream(call, peer="bob", idle_deadline_s=0.2).read()

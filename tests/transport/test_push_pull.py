@@ -25,7 +25,6 @@ from kvnet.transfer.messages import (
     open_sealed,
     seal,
 )
-from kvnet.transport.client import PeerClient
 from kvnet.transport.sending import AckProgress
 from kvnet.transport.server import PeerServer
 from kvnet.types import MemoryId
@@ -38,6 +37,7 @@ from tests.builders import (
     make_fingerprint,
     make_memory,
 )
+from tests.gates import NAMESPACE, gate_of, raw_channel
 from tests.transport.backend import MEMORY, TOTAL, MemoryNode, Pair
 
 
@@ -132,7 +132,7 @@ async def _all_but_the_last(pair: Pair) -> dict[int, Any]:
 
 
 async def test_server_refuses_other_protocols_and_short_nonces(pair: Pair) -> None:
-    async with grpc.aio.insecure_channel(pair.address) as channel:
+    async with raw_channel(SENDER, pair.address, RECEIVER.public) as channel:
         for hello, wanted in (
             (peer_pb2.HelloRequest(protocol=PROTOCOL_VERSION + 1, nonce=b"n" * 16), ProtocolMismatch),
             (peer_pb2.HelloRequest(protocol=PROTOCOL_VERSION - 1, nonce=b"n" * 16), ProtocolMismatch),
@@ -141,24 +141,25 @@ async def test_server_refuses_other_protocols_and_short_nonces(pair: Pair) -> No
             (peer_pb2.HelloRequest(protocol=PROTOCOL_VERSION), MalformedMessage),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await peer_pb2_grpc.PeerStub(channel).Hello(hello)
+                await peer_pb2_grpc.PeerStub(channel).Hello(hello, metadata=NAMESPACE)
             assert type(wire.status_to_error(refused.value, peer="bob")) is wanted
 
 
-async def test_nobody_at_the_address_is_unreachable() -> None:
-    async with PeerClient("127.0.0.1:1", public=None, peer="bob") as client:
+async def test_nobody_at_the_address_is_unreachable(pool: Executor) -> None:
+    async with Pair(MemoryNode(SENDER, pool), MemoryNode(RECEIVER, pool), "127.0.0.1:1").client() as client:
         with pytest.raises(PeerUnreachable, match="bob"):
             await client.hello(deadline_s=2)
 
 
 async def test_taken_port_is_refused(pair: Pair) -> None:
+    port = int(pair.address.rpartition(":")[2])
     with pytest.raises(PortInUse, match="--listen"):
-        await PeerServer(pair.bob).start(host="127.0.0.1", port=int(pair.address.rpartition(":")[2]))
+        await PeerServer(pair.bob, gate_of(RECEIVER)).start(host="127.0.0.1", port=port)
 
 
 async def test_offer_of_another_model_is_refused_with_the_fields_that_differ(pool: Executor) -> None:
     bob = MemoryNode(RECEIVER, pool, fingerprint=make_fingerprint(tokenizer_digest="sha256:other"))
-    server = PeerServer(bob)
+    server = PeerServer(bob, gate_of(RECEIVER, SENDER))
     port = await server.start(host="127.0.0.1", port=0)
     with pytest.raises(IncompatibleModel) as refused:
         await Pair(MemoryNode(SENDER, pool), bob, f"127.0.0.1:{port}").push()

@@ -10,10 +10,10 @@ from contextlib import aclosing
 import pytest
 
 from kvnet.errors import PeerError, PeerUnreachable, RequestError, TransferIncomplete
-from kvnet.transport.client import PeerClient
 from kvnet.transport.readings import MAX_TEXT_NBYTES, PIECE_NBYTES, WINDOW
 from kvnet.transport.server import PeerServer
 from tests.builders import RECEIVER, SENDER
+from tests.gates import gate_of
 from tests.transport.backend import MemoryNode
 from tests.transport.readers import TEXTS, Reader, make_reading, make_request, reader_of
 
@@ -78,7 +78,7 @@ async def test_no_more_texts_than_the_window_go_ahead(reader: Reader) -> None:
 
 async def test_leaving_the_loop_ends_the_reading_at_the_peer(reader: Reader) -> None:
     request = make_request(num_texts=1000)
-    async with PeerClient(reader.address, public=RECEIVER.public, peer="alice") as client:
+    async with reader.dial() as client:
         readings = client.read_texts(
             request, ["salt"] * 1000, key=SENDER, hello=reader.hello, pool=reader.pool
         )
@@ -112,7 +112,7 @@ async def test_readings_before_a_text_that_cannot_be_read_arrive_and_then_the_re
     wide = {"num_kv_heads": 64, "head_dim": 256}  # so that much is still on its way
     async with (
         reader_of(pool, **wide) as reader,
-        PeerClient(reader.address, public=RECEIVER.public, peer="alice") as client,
+        reader.dial() as client,
     ):
         texts = [*TEXTS, " ", *TEXTS]
         request = make_request(num_texts=len(texts))
@@ -138,7 +138,7 @@ async def test_peer_that_is_too_slow_is_unreachable(reader: Reader, monkeypatch:
 
 async def test_node_without_a_reader_says_so(pool: Executor) -> None:
     node = MemoryNode(RECEIVER, pool)
-    server = PeerServer(node)
+    server = PeerServer(node, gate_of(RECEIVER, SENDER))
     port = await server.start(host="127.0.0.1", port=0)
     async with reader_of(pool) as other:
         other.address = f"127.0.0.1:{port}"

@@ -18,13 +18,14 @@ from kvnet.transport.server import PeerServer
 from kvnet.transport.tasks import Running
 from kvnet.v1 import peer_pb2, peer_pb2_grpc
 from tests.builders import RECEIVER, SENDER
+from tests.gates import NAMESPACE, gate_of, raw_channel
 from tests.transport.attacker import attack
 from tests.transport.backend import MEMORY, MemoryInbound, MemoryNode, MemoryOutbound, Pair
 
 
 async def test_stop_waits_until_handlers_have_ended(pool: Executor, monkeypatch: pytest.MonkeyPatch) -> None:
     bob = MemoryNode(RECEIVER, pool)
-    server = PeerServer(bob)
+    server = PeerServer(bob, gate_of(RECEIVER, SENDER))
     port = await server.start(host="127.0.0.1", port=0)
     steps: list[str] = []
 
@@ -80,12 +81,13 @@ async def test_bug_in_a_handler_reaches_a_peer_as_internal_without_its_text_and_
     pair: Pair, broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     frame = peer_pb2.Frame(control=wire.message_to_wire(pair.alice.outgoing(MEMORY).sealed_offer))
-    async with grpc.aio.insecure_channel(pair.address) as channel:
+    async with raw_channel(SENDER, pair.address, RECEIVER.public) as channel:
         stub = peer_pb2_grpc.PeerStub(channel)
+        hello = peer_pb2.HelloRequest(protocol=PROTOCOL_VERSION, nonce=b"n" * 16)
         calls: dict[str, Any] = {
-            "hello": lambda: stub.Hello(peer_pb2.HelloRequest(protocol=PROTOCOL_VERSION, nonce=b"n" * 16)),
-            "open_inbound": lambda: stub.Push(once(frame)).read(),
-            "open_outbound": lambda: stub.Pull(once(frame)).read(),
+            "hello": lambda: stub.Hello(hello, metadata=NAMESPACE),
+            "open_inbound": lambda: stub.Push(once(frame), metadata=NAMESPACE).read(),
+            "open_outbound": lambda: stub.Pull(once(frame), metadata=NAMESPACE).read(),
         }
         with monkeypatch.context() as patched:
             patched.setattr(pair.bob, broken, with_a_bug)
@@ -137,7 +139,7 @@ async def test_peer_that_says_that_this_node_is_broken_is_not_believed(
 
     with monkeypatch.context() as patched:
         # A node of ours keeps such errors to itself; this peer does not.
-        patched.setattr("kvnet.transport.server.OperatorError", ())
+        patched.setattr("kvnet.transport.doorman.OperatorError", ())
         for name in ("hello", "open_inbound"):
             patched.setattr(pair.bob, name, refuse)
         async with pair.client() as client:

@@ -9,7 +9,7 @@ from kvnet.alignment import PortManifest
 from kvnet.api import AlignmentInfo
 from kvnet.errors import AlignmentRefused, MalformedFile
 from kvnet.files.alignments import MAX_ALIGNMENT_NBYTES, VerifiedAlignment, read_alignment
-from kvnet.identity.keys import grouped
+from kvnet.identity.keys import grouped, public_key_of
 from kvnetd.services import Services
 from kvnetd.store.alignments import AlignmentRecord
 
@@ -147,7 +147,7 @@ def _require_trust(services: Services, found: VerifiedAlignment) -> None:
     The last by their ids: everyone has the key that signs them (kvnet.model.reference.signer).
     """
     signer = found.signer
-    if signer == services.key.node_id or services.peers.get(signer) is not None:
+    if signer == services.key.node_id or services.peers.trusted(public_key_of(signer)) is not None:
         return
     if not services.alignments.is_packaged(found.manifest.id):
         raise AlignmentRefused(

@@ -38,7 +38,7 @@ async def import_(services: Services, pieces: AsyncIterator[tuple[str, bytes]]) 
 
     Raises MalformedFile, UnsupportedFormat, BadSignature, MalformedChunk, StoreFull.
     """
-    upload = await services.in_pool(Upload, services.memories.root)
+    upload = await services.in_pool(Upload, services.memories)
     basis = bytearray()
     try:
         async for kind, data in pieces:

@@ -1,16 +1,17 @@
-"""peers: list, add, remove and probe the nodes this node deals with."""
+"""peers: list, add, show, trust, revoke, remove and probe the nodes this node deals with."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 from kvnet.api import PeerInfo
 from kvnet.compat import decide_tier
-from kvnet.errors import KvnetError, RequestError
+from kvnet.errors import KvnetError, PeerUnreachable, RequestError
 from kvnet.identity.keys import node_id_of, public_key_of, short_id
-from kvnet.identity.peers import AddedPeer
-from kvnet.transport.client import PeerClient
+from kvnet.identity.peers import AddedPeer, Permission
+from kvnet.transport.security import Shown, who_answers
 from kvnetd.actions.send import say_hello
 from kvnetd.services import Services, utc_now
 
@@ -39,7 +40,7 @@ async def add_peer(services: Services, *, address: str, node_id: str, name: str)
     if node_id_of(public) == services.key.node_id:
         raise RequestError(f"node id {short_id(node_id)}: is this very node; copy the id of the other one")
     if address:
-        _check_address(address)
+        check_address(address)
     plain = node_id_of(public)
     before = services.peers.get(plain)
     shown = name or (before.name if before else short_id(plain))
@@ -49,7 +50,45 @@ async def add_peer(services: Services, *, address: str, node_id: str, name: str)
         peer = replace(peer, name=services.peers.usable_name(info.name, otherwise=peer.name))
     peer = await services.in_store(services.peers.add, peer)
     services.directory.know(tuple(p.node_id for p in services.peers.all()))
-    return replace(info, name=peer.name, added=True)
+    return replace(
+        _unprobed(services, peer),
+        addresses=info.addresses,
+        reachable=info.reachable,
+        model=info.model,
+        tier=info.tier,
+        latency_s=info.latency_s,
+        problem=info.problem,
+    )
+
+
+async def show_peer(services: Services, wanted: str) -> PeerInfo:
+    """All about one peer; that two nodes answer with its key, at two of its addresses, is an alarm."""
+    peer = services.peers.find_any(wanted)
+    info = await probe_peer(services, peer) if peer.is_trusted else _unprobed(services, peer)
+    shown = await asyncio.gather(*(who_answers(address) for address in info.addresses))
+    _compare(services, peer, dict(zip(info.addresses, shown, strict=True)))
+    kept = await services.in_store(services.peers.find_any, wanted)  # behind an alarm that is being written
+    return replace(info, alarm=kept.alarm)
+
+
+async def trust_peer(
+    services: Services,
+    wanted: str,
+    *,
+    permissions: Sequence[str] | None = None,
+    quota_nbytes: int | None = None,
+) -> PeerInfo:
+    """Trust a peer, again if it was revoked, and end its alarm; what is given replaces what it may."""
+    may = None if permissions is None else tuple(map(_permission, permissions))
+    peer = await services.in_store(services.peers.trust, wanted, permissions=may, quota_nbytes=quota_nbytes)
+    return _unprobed(services, peer)
+
+
+async def revoke_peer(services: Services, wanted: str) -> PeerInfo:
+    """Trust a peer no longer: its calls are refused, and what is open with it ends at once."""
+    peer = await services.in_store(services.peers.revoke, wanted, at=utc_now())
+    services.log.write("peer.revoked", peer=peer.name)
+    return _unprobed(services, peer)
 
 
 async def remove_peer(services: Services, wanted: str) -> PeerInfo:
@@ -62,6 +101,8 @@ async def remove_peer(services: Services, wanted: str) -> PeerInfo:
 async def probe_peer(services: Services, peer: AddedPeer) -> PeerInfo:
     """Dial a peer and say what it hosts and how a memory from here would reach it."""
     base = _unprobed(services, peer)
+    if not peer.is_trusted:
+        return base
     try:
         hello, address, latency_s = await say_hello(services, peer, deadline_s=PROBE_DEADLINE_S)
     except KvnetError as error:
@@ -83,13 +124,32 @@ async def probe_peer(services: Services, peer: AddedPeer) -> PeerInfo:
 async def _who_answers(address: str) -> str:
     if not address:
         return "peer add: wants HOST:PORT, --id NODE_ID, or both"
-    _check_address(address)
-    async with PeerClient(address, public=None, peer=address) as client:
-        hello = await client.hello()
+    check_address(address)
+    shown = await who_answers(address)
+    if shown is None:
+        raise PeerUnreachable(f"peer {address}: no node answers there; check the address, and start it")
     return (
-        f"peer {address}: {hello.name} answers there; if its own `kvnet status` shows this id, "
-        f"add it with --id {hello.node_id}"
+        f"peer {address}: a node answers there; if its own `kvnet status` shows this id, "
+        f"add it with --id {node_id_of(shown.public)}"
     )
+
+
+def _compare(services: Services, peer: AddedPeer, found: dict[str, Shown | None]) -> None:
+    """One start of a node has one leaf, at however many addresses it answers."""
+    first: dict[bytes, str] = {}
+    for address, shown in found.items():
+        if shown is not None and shown.public == peer.public:
+            first.setdefault(shown.leaf, address)
+    if len(first) > 1:
+        one, other, *_ = first.values()
+        services.gate.alarm(peer.public, (one, other))
+
+
+def _permission(name: str) -> Permission:
+    try:
+        return Permission(name)
+    except ValueError as exc:
+        raise RequestError(f"permission {name!r:.40}: none of {', '.join(Permission)}") from exc
 
 
 def _unprobed(services: Services, peer: AddedPeer) -> PeerInfo:
@@ -105,7 +165,14 @@ def _unprobed(services: Services, peer: AddedPeer) -> PeerInfo:
         model="",
         tier="",
         latency_s=0.0,
-        problem="",
+        problem="" if peer.is_trusted else f"revoked at {peer.revoked_at:.40}",
+        permissions=tuple(peer.permissions),
+        quota_nbytes=peer.quota_nbytes,
+        verified=peer.verified.value,
+        added_at=peer.added_at,
+        revoked_at=peer.revoked_at,
+        rotated_from=peer.rotated_from,
+        alarm=peer.alarm,
     )
 
 
@@ -124,7 +191,7 @@ def _stranger(short: str, addresses: tuple[str, ...]) -> PeerInfo:
     )
 
 
-def _check_address(address: str) -> None:
+def check_address(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise RequestError(f"peer address {address!r:.80}: not HOST:PORT; for example 192.168.1.20:7447")

@@ -16,6 +16,7 @@ from kvnet.types import RawMemory, Scheme, Tier
 from kvnetd import encoding
 from kvnetd.actions.memories import find
 from kvnetd.alignments import MAPPED, map_for, refuse_unjudged, require_made_by, slots_for
+from kvnetd.parties import require_may_ask
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
 from kvnetd.store.texts import attached_text, has_text
@@ -75,10 +76,11 @@ def policy_of(services: Services, asked: str) -> Policy:
 async def plan(services: Services, wanted: str, policy: Policy) -> Planned:
     """What would be done with a memory.
 
-    Raises UnknownMemory, IncompatibleModel, AlignmentRefused where a map leads here that was not judged for
+    Raises UnknownMemory, NotPermitted, IncompatibleModel, AlignmentRefused where a map leads here that was not judged for
     memories like this one, and UnknownAlignment for coordinates whose map is not here.
     """
     record = await find(services, wanted)
+    require_may_ask(services, record)
     header, host = record.header, services.host
     source, receiver = (header.fingerprint, header.geometry), (host.fingerprint, host.geometry)
     in_coordinates = header.coding.scheme is Scheme.PORT

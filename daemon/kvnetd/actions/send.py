@@ -40,10 +40,12 @@ async def send(
     agent: str,
     codec: str = "",
     with_text: bool = False,
+    parcel: str = "",
 ) -> AsyncGenerator[LayerProgress | SendReport, None]:
-    """Send a memory to `peer` or `peer/agent`; yields a LayerProgress per layer, the report last.
+    """Send a memory to `peer` or `peer/agent` now; yields a LayerProgress per layer, the report last.
 
-    `with_text` sends along what the memory is of, for a model that cannot use it.
+    `with_text` sends along what the memory is of, for a model that cannot use it; `parcel` is the
+    entry of the outbox that is done with then.
     """
     began = time.perf_counter()
     if len(note) > MAX_NOTE_CHARS:
@@ -71,8 +73,10 @@ async def send(
     def on_progress(ack: AckProgress) -> None:
         progress.put_nowait(LayerProgress(ack.layer_idx, ack.chunks_done, ack.chunks_total, ack.wire_nbytes))
 
-    outbound = await transfers.prepare(record, peer, note=note, agents=(agent, to_agent), text=text)
-    pushing = asyncio.create_task(_push(peer, address, outbound, on_progress))
+    outbound = await transfers.prepare(
+        record, peer, note=note, agents=(agent, to_agent), text=text, parcel=parcel
+    )
+    pushing = asyncio.create_task(_push(services, peer, address, outbound, on_progress))
     pushing.add_done_callback(lambda _: progress.put_nowait(None))
     failure: BaseException | None = None
     try:
@@ -160,6 +164,11 @@ async def _recovered(services: Services, record: MemoryRecord) -> str:
     return await services.runner.run(recover_text, services.host, memory, basis=basis)
 
 
+def dial(services: Services, peer: AddedPeer, address: str) -> PeerClient:
+    """A connection to a peer at one of its addresses."""
+    return PeerClient(address, public=peer.public, peer=f"{peer.name} at {address}", gate=services.gate)
+
+
 async def say_hello(
     services: Services, peer: AddedPeer, *, deadline_s: float = HELLO_DEADLINE_S
 ) -> tuple[Hello, str, float]:
@@ -171,7 +180,7 @@ async def say_hello(
     for address in services.directory.addresses(peer):
         began = time.perf_counter()
         try:
-            async with PeerClient(address, public=peer.public, peer=f"{peer.name} at {address}") as client:
+            async with dial(services, peer, address) as client:
                 hello = await client.hello(deadline_s=deadline_s)
         except KvnetError as error:
             failure = error
@@ -205,9 +214,13 @@ def _require_decoder(hello: Hello, coding: Coding, used: set[Compression]) -> No
 
 
 async def _push(
-    peer: AddedPeer, address: str, outbound: OutboundTransfer, on_progress: Callable[[AckProgress], None]
+    services: Services,
+    peer: AddedPeer,
+    address: str,
+    outbound: OutboundTransfer,
+    on_progress: Callable[[AckProgress], None],
 ) -> Sent:
-    async with PeerClient(address, public=peer.public, peer=f"{peer.name} at {address}") as client:
+    async with dial(services, peer, address) as client:
         return await client.push(outbound, on_progress)
 
 
@@ -217,7 +230,7 @@ async def pull(services: Services, transfers: Transfers, *, memory: str, peer_na
     peer = services.peers.find(peer_name)
     wanted = _full_id(memory)
     _, address, _ = await say_hello(services, peer)
-    async with PeerClient(address, public=peer.public, peer=f"{peer.name} at {address}") as client:
+    async with dial(services, peer, address) as client:
         inbound = await client.pull(
             transfers.pull_request(wanted, peer),
             partial(transfers.open_pulled, wanted=wanted),

@@ -12,6 +12,9 @@ from kvnet.api import NodeStatus
 from kvnet.transfer.messages import PROTOCOL_VERSION
 from kvnet.version import VERSION
 from kvnetd.services import Services
+from kvnetd.store.memories import MemoryStore
+from kvnetd.store.outbox import WAITING
+from kvnetd.store.repair import lies_in_clear
 
 MAX_WAITING_EVENTS = 1024
 
@@ -20,6 +23,7 @@ async def status(services: Services) -> NodeStatus:
     """One look at the node."""
     config, host = services.config, services.host
     unread = await services.in_store(services.ledger.messages, agent=None, unread_only=True)
+    outbox = await services.in_store(services.ledger.outbox.all)
     return NodeStatus(
         node_id=services.key.node_id,
         name=config.name,
@@ -40,8 +44,15 @@ async def status(services: Services) -> NodeStatus:
         mdns=services.directory.watches,
         home=str(config.home.root),
         damaged=len(services.memories.damaged),
+        outbox=sum(entry.state == WAITING for entry in outbox),
+        unsealed=await services.in_pool(_count_unsealed, services.memories),
         settings={k: v for k, v in asdict(config).items() if k != "home"},
     )
+
+
+def _count_unsealed(memories: MemoryStore) -> int:
+    """Memories in clear that the next repair would seal."""
+    return sum(lies_in_clear(memories, record.id) for record in memories.all()) if memories.vault.seals else 0
 
 
 async def events(services: Services, *, follow: bool, past: bool) -> AsyncGenerator[str, None]:

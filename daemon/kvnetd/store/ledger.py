@@ -1,37 +1,24 @@
-"""Names, messages and receipts in one SQLite file: WAL, synchronous FULL, one connection, one thread."""
+"""Names, messages and finished transfers; as its parts the outbox, own offers, receipts and seen requests."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from kvnet.api import InboxMessage
-from kvnet.errors import RequestError, StateCorrupt, StoreFull, UnknownMessage
+from kvnet.errors import RequestError, UnknownMessage
 from kvnet.identity.signing import SignedMessage
 from kvnet.transfer.messages import Receipt
+from kvnetd.store.database import SCHEMA_VERSION, Database
+from kvnetd.store.failpoints import reach
+from kvnetd.store.offers import KeptOffers
+from kvnetd.store.outbox import Outbox
+from kvnetd.store.receipts import Receipts
+from kvnetd.store.requests import SeenRequests
 
-SCHEMA_VERSION = 1
+__all__ = ["SCHEMA_VERSION", "CompletedTransfer", "Ledger"]
 MIN_PREFIX_CHARS = 8
-_MAGIC = b"SQLite format 3\0"
-_SCHEMA = """
-CREATE TABLE names (name TEXT PRIMARY KEY, memory TEXT NOT NULL) STRICT;
-CREATE TABLE messages (
-    id TEXT PRIMARY KEY, sender TEXT NOT NULL, sender_name TEXT NOT NULL, sender_agent TEXT NOT NULL,
-    agent TEXT NOT NULL, memory TEXT NOT NULL, note TEXT NOT NULL, received_at TEXT NOT NULL,
-    acknowledged_at TEXT NOT NULL DEFAULT ''
-) STRICT;
-CREATE TABLE transfers (
-    direction TEXT NOT NULL, peer TEXT NOT NULL, transfer_id TEXT NOT NULL, memory TEXT NOT NULL,
-    offer BLOB NOT NULL, receipt_body BLOB NOT NULL, receipt_signer BLOB NOT NULL,
-    receipt_signature BLOB NOT NULL, completed_at TEXT NOT NULL,
-    PRIMARY KEY (direction, peer, transfer_id)
-) STRICT;
-"""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +32,19 @@ class CompletedTransfer:
     offer_body: bytes
     receipt: SignedMessage
     completed_at: str
+    offer_signature: bytes = b""  # the sender's; empty where the body is not kept
 
 
 class Ledger:
     """What must survive a restart and is not a memory itself."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._db = self._guard(lambda: _open(path))
+        self._db = Database(path)
+        self._run = self._db.run
+        self.outbox = Outbox(self._db)
+        self.offers = KeptOffers(self._db)
+        self.receipts = Receipts(self._db)
+        self.requests = SeenRequests(self._db)
 
     def name(self, name: str, memory: str) -> None:
         """Point a name at a memory; an earlier use of the name moves."""
@@ -85,23 +77,26 @@ class Ledger:
         return offer, SignedMessage(Receipt.TYPE, body, signer, signature)
 
     def complete(self, transfer: CompletedTransfer, message: InboxMessage | None) -> None:
-        """Record a finished transfer and its inbox message in one transaction; once is enough."""
+        """Record a finished transfer in one transaction; once is enough.
+
+        One that came brings its inbox message; one that went out takes the offer with it that it was resumed
+        by, and the entry of the outbox that it was sent for.
+        """
         receipt = transfer.receipt
         row = (
             *(transfer.direction, transfer.peer, transfer.transfer_id, transfer.memory, transfer.offer_body),
             *(receipt.body, receipt.signer, receipt.signature, transfer.completed_at),
+            transfer.offer_signature,
         )
-
-        def write() -> None:
-            with self._db:
-                self._db.execute("INSERT OR IGNORE INTO transfers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-                if message is not None:
-                    columns = [getattr(message, field) for field in _MESSAGE_FIELDS]
-                    self._db.execute(
-                        "INSERT OR IGNORE INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", columns
-                    )
-
-        self._guard(write)
+        with self._db.transaction() as run:
+            run("INSERT OR IGNORE INTO transfers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", *row)
+            if message is not None:
+                columns = [getattr(message, field) for field in _MESSAGE_FIELDS]
+                run("INSERT OR IGNORE INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *columns)
+            if transfer.direction == "out":
+                self.offers.delivered(run, transfer.transfer_id)
+            reach("ledger.completing")
+        reach("ledger.completed")
 
     def messages(self, *, agent: str | None, unread_only: bool) -> tuple[InboxMessage, ...]:
         """The inbox, oldest first; `agent` None means every agent's."""
@@ -134,25 +129,9 @@ class Ledger:
         """Close the file."""
         self._db.close()
 
-    def _run(self, query: str, *values: Any) -> list[Any]:
-        def run() -> list[Any]:
-            with self._db:
-                return self._db.execute(query, values).fetchall()
-
-        return self._guard(run)
-
-    def _guard(self, act: Callable[[], T]) -> T:
-        try:
-            return act()
-        except sqlite3.OperationalError as exc:
-            if "disk is full" in str(exc):
-                raise StoreFull(f"ledger {self._path}: {exc}; free some space and try again") from exc
-            raise StateCorrupt(f"ledger {self._path}: {exc}; restore it or move it away") from exc
-        except sqlite3.DatabaseError as exc:
-            raise StateCorrupt(
-                f"ledger {self._path}: {exc}; restore it from a backup or move it away, "
-                "kvnet left it untouched"
-            ) from exc
+    def check(self) -> str:
+        """What SQLite finds wrong with the file; "" for nothing."""
+        return self._db.check()
 
 
 _MESSAGE_FIELDS = (
@@ -167,38 +146,3 @@ _MESSAGE_FIELDS = (
     "acknowledged_at",
 )
 _SELECT_MESSAGES = f"SELECT {', '.join(_MESSAGE_FIELDS)} FROM messages"  # noqa: S608  # constants only
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if _head(path) not in (b"", _MAGIC):
-        # SQLite would take a file of a few bytes for an empty one, and overwrite it.
-        raise sqlite3.DatabaseError("file is not a database")
-    db = sqlite3.connect(path, check_same_thread=False)
-    try:
-        _prepare(db, path)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def _head(path: Path) -> bytes:
-    try:
-        with path.open("rb") as ledger:
-            return ledger.read(len(_MAGIC))
-    except OSError:
-        return b""  # not there yet; whatever else it is, SQLite says
-
-
-def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    # The version first: setting the journal mode already writes to the file.
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    if version > SCHEMA_VERSION:
-        raise StateCorrupt(
-            f"ledger {path}: version {version}, this kvnet reads {SCHEMA_VERSION}; install the newer kvnet"
-        )
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    if version == 0:
-        db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")

@@ -1,9 +1,9 @@
 """Memories at rest: one folder each, an `.awkg` file in its parts, moved into place whole.
 
-`head.awkg`, `sections.bin` and `signature` one after the other are the file (FORMAT.md §7); `local.json`
-holds what this node knows beyond it. One that came from a peer keeps its signed chunk envelopes
-(`chunks.log`) and its offer beside them; one whose text is kept has it there too (`texts`). A memory is read
-back only after the digest of every section agrees.
+`head.awkg`, the sections and `signature` one after the other are the file (FORMAT.md §7); `local.json` holds
+what this node knows beyond it. One that came from a peer keeps its signed chunk envelopes (`chunks.log`) and
+its offer beside them; one whose text is kept has it there too (`texts`). Sections, offer and text are sealed,
+if the vault seals. A memory is read back only after the digest of every section agrees.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 from kvnet.errors import KvnetError, MalformedChunk, RequestError, StateCorrupt, TooBusy, UnknownMemory
 from kvnet.format.awkg import AwkgHeader, Metadata
@@ -24,11 +23,11 @@ from kvnet.identity.seal import VerifiedHead, seal_head, verify_head
 from kvnet.identity.signing import SignedMessage
 from kvnet.types import MemoryId, RawMemory, canonical_json
 from kvnetd.store.disk import full_disk_refused, require_room, write_durably
+from kvnetd.store.failpoints import reach
 from kvnetd.store.places import identity, put_in_place, restore, take_away
 from kvnetd.store.records import (
     HEAD_FILE,
     LOCAL_FILE,
-    SECTIONS_FILE,
     SIGNATURE_FILE,
     LocalNotes,
     Making,
@@ -36,15 +35,18 @@ from kvnetd.store.records import (
     read_head,
     read_record,
 )
-from kvnetd.store.sections import read_section, write_sections
+from kvnetd.store.sections import SectionsFile, open_sections, read_section, write_sections
 from kvnetd.store.texts import carry_text
+from kvnetd.store.vault import Vault
 
 
 class MemoryStore:
     """The folder of memories. Ids name folders; nothing a peer says ever names a path."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, vault: Vault | None = None) -> None:
+        """Without a vault everything is written in clear."""
         self.root = root
+        self.vault = vault or Vault.in_clear()
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.damaged: dict[str, str] = {}
         self._records: dict[MemoryId, MemoryRecord] = {}
@@ -107,7 +109,7 @@ class MemoryStore:
         if in_passing and memory.header.derived_from not in self._records:
             raise UnknownMemory(f"memory {memory.header.derived_from:.60}: was removed meanwhile")
         known = self._records.get(memory.header.id)
-        if known is not None and self._is_as_wanted(known, making) and self._is_intact(known):
+        if known is not None and self._is_as_wanted(known, making) and self.is_intact(known):
             return known if in_passing else self._asked_for(known)
         if in_passing and self._was_asked_for(memory.header.id):
             making = replace(making, notes=replace(making.notes, in_passing=False))
@@ -116,9 +118,10 @@ class MemoryStore:
         try:
             with full_disk_refused("remember"):
                 sections, checksum = write_sections(
-                    folder / SECTIONS_FILE,
+                    folder,
                     memory.header,
                     memory.chunks,
+                    vault=self.vault,
                     wanted=making.compression,
                     level=making.level,
                 )
@@ -152,7 +155,7 @@ class MemoryStore:
         A copy that is here already stays if it is whole, and gives way if it is not.
         """
         known = self._records.get(head.header.memory.id)
-        if known is not None and self._is_intact(known):
+        if known is not None and self.is_intact(known):
             shutil.rmtree(folder)
             return self._asked_for(known)
         return self._move_in(folder, head, notes)
@@ -176,10 +179,10 @@ class MemoryStore:
                 yield read_section(sections, section)
         yield sealed.signature
 
-    def open_stored(self, record: MemoryRecord) -> tuple[SignedMessage, BinaryIO]:
+    def open_stored(self, record: MemoryRecord) -> tuple[SignedMessage, SectionsFile]:
         """The sealed head of a memory and the file of the sections it tells of, never of two writings.
 
-        Reads of the file may come from any thread by `os.pread`. Raises UnknownMemory, StateCorrupt, and
+        Raises UnknownMemory, StateCorrupt, and
         TooBusy where the memory was replaced since `record` was looked up: that is no damage.
         """
         place = self.root / record.id
@@ -200,10 +203,14 @@ class MemoryStore:
     def forget(self, memory: MemoryId) -> None:
         """Remove a memory from disk, damaged or not. Raises UnknownMemory."""
         was_there = take_away(self.root / memory)
-        self._records.pop(memory, None)  # after it is gone: a failure leaves the memory where it was
-        self.damaged.pop(memory, None)
+        self.dismiss(memory)  # after it is gone: a failure leaves the memory where it was
         if not was_there:
             raise UnknownMemory(f"memory {memory:.60}: was removed meanwhile")
+
+    def dismiss(self, memory: str) -> None:
+        """Know no more of a memory whose folder is gone."""
+        self._records.pop(MemoryId(memory), None)
+        self.damaged.pop(memory, None)
 
     def load(self, record: MemoryRecord) -> RawMemory:
         """Read a whole memory back, every digest checked. Raises StateCorrupt, and remembers that."""
@@ -220,6 +227,17 @@ class MemoryStore:
         self.damaged.pop(record.id, None)
         return RawMemory(record.header, tuple(chunks))
 
+    def is_intact(self, record: MemoryRecord) -> bool:
+        """Whether every section is what was stored. What is wrong is told in `damaged`."""
+        try:
+            with self.open_stored(record)[1] as sections:
+                for section in record.head.sections:
+                    read_section(sections, section)
+        except KvnetError as exc:
+            self.damaged[record.id] = exc.message
+            return False
+        return True
+
     @property
     def nbytes(self) -> int:
         """Bytes of all sections."""
@@ -231,7 +249,9 @@ class MemoryStore:
         write_durably(folder / SIGNATURE_FILE, head.sealed.signature)
         write_durably(folder / LOCAL_FILE, canonical_json(notes.to_plain()))
         carry_text(self.root / record.id, folder)
+        reach("memory.laid-out")
         put_in_place(folder, self.root / record.id)
+        reach("memory.in-place")
         self._records[record.id] = record
         self.damaged.pop(record.id, None)
         return record
@@ -245,9 +265,9 @@ class MemoryStore:
         self._records[record.id] = wanted
         return wanted
 
-    def _open_sections(self, record: MemoryRecord) -> BinaryIO:
+    def _open_sections(self, record: MemoryRecord) -> SectionsFile:
         try:
-            return (self.root / record.id / SECTIONS_FILE).open("rb")
+            return open_sections(self.root / record.id, self.vault)
         except OSError as exc:
             if not (self.root / record.id).exists():
                 raise UnknownMemory(f"memory {record.id}: was removed meanwhile") from exc
@@ -267,17 +287,6 @@ class MemoryStore:
             return True
         wanted = (making.compression, effective_level(making.compression, making.level))
         return (record.head.compression, record.head.compression_level) == wanted
-
-    def _is_intact(self, record: MemoryRecord) -> bool:
-        """Whether every section is what was stored; keeps none of them in memory."""
-        try:
-            with self.open_stored(record)[1] as sections:
-                for section in record.head.sections:
-                    read_section(sections, section)
-        except KvnetError as exc:
-            self.damaged[record.id] = exc.message
-            return False
-        return True
 
     def _scan(self, folder: Path) -> None:
         if folder.name.startswith("."):

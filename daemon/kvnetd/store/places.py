@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from kvnet.files.durable import sync_folder
+from kvnetd.store.failpoints import reach
 
 _OLD, _GONE = ".old", ".gone"
 
@@ -20,6 +21,7 @@ def put_in_place(fresh: Path, place: Path) -> None:
     """
     old = _aside(place, _OLD)
     was_there = _move_aside(place, old)
+    reach("memory.aside")
     try:
         fresh.rename(place)
         sync_folder(place.parent)

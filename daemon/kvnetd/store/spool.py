@@ -1,7 +1,8 @@
 """Transfers on their way in: what arrived is on disk before it is acknowledged, and survives a restart.
 
-A folder per transfer: `offer.bin` (the body of the offer), `sections.bin` (payloads in order of arrival)
-and `chunks.log` (fixed-size records: envelope, signature, offset). A torn last record is dropped.
+A folder per transfer: the body of the offer, payloads in order of arrival, both sealed if the vault seals,
+and `chunks.log` (fixed-size records: envelope, signature, offset of the payload). A torn last record is
+dropped.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import hashlib
 import os
 import shutil
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from kvnet.errors import BadSignature, KvnetError
+from kvnet.errors import BadSignature, KvnetError, StateCorrupt
 from kvnet.files.durable import sync_folder
 from kvnet.format import strict_json
 from kvnet.format.awkg import Section
@@ -25,10 +26,18 @@ from kvnet.plan import count_chunks, plan_transfer, transfer_room_nbytes
 from kvnet.transfer.messages import MAX_OFFER_NBYTES, Offer
 from kvnet.types import Kind
 from kvnetd.store.bases import BasisStore
-from kvnetd.store.disk import full_disk_refused, require_room, write_durably
+from kvnetd.store.disk import full_disk_refused, require_room
+from kvnetd.store.failpoints import reach
 from kvnetd.store.memories import MemoryStore
-from kvnetd.store.records import SECTIONS_FILE, LocalNotes, MemoryRecord, Step
-from kvnetd.store.sections import Contents, copy_bytes, read_section
+from kvnetd.store.records import LocalNotes, MemoryRecord, Step
+from kvnetd.store.sections import (
+    SEALED_SECTIONS_FILE,
+    Contents,
+    make_sections_file,
+    read_frame,
+    sections_place,
+)
+from kvnetd.store.vault import SEAL_NBYTES, Vault, place_of
 
 SIGNATURE_NBYTES = 64
 _OFFSET = struct.Struct("<Q")
@@ -39,7 +48,7 @@ OFFER_FILE = "offer.bin"
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """A chunk's payload in `sections.bin`, where it happened to arrive."""
+    """Where a chunk's payload happened to arrive, and under which envelope."""
 
     offset: int
     envelope: Envelope
@@ -48,15 +57,15 @@ class _Held:
 class IncomingTransfer:
     """One transfer's folder, open for writing."""
 
-    def __init__(self, folder: Path, offer: Offer, bases: BasisStore) -> None:
+    def __init__(self, folder: Path, offer: Offer, bases: BasisStore, vault: Vault) -> None:
         self._folder = folder
         self._offer = offer
         self._bases = bases
         self._known_basis = _known_basis(offer, bases)
         self._held: dict[int, _Held] = {}
-        self._sections = self._log = -1
+        self._log = -1
+        self._sections = make_sections_file(folder, vault)
         try:
-            self._sections = os.open(folder / SECTIONS_FILE, os.O_RDWR | os.O_CREAT, 0o600)
             self._log = os.open(folder / CHUNK_LOG_FILE, os.O_RDWR | os.O_CREAT, 0o600)
             self._end = self._recover()
             # Names last as long as what they name: a lost entry would lose acknowledged chunks.
@@ -80,14 +89,16 @@ class IncomingTransfer:
             records = b""
             for chunk in chunks:
                 envelope = chunk.envelope
-                _write_all(self._sections, chunk.signed.payload, end)
                 records += chunk.signed.envelope + chunk.signed.signature + _OFFSET.pack(end)
                 fresh.append((envelope.key.index, _Held(end, envelope)))
-                end += envelope.wire_nbytes
+                end = self._sections.write(end, chunk.signed.payload)
+            reach("chunk.written")
             # Payloads first: a record in the log promises that its payload is there.
-            os.fdatasync(self._sections)
+            self._sections.sync()
+            reach("chunk.synced")
             _write_all(self._log, records, len(self._held) * _RECORD_NBYTES)
             os.fdatasync(self._log)
+            reach("chunk.logged")
         self._end = end
         self._held.update(fresh)
 
@@ -118,17 +129,15 @@ class IncomingTransfer:
     def _check_contents(self, head: VerifiedHead) -> None:
         header, transfer_id = head.header, self._offer.transfer_id
         contents = Contents(self._offer.memory)
-        with (self._folder / SECTIONS_FILE).open("rb") as written:
-            for section in header.sections:
-                held = self._held[section.key.index]
-                claimed = (section.compression, section.raw_nbytes, section.wire_nbytes, section.wire_digest)
-                envelope = held.envelope
-                came = (envelope.compression, envelope.raw_nbytes, envelope.wire_nbytes, envelope.wire_digest)
-                if claimed != came:
-                    index = section.key.index
-                    raise BadSignature(f"transfer {transfer_id}: chunk {index} is not as its seal says")
-                arrived = replace(section, offset=held.offset)
-                contents.add(arrived, read_section(written, arrived))
+        for section in header.sections:
+            held = self._held[section.key.index]
+            claimed = (section.compression, section.raw_nbytes, section.wire_nbytes, section.wire_digest)
+            envelope = held.envelope
+            came = (envelope.compression, envelope.raw_nbytes, envelope.wire_nbytes, envelope.wire_digest)
+            if claimed != came:
+                index = section.key.index
+                raise BadSignature(f"transfer {transfer_id}: chunk {index} is not as its seal says")
+            contents.add(section, read_frame(self._sections, section, held.offset))
         if contents.content_digest != self._offer.memory.content_digest:
             raise BadSignature(f"transfer {transfer_id}: the contents are not the memory offered")
         if contents.checksum != header.checksum:
@@ -139,7 +148,7 @@ class IncomingTransfer:
         if not digest or self._known_basis:
             return
         held = [self._held[key.index] for key in plan_transfer(self._offer.memory) if key.kind is Kind.BASIS]
-        basis = b"".join(os.pread(self._sections, h.envelope.wire_nbytes, h.offset) for h in held)
+        basis = b"".join(self._sections.read(h.offset, h.envelope.wire_nbytes) for h in held)
         if "sha256:" + hashlib.sha256(basis).hexdigest() != digest:
             raise BadSignature(f"transfer {self._offer.transfer_id}: the calibration is not the one offered")
         self._bases.put(basis)
@@ -149,26 +158,27 @@ class IncomingTransfer:
 
         What was acknowledged stays untouched in the spool until the memory is in place.
         """
-        for name in (CHUNK_LOG_FILE, OFFER_FILE):
-            os.link(self._folder / name, folder / name)
-        arrived, sections = self._folder / SECTIONS_FILE, folder / SECTIONS_FILE
-        nbytes = sum(section.wire_nbytes for section in table)
-        in_order = all(self._held[section.key.index].offset == section.offset for section in table)
+        for path in (self._folder / CHUNK_LOG_FILE, place_of(self._folder / OFFER_FILE)):
+            os.link(path, folder / path.name)
+        arrived, source = sections_place(self._folder), self._sections
+        nbytes = sum(source.frame_nbytes(section.wire_nbytes) for section in table)
+        in_order = all(self._held[section.key.index].offset == source.start_of(section) for section in table)
         if in_order and arrived.stat().st_size == nbytes:
-            os.link(arrived, sections)
+            os.link(arrived, folder / arrived.name)
             return
-        with arrived.open("rb") as source, sections.open("wb") as out:
+        with (folder / arrived.name).open("wb") as out:
             for section in table:
-                copy_bytes(source, self._held[section.key.index].offset, section.wire_nbytes, out)
+                frame_nbytes = source.frame_nbytes(section.wire_nbytes)
+                source.copy(self._held[section.key.index].offset, frame_nbytes, out)
             out.flush()
             os.fsync(out.fileno())
 
     def close(self) -> None:
         """Close the files; the folder stays for a resume."""
-        for handle in (self._sections, self._log):
-            if handle >= 0:
-                os.close(handle)
-        self._sections = self._log = -1
+        self._sections.close()
+        if self._log >= 0:
+            os.close(self._log)
+        self._log = -1
 
     def discard(self) -> None:
         """Close and remove."""
@@ -185,15 +195,21 @@ class IncomingTransfer:
             except KvnetError:
                 break
             (offset,) = _OFFSET.unpack(record[-_OFFSET.size :])
-            payload = os.pread(self._sections, envelope.wire_nbytes, offset)
-            if hashlib.sha256(payload).digest() != envelope.wire_digest:
+            if not self._has(envelope, offset):
                 break
             self._held[envelope.key.index] = _Held(offset, envelope)
-            end = offset + envelope.wire_nbytes
+            end = offset + self._sections.frame_nbytes(envelope.wire_nbytes)
         # Else a later recovery could take what lay behind the damage for chunks of its own.
         os.ftruncate(self._log, len(self._held) * _RECORD_NBYTES)
-        os.ftruncate(self._sections, end)
+        self._sections.truncate(end)
         return end
+
+    def _has(self, envelope: Envelope, offset: int) -> bool:
+        try:
+            payload = self._sections.read(offset, envelope.wire_nbytes)
+        except StateCorrupt:
+            return False
+        return hashlib.sha256(payload).digest() == envelope.wire_digest
 
 
 class Spool:
@@ -202,9 +218,11 @@ class Spool:
     Two senders that use the same transfer id never touch each other's chunks.
     """
 
-    def __init__(self, root: Path, bases: BasisStore) -> None:
+    def __init__(self, root: Path, bases: BasisStore, vault: Vault | None = None) -> None:
+        """Without a vault everything is written in clear."""
         self.root = root
         self._bases = bases
+        self._vault = vault or Vault.in_clear()
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def open(self, offer: Offer, sealed: SignedMessage) -> IncomingTransfer:
@@ -215,52 +233,60 @@ class Spool:
         folder = self.root / folder_name(offer)
         needed = transfer_room_nbytes(offer.memory)
         require_room(self.root, needed - self.held_nbytes(offer), what="transfer")
-        known = folder / OFFER_FILE
-        if folder.exists() and (not known.exists() or known.read_bytes() != sealed.body):
+        if folder.exists() and not self.knows(offer, sealed):
             shutil.rmtree(folder)
         with full_disk_refused("transfer"):
             if not folder.exists():
                 folder.mkdir(mode=0o700)
-                write_durably(known, sealed.body)
-            return IncomingTransfer(folder, offer, self._bases)
+                self._vault.write(folder / OFFER_FILE, sealed.body)
+            return IncomingTransfer(folder, offer, self._bases, self._vault)
+
+    def knows(self, offer: Offer, sealed: SignedMessage) -> bool:
+        """Whether this very offer was admitted before and its transfer is not complete."""
+        try:
+            return self._vault.read(self.root / folder_name(offer) / OFFER_FILE) == sealed.body
+        except (OSError, StateCorrupt):
+            return False
 
     def held_nbytes(self, offer: Offer) -> int:
-        """Bytes of this transfer that lie here already."""
+        """Wire bytes of this transfer that lie here already."""
+        folder = self.root / folder_name(offer)
+        place = sections_place(folder)
         try:
-            return (self.root / folder_name(offer) / SECTIONS_FILE).stat().st_size
+            nbytes = place.stat().st_size
+            count = (folder / CHUNK_LOG_FILE).stat().st_size // _RECORD_NBYTES
         except FileNotFoundError:
             return 0
+        return nbytes - (count * SEAL_NBYTES if place.name == SEALED_SECTIONS_FILE else 0)
 
-    def expire(self, *, now: int, grace_s: int, busy: frozenset[str]) -> int:
-        """Remove transfers whose offer nobody can use any more; returns how many.
+    def expire(self, *, now: int, life_s: int, busy: frozenset[str]) -> int:
+        """Remove transfers that were offered longer ago than `life_s`; returns how many.
 
         `busy` are the folder names of transfers on their way in (see `folder_name`).
         """
         gone = 0
         for folder in self.root.iterdir():
-            if folder.name not in busy and _expires_at(folder) + grace_s < now:
+            if folder.name not in busy and self._offered_at(folder) + life_s < now:
                 shutil.rmtree(folder, ignore_errors=True)
                 gone += 1
         return gone
 
     def bases(self) -> frozenset[str]:
         """Digests of the calibrations that unfinished transfers need."""
-        offers = (_offer_in(folder) for folder in self.root.iterdir())
+        offers = (self._offer_in(folder) for folder in self.root.iterdir())
         return frozenset(offer.memory.coding.basis for offer in offers if offer is not None)
 
+    def _offered_at(self, folder: Path) -> int:
+        offer = self._offer_in(folder)
+        # Half made, or damaged: nothing was acknowledged under it that could be resumed.
+        return 0 if offer is None else offer.created_at
 
-def _expires_at(folder: Path) -> int:
-    offer = _offer_in(folder)
-    # Half made, or damaged: nothing was acknowledged under it that could be resumed.
-    return 0 if offer is None else offer.expires_at
-
-
-def _offer_in(folder: Path) -> Offer | None:
-    try:
-        body = (folder / OFFER_FILE).read_bytes()
-        return strict_json.decode(Offer, body, what="offer", max_nbytes=MAX_OFFER_NBYTES)
-    except (KvnetError, OSError):
-        return None
+    def _offer_in(self, folder: Path) -> Offer | None:
+        try:
+            body = self._vault.read(folder / OFFER_FILE)
+            return strict_json.decode(Offer, body, what="offer", max_nbytes=MAX_OFFER_NBYTES)
+        except (KvnetError, OSError):
+            return None
 
 
 def _known_basis(offer: Offer, bases: BasisStore) -> dict[int, bytes]:

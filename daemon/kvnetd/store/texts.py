@@ -1,6 +1,7 @@
 """Texts kept beside memories: what a memory is of, for models that cannot use the memory itself.
 
-One file in the memory's folder, for this user only. It goes with the memory, and never into its file.
+One file in the memory's folder, for this user only, sealed as the memory is. It goes with the memory, and
+never into its file.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from kvnet.errors import StateCorrupt, UnknownMemory
 from kvnet.identity.signing import SignedMessage
 from kvnet.transfer.messages import Offer
 from kvnet.types import MemoryHeader, MemoryId
-from kvnetd.store.disk import full_disk_refused, write_durably
+from kvnetd.store.disk import full_disk_refused
+from kvnetd.store.vault import place_of
 
 if TYPE_CHECKING:
     from kvnetd.store.memories import MemoryStore
@@ -29,9 +31,9 @@ def attach_text(memories: MemoryStore, memory: MemoryHeader, text: str) -> None:
     folder = memories.root / memory.id
     if not folder.exists():
         raise UnknownMemory(f"memory {memory.id}: was removed meanwhile")
-    if not (folder / TEXT_FILE).exists():
+    if not place_of(folder / TEXT_FILE).exists():
         with full_disk_refused("text"):
-            write_durably(folder / TEXT_FILE, text.encode())
+            memories.vault.write(folder / TEXT_FILE, text.encode())
 
 
 def has_text(memories: MemoryStore, memory: MemoryHeader) -> bool:
@@ -45,15 +47,16 @@ def attached_text(memories: MemoryStore, memory: MemoryHeader) -> str | None:
     if path is None:
         return None
     try:
-        return path.read_bytes().decode()
+        return memories.vault.read(path).decode()
     except (OSError, UnicodeDecodeError) as exc:
         raise StateCorrupt(f"{path}: cannot be read as text ({exc}); remove it or restore it") from exc
 
 
 def carry_text(place: Path, fresh: Path) -> None:
     """Take the text of a memory along into the folder that replaces its own."""
-    if (place / TEXT_FILE).exists() and not (fresh / TEXT_FILE).exists():
-        os.link(place / TEXT_FILE, fresh / TEXT_FILE)
+    kept = place_of(place / TEXT_FILE)
+    if kept.exists() and not place_of(fresh / TEXT_FILE).exists():
+        os.link(kept, fresh / kept.name)
 
 
 def kept_body(offer: Offer, sealed: SignedMessage) -> bytes:
@@ -66,7 +69,7 @@ def kept_body(offer: Offer, sealed: SignedMessage) -> bytes:
 
 def _text_file(memories: MemoryStore, memory: MemoryHeader) -> Path | None:
     path = memories.root / memory.id / TEXT_FILE
-    if path.exists():
+    if place_of(path).exists():
         return path
     try:
         # What a memory was encoded from is its maker's word: followed only where it was made here.
@@ -75,4 +78,4 @@ def _text_file(memories: MemoryStore, memory: MemoryHeader) -> Path | None:
     except UnknownMemory:
         return None
     path = memories.root / source.id / TEXT_FILE
-    return path if path.exists() else None
+    return path if place_of(path).exists() else None

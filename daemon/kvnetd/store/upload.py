@@ -7,9 +7,9 @@ called from any thread, one call at a time.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
+from collections import deque
 from pathlib import Path
 
 from kvnet.errors import BadSignature, MalformedChunk, MalformedFile
@@ -19,8 +19,8 @@ from kvnet.plan import MAX_CHUNK_RAW_NBYTES
 from kvnet.types import NodeId
 from kvnetd.store.disk import full_disk_refused, require_room
 from kvnetd.store.memories import MemoryStore
-from kvnetd.store.records import SECTIONS_FILE, LocalNotes, MemoryRecord, Step
-from kvnetd.store.sections import Contents
+from kvnetd.store.records import LocalNotes, MemoryRecord, Step
+from kvnetd.store.sections import Contents, make_sections_file
 
 _WHAT = "memory file"
 
@@ -28,46 +28,44 @@ _WHAT = "memory file"
 class Upload:
     """A folder among the memories, hidden until it is one; the next start clears away what never was."""
 
-    def __init__(self, root: Path) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix=".import-", dir=root))
-        self._sections = (self.folder / SECTIONS_FILE).open("w+b")
-        self._start = bytearray()  # what came before the head was complete
+    def __init__(self, memories: MemoryStore) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix=".import-", dir=memories.root))
+        self._sections = make_sections_file(self.folder, memories.vault)
+        self._end = 0  # of what is in the file
         self._head = b""
-        self._tail = bytearray()  # the last bytes so far: a signature, once all is here
-        self._room_nbytes = 0  # how much may still come
+        self._waiting = bytearray()  # of the head, then of the next section, then what is behind them
+        self._to_come: deque[int] = deque()  # wire bytes of each section that is not complete
 
     def write(self, data: bytes) -> None:
         """The next bytes of the file.
 
         Raises MalformedFile and UnsupportedFormat as soon as it can be none, StoreFull.
         """
-        if not self._head:
-            self._start += data
-            data = self._split_head()
-        if len(data) > self._room_nbytes:
-            raise MalformedFile(f"{_WHAT}: goes on behind what its head says; get the file again")
-        self._room_nbytes -= len(data)
-        self._tail += data
-        settled = max(0, len(self._tail) - SIGNATURE_NBYTES)
+        self._waiting += data
+        if not self._head and not self._split_head():
+            return
         with full_disk_refused("import"):
-            self._sections.write(self._tail[:settled])
-        del self._tail[:settled]
+            while self._to_come and len(self._waiting) >= self._to_come[0]:
+                nbytes = self._to_come.popleft()
+                self._end = self._sections.write(self._end, bytes(self._waiting[:nbytes]))
+                del self._waiting[:nbytes]
+        if not self._to_come and len(self._waiting) > SIGNATURE_NBYTES:
+            raise MalformedFile(f"{_WHAT}: goes on behind what its head says; get the file again")
 
-    def _split_head(self) -> bytes:
-        """Take the head from the start, once it is whole; returns what came behind it."""
-        if len(self._start) < PRELUDE_NBYTES:
-            return b""
-        head_nbytes = PRELUDE_NBYTES + read_prelude(bytes(self._start[:PRELUDE_NBYTES]))
-        if len(self._start) < head_nbytes:
-            return b""
-        head, behind = bytes(self._start[:head_nbytes]), bytes(self._start[head_nbytes:])
+    def _split_head(self) -> bool:
+        """Take the head from the start, once it is whole; whether it is."""
+        if len(self._waiting) < PRELUDE_NBYTES:
+            return False
+        head_nbytes = PRELUDE_NBYTES + read_prelude(bytes(self._waiting[:PRELUDE_NBYTES]))
+        if len(self._waiting) < head_nbytes:
+            return False
+        head = bytes(self._waiting[:head_nbytes])
         # Claims yet, as the signature comes last: what is beyond any section is not believed.
-        claims = (section.wire_nbytes for section in unpack_head(head).sections)
-        sections_nbytes = sum(min(nbytes, MAX_CHUNK_RAW_NBYTES) for nbytes in claims)
-        require_room(self.folder, sections_nbytes, what="import")
-        self._room_nbytes = sections_nbytes + SIGNATURE_NBYTES
-        self._head, self._start = head, bytearray()
-        return behind
+        claims = [min(max(s.wire_nbytes, 0), MAX_CHUNK_RAW_NBYTES) for s in unpack_head(head).sections]
+        require_room(self.folder, sum(claims), what="import")
+        del self._waiting[:head_nbytes]
+        self._head, self._to_come = head, deque(claims)
+        return True
 
     def verify(self) -> VerifiedHead:
         """The head of the file that came, once all of it is verified and durable: FORMAT.md §7.2, 1 to 11.
@@ -75,18 +73,15 @@ class Upload:
         Raises MalformedFile, UnsupportedFormat, BadSignature and MalformedChunk.
         """
         if not self._head:
-            read_prelude(bytes(self._start[:PRELUDE_NBYTES]))
+            read_prelude(bytes(self._waiting[:PRELUDE_NBYTES]))
             raise MalformedFile(f"{_WHAT}: ends within its head; it was cut short")
-        if len(self._tail) < SIGNATURE_NBYTES:
+        if self._to_come:
+            raise MalformedFile(f"{_WHAT}: ends {len(self._to_come)} sections too early; it was cut short")
+        if len(self._waiting) < SIGNATURE_NBYTES:
             raise MalformedFile(f"{_WHAT}: ends before its signature; it was cut short")
-        head = verify_head_bytes(self._head, bytes(self._tail))
+        head = verify_head_bytes(self._head, bytes(self._waiting))
         with full_disk_refused("import"):
-            self._sections.flush()
-            os.fsync(self._sections.fileno())
-        nbytes = os.fstat(self._sections.fileno()).st_size
-        if nbytes != head.header.sections_nbytes:
-            wanted = head.header.sections_nbytes
-            raise MalformedFile(f"{_WHAT}: {nbytes} bytes of sections, its head says {wanted}; get it again")
+            self._sections.sync()
         self._check_contents(head)
         return head
 
@@ -94,7 +89,7 @@ class Upload:
         contents = Contents(head.header.memory)
         for section in head.header.sections:
             index = section.key.index
-            wire = os.pread(self._sections.fileno(), section.wire_nbytes, section.offset)
+            wire = self._sections.read(self._sections.start_of(section), section.wire_nbytes)
             if hashlib.sha256(wire).digest() != section.wire_digest:
                 raise BadSignature(f"{_WHAT}: section {index} is not what was signed; get the file again")
             try:

@@ -14,21 +14,21 @@ from kvnet.api import (
     Answer,
     Explanation,
     InboxMessage,
-    LayerProgress,
     MemoryInfo,
     NodeStatus,
     PeerInfo,
     Progress,
     SendReport,
 )
-from kvnet.client._sync.files import FileCalls
+from kvnet.client._sync.deliveries import DeliveryCalls
+from kvnet.client._sync.pairing import PairingCalls
 from kvnet.client.connect import id_of, ids_of
 from kvnet.errors import RequestError
 from kvnet.texts import read_text, require_text
 from kvnet.v1 import control_pb2 as pb
 
 
-class Node(FileCalls):
+class Node(DeliveryCalls, PairingCalls):
     """A connection to the local daemon.
 
     `agent` names who is calling: its messages are sent under this name and its inbox is read.
@@ -118,40 +118,6 @@ class Node(FileCalls):
         request = pb.ForgetRequest(memory=id_of(memory))
         return wire.from_wire(self._call(self._stub.Forget, request), MemoryInfo)
 
-    def send(
-        self, memory: str | MemoryInfo, to: str, *, note: str = "", codec: str = "", with_text: bool = False
-    ) -> SendReport:
-        """Send a memory to a peer, or to one agent there (`to="bob/reviewer"`).
-
-        `codec` is one of `kvnet.codec.presets.CODECS`; the daemon's setting if not given. `with_text` sends
-        the text that was kept beside it too, for a model that cannot use the memory. The report's `memory` is
-        the id at the peer.
-        """
-        steps = self.send_stream(memory, to, note=note, codec=codec, with_text=with_text)
-        with closing(steps):
-            for step in steps:
-                if isinstance(step, SendReport):
-                    return step
-        raise AssertionError("the daemon ended the transfer without a report")
-
-    def send_stream(
-        self, memory: str | MemoryInfo, to: str, *, note: str = "", codec: str = "", with_text: bool = False
-    ) -> Generator[LayerProgress | SendReport, None, None]:
-        """`send`, yielding a LayerProgress as each layer is durable at the peer, the report last."""
-        request = pb.SendRequest(
-            memory=id_of(memory),
-            to=require_text(to, what="peer"),
-            note=require_text(note, what="note"),
-            agent=self.agent,
-            codec=codec,
-            with_text=with_text,
-        )
-        for event in self._stream(self._stub.Send, request):
-            if event.HasField("report"):
-                yield wire.from_wire(event.report, SendReport)
-            else:
-                yield wire.from_wire(event.progress, LayerProgress)
-
     def pull(self, memory: str, peer: str) -> SendReport:
         """Fetch one of a peer's memories by its id."""
         for event in self._stream(self._stub.Pull, pb.PullRequest(memory=memory, peer=peer)):
@@ -226,6 +192,28 @@ class Node(FileCalls):
         """Remove a peer: nothing is taken from it any more."""
         request = pb.RemovePeerRequest(peer=peer)
         return wire.from_wire(self._call(self._stub.RemovePeer, request), PeerInfo)
+
+    def show_peer(self, peer: str) -> PeerInfo:
+        """All about one peer, dialled at every address it is known by."""
+        request = pb.ShowPeerRequest(peer=peer)
+        return wire.from_wire(self._call(self._stub.ShowPeer, request), PeerInfo)
+
+    def trust_peer(
+        self, peer: str, *, permissions: Sequence[str] | None = None, quota_nbytes: int | None = None
+    ) -> PeerInfo:
+        """Trust a peer, again if it was revoked, and end its alarm; what is given replaces what it may."""
+        request = pb.TrustPeerRequest(
+            peer=peer,
+            permissions=permissions or (),
+            keep_permissions=permissions is None,
+            quota_nbytes=quota_nbytes,
+        )
+        return wire.from_wire(self._call(self._stub.TrustPeer, request), PeerInfo)
+
+    def revoke_peer(self, peer: str) -> PeerInfo:
+        """Trust a peer no longer: what is open with it ends within a second."""
+        request = pb.RevokePeerRequest(peer=peer)
+        return wire.from_wire(self._call(self._stub.RevokePeer, request), PeerInfo)
 
     def inbox(self, *, all: bool = False, every_agent: bool = False) -> list[InboxMessage]:
         """Messages for this agent that were not acknowledged; with `all`, the others too.
