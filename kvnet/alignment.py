@@ -104,6 +104,8 @@ class PortManifest:
 
     receiver: Fingerprint
     geometry: Geometry
+    state_layers: tuple[int, ...]  # ascending: layers whose coordinates stand for a state (Intake)
+    hidden_size: int  # of a state; 0 where there are none
     rank: int
     corpus_digest: str
     num_rows: int
@@ -124,7 +126,9 @@ class MapManifest:
     source_geometry: Geometry
     receiver: Fingerprint
     receiver_geometry: Geometry
-    port: str  # id of the port whose coordinates the map ends in; "" if it ends in the receiver's rows
+    port: str  # id of the port whose coordinates the map ends in; "" if it ends in what the receiver takes
+    state_layers: tuple[int, ...]  # as a port's, and () for a map that ends in one
+    hidden_size: int
     method: Method
     pairing: Pairing
     layer_strategy: LayerStrategy
@@ -208,6 +212,12 @@ class Intake:
     def width(self) -> int:
         """Numbers in what is taken of one slot: those of all layers in turn."""
         return sum(self.widths)
+
+
+def intake_of(manifest: Manifest) -> Intake:
+    """What coordinates of a port stand for, or what a map that ends in no port makes."""
+    geometry = manifest.receiver_geometry if isinstance(manifest, MapManifest) else manifest.geometry
+    return Intake(geometry, manifest.state_layers, manifest.hidden_size)
 
 
 def feature_width(manifest: MapManifest) -> int:

@@ -14,13 +14,14 @@ import torch
 from kvnet.align.artefacts import load_map, load_port
 from kvnet.align.map import AlignmentMap
 from kvnet.align.port import Port
-from kvnet.alignment import MapManifest, admits
+from kvnet.alignment import MapManifest, admits, intake_of
 from kvnet.codec.basis import Basis
 from kvnet.codec.finite import finite_peak
 from kvnet.codec.presets import preset_name
 from kvnet.errors import AlignmentRefused, IncompatibleModel, MalformedChunk, UnknownAlignment
 from kvnet.files.alignments import VerifiedAlignment
 from kvnet.model.coordinates import coordinates_of
+from kvnet.model.host import ModelHost
 from kvnet.model.slots import Slots, slots_of
 from kvnet.rotary import same_rope
 from kvnet.transfer.messages import HeldMap
@@ -36,6 +37,7 @@ _REMEDY_UNCLOSED: Final = (
     "which then sends it in coordinates"
 )
 MAPPED = (Tier.MAPPED, Tier.MAPPED_TOKENS)
+UNMAPPED: Final = "unmapped"  # a detail of refusals: no map can say what this memory holds
 _MOST_LOADED: Final = 4
 
 
@@ -179,10 +181,10 @@ async def slots_for(services: Services, record: MemoryRecord, tier: Tier, found:
         return await services.runner.run(slots_of, memory, num_sinks=services.host.num_sinks, basis=basis)
     loaded = await loaded_map(services, found)
     if record.header.coding.scheme is Scheme.PORT:
-        return await services.runner.run(_expand, memory, loaded)
+        return await services.runner.run(_expand, services.host, memory, loaded)
     refuse_other_geometry(record.header, found)
     basis = await encoding.basis_of(services, record.header.coding, record.header.geometry)
-    return await services.runner.run(_apply, memory, loaded, basis)
+    return await services.runner.run(_apply, services.host, memory, loaded, basis)
 
 
 async def loaded_map(services: Services, manifest: MapManifest) -> LoadedMap:
@@ -212,28 +214,61 @@ def _load(
     return LoadedMap(manifest, load_map(of_map, port), port)
 
 
-def _apply(memory: RawMemory, loaded: LoadedMap, basis: Basis | None) -> Slots:
+def _apply(host: ModelHost, memory: RawMemory, loaded: LoadedMap, basis: Basis | None) -> Slots:
     slots = slots_of(memory, num_sinks=loaded.manifest.num_sinks, basis=basis)
-    mapped = loaded.alignment.apply(slots, loaded.port)
-    refuse_nothing_read(mapped.num_slots, memory.header.id, loaded.manifest)
+    refuse_other_intake(host, loaded)
+    encoded, at = loaded.alignment.encode(slots)
+    refuse_nothing_read(len(at), memory.header.id, loaded.manifest)
+    finite_peak(encoded, f"memory {memory.header.id}, mapped,")
+    refuse_strange(loaded, encoded, memory.header.id)
+    mapped = loaded.alignment.finish(slots, encoded, at, loaded.port, rows_of=host.rows_of)
     return _refuse_not_finite(mapped, memory)
 
 
-def _expand(memory: RawMemory, loaded: LoadedMap) -> Slots:
+def _expand(host: ModelHost, memory: RawMemory, loaded: LoadedMap) -> Slots:
     """The slots that coordinates stand for; of the sender's sinks there are none (FORMAT.md §8.5)."""
     header, num_sinks, port = memory.header, loaded.manifest.num_sinks, loaded.port
     if port is None:
         raise AssertionError("a memory in coordinates goes by a map that ends in a port")
+    refuse_other_intake(host, loaded)
     codes, slot_indices = coordinates_of(memory, port.rank)
     if not len(codes) or int(slot_indices[0]) < num_sinks:
         raise MalformedChunk(
             f"memory {header.id}: sends {len(codes)} slots, wanted one or more and none of its first "
             f"{num_sinks}; ask for it again"
         )
-    rows = port.to_rows(port.dequantize(codes, header.coding.key_bits))
+    coordinates = port.dequantize(codes, header.coding.key_bits)
+    refuse_strange(loaded, coordinates, header.id)
+    taken = port.to_taken(coordinates)
     geometry = loaded.manifest.receiver_geometry
-    slots = Slots(geometry, rows, slot_indices - num_sinks, header.seq_len - num_sinks)
+    slots = Slots(
+        geometry, host.rows_of(port.intake, taken), slot_indices - num_sinks, header.seq_len - num_sinks
+    )
     return _refuse_not_finite(slots, memory)
+
+
+def refuse_other_intake(host: ModelHost, loaded: LoadedMap) -> None:
+    """Raise IncompatibleModel for a map to the hosted model that makes what this one does not take.
+
+    A fingerprint is its signer's word, and what a model takes is in no fingerprint.
+    """
+    intake = loaded.port.intake if loaded.port else intake_of(loaded.manifest)
+    if intake != host.intake(intake.state_layers):
+        raise IncompatibleModel(
+            f"{loaded.manifest.id}: ends in states of {intake.hidden_size} numbers in layers "
+            f"{list(intake.state_layers)}, which {host.name} does not take; fit it again"
+        )
+
+
+def refuse_strange(loaded: LoadedMap, encoded: torch.Tensor, memory: str) -> None:
+    """Raise AlignmentRefused for a memory of things that the map was not fitted on: it would make them up."""
+    strangeness = loaded.alignment.strangeness(encoded)
+    if not strangeness <= 1:  # nor is NaN within reach
+        raise AlignmentRefused(
+            f"memory {memory}: holds what {loaded.manifest.id} was not fitted on (it lies {strangeness:.1f} "
+            "times as far out as the map goes); use its text: send it with `--with-text`",
+            details={UNMAPPED: [f"{strangeness:.1f} times too far out"]},
+        )
 
 
 def refuse_nothing_read(num_slots: int, memory: str, manifest: MapManifest) -> None:
@@ -241,7 +276,8 @@ def refuse_nothing_read(num_slots: int, memory: str, manifest: MapManifest) -> N
     if not num_slots:
         raise AlignmentRefused(
             f"memory {memory}: {manifest.id} was fitted on slots that answers read, and finds none in it; "
-            "use its text: send it with `--codec exact --with-text`"
+            "use its text: send it with `--with-text`",
+            details={UNMAPPED: ["nothing to send"]},
         )
 
 

@@ -30,6 +30,7 @@ from kvnetd.alignments import (
     port_digest,
     refuse_nothing_read,
     refuse_other_geometry,
+    refuse_strange,
 )
 from kvnetd.services import Services, utc_now
 from kvnetd.store.records import LocalNotes, MemoryRecord, Step
@@ -63,8 +64,8 @@ async def project(
     """The memory in coordinates of the port that a map ends in: the one made before, or a new one.
 
     Raises IncompatibleModel for a memory of another geometry than its model's, AlignmentRefused where the map
-    was not admitted for it or finds nothing to send, NotFinite, UnknownAlignment, and as the store's `load`
-    and `put`.
+    was not admitted for it, finds nothing to send or was not fitted on such, NotFinite, UnknownAlignment, and
+    as the store's `load` and `put`.
     """
     of_port = services.alignments.find(manifest.port)
     digest = await services.in_pool(port_digest, services, of_port)
@@ -130,6 +131,7 @@ def _project(
     coordinates, at = loaded.alignment.encode(slots)
     refuse_nothing_read(len(at), memory.header.id, manifest)
     finite_peak(coordinates, f"memory {memory.header.id}, mapped,")
+    refuse_strange(loaded, coordinates, memory.header.id)
     # The closing's slots count as the memory's own; that it was read is not the maker's word but the map's.
     header = replace(memory.header, seq_len=manifest.num_sinks + slots.span)
     made = memory_of_coordinates(

@@ -14,12 +14,16 @@ import torch
 from kvnet.align.corpus import Lesson
 from kvnet.align.exam import Asked, Exam, ask_behind, asked_of
 from kvnet.align.reading import Reading
+from kvnet.alignment import Intake
 from kvnet.model.generation import never
 from kvnet.model.host import ModelHost
 from kvnet.model.slots import Slots, to_layers
 
 _MATTERS: Final = 0.1  # of the recall gap, that a layer's loss costs
 _AS_BAD: Final = 2 / 3
+PAID_ABOVE: Final = 0.3  # attention from which on a slot counts as read
+_MOST_FOLLOWERS: Final = 2
+_NEARLY: Final = 0.02  # of the recall gap
 _NOISE: Final = 0.1  # standard deviations added to rows, without which certain answers have no gradient
 
 
@@ -52,6 +56,42 @@ def critical_layers(
     return tuple(layer_idx for layer_idx, loss in enumerate(losses) if loss >= _AS_BAD * worst)
 
 
+def choose_followers(
+    exam: Exam,
+    readings: Sequence[Reading],
+    layers: Sequence[int],
+    *,
+    cancelled: Callable[[], bool] = never,
+) -> int:
+    """How many slots behind each that is read a model needs to have, 0 to 2: the fewest that nearly do.
+
+    A few slots alone draw attention, in layers where nothing is read, which a whole memory spreads; in some
+    models a neighbour beside each takes it off. Judged on the model's own slots. Raises Cancelled.
+    """
+    none = exam.sit(lambda _: None, cancelled=cancelled)
+    read = [
+        attention_paid(exam.host, lesson, reading, layers) > PAID_ABOVE
+        for lesson, reading in zip(exam.lessons, readings, strict=True)
+    ]
+    gaps = []
+    for num_followers in range(_MOST_FOLLOWERS + 1):
+
+        def kept(lesson_idx: int, num_followers: int = num_followers) -> Slots:
+            slots, at = readings[lesson_idx].slots, with_followers(read[lesson_idx], num_followers)
+            return Slots(slots.geometry, slots.rows[at], slots.positions[at], slots.span)
+
+        gaps.append(exam.gap_recovered(exam.sit(kept, cancelled=cancelled), none).value)
+    return next(count for count, gap in enumerate(gaps) if gap >= max(gaps) - _NEARLY)
+
+
+def with_followers(read: torch.Tensor, num_followers: int) -> torch.Tensor:
+    """bool [n] -> bool [n]: those, and so many behind each of them."""
+    found = read.clone()
+    for offset in range(1, num_followers + 1):
+        found[offset:] |= read[: len(read) - offset]
+    return found
+
+
 def attention_paid(host: ModelHost, lesson: Lesson, reading: Reading, layers: Sequence[int]) -> torch.Tensor:
     """[num_slots]: the most attention that any answer's first token pays to each slot in these layers."""
     cache = host.inject_slots(reading.slots)
@@ -67,23 +107,31 @@ def attention_paid(host: ModelHost, lesson: Lesson, reading: Reading, layers: Se
 
 
 def sensitivity(
-    host: ModelHost, lesson: Lesson, reading: Reading, spread: torch.Tensor, generator: torch.Generator
+    host: ModelHost,
+    lesson: Lesson,
+    reading: Reading,
+    intake: Intake,
+    spread: torch.Tensor,
+    generator: torch.Generator,
 ) -> torch.Tensor:
-    """[num_questions, num_slots, row_width]: d log p(answer) / d rows, for the answers of a lesson.
+    """[num_questions, num_slots, width]: d log p(answer) / d what is taken, for the answers of a lesson.
 
-    `spread` [row_width] is the rows' standard deviation; a tenth of it is added to them as noise.
+    `spread` [width] is the standard deviation of what is taken; a tenth of it is added to it as noise.
     """
-    noise = torch.randn(reading.slots.rows.shape, generator=generator) * spread * _NOISE
-    rows = reading.slots.rows + noise
+    taken = reading.taken(intake)
+    taken = taken + torch.randn(taken.shape, generator=generator) * spread * _NOISE
     asked = asked_of(host, lesson, 0)
-    found = [_gradient(host, reading.slots, rows, question) for question in asked]
-    return torch.stack(found) if found else rows.new_zeros(0, *rows.shape)
+    found = [_gradient(host, reading.slots, intake, taken, question) for question in asked]
+    return torch.stack(found) if found else taken.new_zeros(0, *taken.shape)
 
 
-def _gradient(host: ModelHost, slots: Slots, rows: torch.Tensor, asked: Asked) -> torch.Tensor:
+def _gradient(
+    host: ModelHost, slots: Slots, intake: Intake, taken: torch.Tensor, asked: Asked
+) -> torch.Tensor:
     with torch.enable_grad():
-        leaf = rows.clone().requires_grad_()
-        moved = Slots(slots.geometry, leaf, slots.positions, slots.span)
+        leaf = taken.clone().requires_grad_()
+        rows = host.rows_of(intake, leaf, graded=True)
+        moved = Slots(slots.geometry, rows, slots.positions, slots.span)
         layers = to_layers(moved, num_sinks=host.num_sinks, dtype=torch.float32)
         logits = host.graded_logits(asked.token_ids, host.behind_sinks(layers))
         scores = logits[asked.first_scored :].float().log_softmax(-1)

@@ -122,7 +122,7 @@ def _random_map(sitting: Sitting, alignment: AlignmentMap, seed: int) -> Alignme
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(alignment.encoder.shape, generator=generator)
     plain = replace(
-        alignment, encoder=weights, bias=torch.zeros_like(alignment.bias), quadratic=None, residual=None
+        alignment, encoder=weights, bias=torch.zeros_like(alignment.bias), residual=None, familiar=None
     )
     wanted, made = (_encoded(sitting, one) for one in (alignment, plain))
     scale = wanted.std(0) / made.std(0).clamp_min(1e-12)  # [rank]

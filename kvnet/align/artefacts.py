@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import safetensors.torch
 import torch
 
 from kvnet.align.map import AlignmentMap
 from kvnet.align.port import Port
-from kvnet.alignment import Manifest, MapManifest, PortManifest, row_width
+from kvnet.alignment import Manifest, MapManifest, PortManifest, intake_of
 from kvnet.codec.pack import pack
 from kvnet.errors import MalformedFile
 from kvnet.files.alignments import TensorBytes, VerifiedAlignment, read_alignment, write_alignment
 from kvnet.identity.keys import NodeKey
 from kvnet.types import DType
+
+_WIDE_RANGE: Final = ("anchor", "known_scale")
 
 
 def sign_alignment(
@@ -26,7 +29,7 @@ def sign_alignment(
     """
     stored = {}
     for name, tensor in tensors.items():
-        kept = dtype if tensor.ndim == 2 and name != "anchor" else DType.FLOAT32
+        kept = dtype if tensor.ndim == 2 and name not in _WIDE_RANGE else DType.FLOAT32
         cast = tensor.to(torch.float16 if kept is DType.FLOAT16 else torch.float32).contiguous()
         stored[name] = TensorBytes(kept, tuple(tensor.shape), pack(cast))
     return read_alignment(write_alignment(manifest, stored, key))
@@ -38,11 +41,11 @@ def load_port(verified: VerifiedAlignment) -> Port:
     if not isinstance(manifest, PortManifest):
         raise MalformedFile(f"{manifest.id} is a {verified.kind}, wanted a port; name the port instead")
     tensors = safetensors.torch.load(bytes(verified.encoded))
-    return Port.from_tensors(tensors, rank=manifest.rank, width=row_width(manifest.geometry))
+    return Port.from_tensors(tensors, rank=manifest.rank, intake=intake_of(manifest))
 
 
 def load_map(verified: VerifiedAlignment, port: Port | None) -> AlignmentMap:
-    """The map in a verified file, ending in `port` or, without one, in rows.
+    """The map in a verified file, ending in `port` or, without one, in what the receiver takes.
 
     Raises MalformedFile, NotFinite.
     """
@@ -50,5 +53,5 @@ def load_map(verified: VerifiedAlignment, port: Port | None) -> AlignmentMap:
     if not isinstance(manifest, MapManifest):
         raise MalformedFile(f"{manifest.id} is a {verified.kind}, wanted a map; name the map instead")
     tensors = safetensors.torch.load(bytes(verified.encoded))
-    rank = row_width(manifest.receiver_geometry) if port is None else port.rank
+    rank = intake_of(manifest).width if port is None else port.rank
     return AlignmentMap.from_tensors(manifest, tensors, rank=rank)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,11 @@ from kvnet.model.reference.world import Style, ask, sample_context
 from kvnet.types import canonical_json, sha256_hex, to_plain
 
 FAMILIAR: Final = Style(
-    "train", name_weights=(1.0, 0.0, 0.0), value_weights=(1.0, 0.0), made_up_attributes=0.0
+    "train",
+    plain_words=True,
+    name_weights=(1.0, 0.0, 0.0),
+    value_weights=(1.0, 0.0),
+    made_up_attributes=0.0,
 )
 _FACT_COUNTS: Final = (8, 12, 16)
 _LONGEST_TEXT: Final = 4000  # characters: a few hundred tokens
@@ -58,6 +63,19 @@ def fact_lessons(
         facts = rng.sample(context.facts, min(num_questions, len(context.facts)))
         asked = (ask(fact, "question" if i % 2 else "cloze", rng) for i, fact in enumerate(facts))
         yield Lesson(context.text, tuple(Question(q.prompt, q.expected) for q in asked))
+
+
+def calibration_lessons(count: int, *, seed: int, num_questions: int = 16) -> Iterator[Lesson]:
+    """Facts as `fact_lessons` has them; one text in eight with idle sentences, one in eight a fact a line.
+
+    A map knows what stood in its texts, so these have some of what surrounds facts elsewhere.
+    """
+    styles = (FAMILIAR,) * 6 + (replace(FAMILIAR, filler_share=0.4), replace(FAMILIAR, separator="\n"))
+    drawn = [
+        fact_lessons(-(-count // len(styles)), seed=1000 * seed + i, style=style, num_questions=num_questions)
+        for i, style in enumerate(styles)
+    ]
+    return islice(chain.from_iterable(zip(*drawn, strict=True)), count)
 
 
 def read_lessons(path: Path) -> tuple[Lesson, ...]:

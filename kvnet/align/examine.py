@@ -49,7 +49,8 @@ class Sitting:
 
     def mapped(self, alignment: AlignmentMap, port: Port | None, *, bits: int | None = None) -> list[Slots]:
         """The lessons' memories through a map, quantised as on the wire if `bits` says so."""
-        return [alignment.apply(reading.slots, port, bits=bits) for reading in self.source]
+        rows_of = self.exam.host.rows_of
+        return [alignment.apply(one.slots, port, rows_of=rows_of, bits=bits) for one in self.source]
 
     def shuffled(self, slots: Sequence[Slots]) -> Callable[[int], Slots]:
         """Each lesson asked behind the memory of the next one."""

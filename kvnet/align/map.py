@@ -1,34 +1,38 @@
 """A map: from slots of one model to slots of another. Knows no models, no files, no fit, no training.
 
-slots -> windows of neighbours, near and far -> (anchors) -> encoder (+ products) (+ residual) -> port or rows
+slots -> windows of neighbours, near and far -> (anchors) -> encoder (+ residual) -> (port) -> rows
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
+from kvnet.align.familiar import Familiar
 from kvnet.align.port import Port, take_tensors
-from kvnet.align.quadratic import Quadratic
 from kvnet.align.residual import Residual
 from kvnet.align.window import choose_layers, stack_windows
-from kvnet.alignment import MapManifest, Method, feature_width
+from kvnet.alignment import Intake, MapManifest, Method, feature_width, intake_of
 from kvnet.errors import IncompatibleModel
 from kvnet.model.slots import Slots
 from kvnet.types import Geometry
 
 _SENT_ABOVE = 0.5  # of an anchor's score, which was fitted to 0 and 1
 
+# What a receiver makes of what it takes: [n, intake.width] -> rows [n, row_width] (CausalModel.rows_of)
+RowsOf = Callable[[Intake, torch.Tensor], torch.Tensor]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AlignmentMap:
-    """encoder [feature_width, rank], bias [rank]: coordinates of the receiver's port, or its rows.
+    """encoder [feature_width, rank], bias [rank]: coordinates of the receiver's port, or what it takes.
 
     anchor [feature_width], anchor_bias []: a slot is sent if its score is above one half; None sends all. A
     map that was fitted on anchors makes nothing of other slots, so of a text without any it sends none.
-    quadratic: products of a first guess that are added to the encoder's; residual: what training adds.
+    residual: what training adds to the encoder's.
+    familiar: what tells that a memory holds things which the map was not fitted on; None knows everything.
     """
 
     manifest: MapManifest
@@ -36,11 +40,11 @@ class AlignmentMap:
     bias: torch.Tensor
     anchor: torch.Tensor | None = None
     anchor_bias: torch.Tensor | None = None
-    quadratic: Quadratic | None = None
     residual: Residual | None = None
+    familiar: Familiar | None = None
 
     def encode(self, slots: Slots) -> tuple[torch.Tensor, torch.Tensor]:
-        """(coordinates or rows [m, rank], which of the source's slots they are for: int64 [m], ascending).
+        """(coordinates or what is taken [m, rank], which of the source's slots they are for: int64 [m]).
 
         Raises IncompatibleModel for slots of another geometry than the map was fitted to.
         """
@@ -50,8 +54,7 @@ class AlignmentMap:
 
     def closed_form(self, features: torch.Tensor) -> torch.Tensor:
         """[m, feature_width] -> [m, rank], without what training adds."""
-        encoded = torch.addmm(self.bias, features, self.encoder)
-        return encoded if self.quadratic is None else encoded + self.quadratic.apply(features)
+        return torch.addmm(self.bias, features, self.encoder)
 
     def features_of(self, slots: Slots) -> tuple[torch.Tensor, torch.Tensor]:
         """(what is seen of each slot that is sent [m, feature_width], which these are: int64 [m]).
@@ -66,15 +69,44 @@ class AlignmentMap:
             at = (score > _SENT_ABOVE).nonzero()[:, 0]
         return stack_features(slots.rows, self.manifest, at), at
 
-    def apply(self, slots: Slots, port: Port | None = None, *, bits: int | None = None) -> Slots:
+    def apply(
+        self,
+        slots: Slots,
+        port: Port | None = None,
+        *,
+        rows_of: RowsOf | None = None,
+        bits: int | None = None,
+    ) -> Slots:
         """The receiver's slots, at the positions of the source's. `port` is the one the manifest names.
 
-        With `bits` its coordinates are quantised as on the wire.
+        `rows_of` is the receiver's own, without which only keys and values can be taken. With `bits` the
+        port's coordinates are quantised as on the wire.
         """
-        rows, at = self.encode(slots)
+        encoded, at = self.encode(slots)
+        return self.finish(slots, encoded, at, port, rows_of=rows_of, bits=bits)
+
+    def strangeness(self, encoded: torch.Tensor) -> float:
+        """How far out the furthest of [m, rank] lies: above 1 the map was not fitted on such things."""
+        return 0.0 if self.familiar is None else self.familiar.strangeness(encoded)
+
+    def finish(
+        self,
+        slots: Slots,
+        encoded: torch.Tensor,
+        at: torch.Tensor,
+        port: Port | None = None,
+        *,
+        rows_of: RowsOf | None = None,
+        bits: int | None = None,
+    ) -> Slots:
+        """What `apply` gives, of slots that `encode` took to this."""
+        taken, intake = encoded, intake_of(self.manifest)
         if port is not None:
-            coordinates = rows if bits is None else port.dequantize(port.quantize(rows, bits), bits)
-            rows = port.to_rows(coordinates)
+            coordinates = taken if bits is None else port.dequantize(port.quantize(taken, bits), bits)
+            taken, intake = port.to_taken(coordinates), port.intake
+        if intake.state_layers and rows_of is None:
+            raise ValueError("a map that ends in states needs the model whose they are")
+        rows = taken if rows_of is None else rows_of(intake, taken)
         return Slots(self.manifest.receiver_geometry, rows, slots.positions[at], slots.span)
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
@@ -82,7 +114,7 @@ class AlignmentMap:
         named = {"encoder": self.encoder, "encoder_bias": self.bias}
         if self.anchor is not None and self.anchor_bias is not None:
             named |= {"anchor": self.anchor[:, None], "anchor_bias": self.anchor_bias[None]}
-        for part in (self.quadratic, self.residual):
+        for part in (self.residual, self.familiar):
             named |= {} if part is None else part.to_tensors()
         return named
 
@@ -95,12 +127,12 @@ class AlignmentMap:
         shapes: dict[str, tuple[int, ...]] = {"encoder": (width, rank), "encoder_bias": (rank,)}
         if "anchor" in tensors:
             shapes |= {"anchor": (width, 1), "anchor_bias": (1,)}
-        is_quadratic = "lift" in tensors
-        if is_quadratic:
-            shapes |= Quadratic.shapes(tensors, feature_width=width, rank=rank)
         is_trained = manifest.method is Method.TRAINED
         if is_trained:
             shapes |= Residual.shapes(tensors, feature_width=width, rank=rank)
+        is_familiar = "known_scale" in tensors
+        if is_familiar:
+            shapes |= Familiar.shapes(tensors, rank=rank)
         taken = take_tensors(tensors, shapes, what="map")
         return cls(
             manifest,
@@ -108,8 +140,8 @@ class AlignmentMap:
             taken["encoder_bias"],
             anchor=taken["anchor"][:, 0] if "anchor" in taken else None,
             anchor_bias=taken["anchor_bias"][0] if "anchor" in taken else None,
-            quadratic=Quadratic.from_tensors(taken) if is_quadratic else None,
             residual=Residual.from_tensors(taken) if is_trained else None,
+            familiar=Familiar.from_tensors(taken) if is_familiar else None,
         )
 
     def _refuse_other(self, slots: Slots) -> None:

@@ -1,6 +1,6 @@
-"""A port: the few coordinates in which a model takes rows that others made for it, and what they stand for.
+"""A port: the few coordinates in which a model takes slots that others made for it, and what they stand for.
 
-Learned from the model's own rows alone, so one port serves every sender. Knows no senders, no files.
+Learned from the model's own reading alone, so one port serves every sender. Knows no senders, no files.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from typing import Final
 
 import torch
 
-from kvnet.alignment import row_width
+from kvnet.alignment import Intake
 from kvnet.errors import MalformedFile, NotFinite, TooFewSamples
-from kvnet.types import Geometry
 
 LARGEST_CODE: Final = {8: 127, 4: 7}
 _METRIC_FLOOR: Final = 1e-4  # of the mean sensitivity: an unseen direction is not worthless
@@ -24,11 +23,13 @@ _REMEDY: Final = "make it again, or ask its owner for it again"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Port:
-    """z = (row - mean) @ project; row is mean + z @ basis; z is about code * step. All float32.
+    """z = (taken - mean) @ project; taken is mean + z @ basis; z is about code * step. All float32.
 
-    project [row_width, rank], basis [rank, row_width], mean [row_width], steps [rank] by number of bits.
+    What is taken of a slot [width] is as `intake` says. project [width, rank], basis [rank, width], mean
+    [width], steps [rank] by number of bits.
     """
 
+    intake: Intake
     project: torch.Tensor
     basis: torch.Tensor
     mean: torch.Tensor
@@ -39,12 +40,12 @@ class Port:
         """Coordinates of a slot."""
         return self.basis.shape[0]
 
-    def to_coordinates(self, rows: torch.Tensor) -> torch.Tensor:
-        """[n, row_width] of this model's own rows -> [n, rank]."""
-        return (rows - self.mean) @ self.project
+    def to_coordinates(self, taken: torch.Tensor) -> torch.Tensor:
+        """[n, width] of this model's own slots -> [n, rank]."""
+        return (taken - self.mean) @ self.project
 
-    def to_rows(self, coordinates: torch.Tensor) -> torch.Tensor:
-        """[n, rank] -> [n, row_width]. Inverse of `to_coordinates` up to what the port leaves out."""
+    def to_taken(self, coordinates: torch.Tensor) -> torch.Tensor:
+        """[n, rank] -> [n, width]. Inverse of `to_coordinates` up to what the port leaves out."""
         return self.mean + coordinates @ self.basis
 
     def quantize(self, coordinates: torch.Tensor, bits: int) -> torch.Tensor:
@@ -57,16 +58,16 @@ class Port:
         return codes.float() * self.steps[bits]
 
     @classmethod
-    def identity(cls, geometry: Geometry) -> Port:
-        """The port whose coordinates are the rows themselves: for maps that end in rows."""
-        width = row_width(geometry)
+    def identity(cls, intake: Intake) -> Port:
+        """The port whose coordinates are what is taken itself: for maps that end in no other."""
+        width = intake.width
         steps = {bits: torch.ones(width) for bits in LARGEST_CODE}
-        return _Rows(torch.empty(width, 0), torch.empty(0, width), torch.zeros(width), steps)
+        return _Taken(intake, torch.empty(width, 0), torch.empty(0, width), torch.zeros(width), steps)
 
     def cut(self, rank: int) -> Port:
         """The port of the first `rank` coordinates: they are in order of what they carry."""
         steps = {bits: step[:rank] for bits, step in self.steps.items()}
-        return Port(self.project[:, :rank], self.basis[:rank], self.mean, steps)
+        return Port(self.intake, self.project[:, :rank], self.basis[:rank], self.mean, steps)
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """What a port's file holds (FORMAT.md §10)."""
@@ -74,22 +75,23 @@ class Port:
         return named | {f"step{bits}": step for bits, step in self.steps.items()}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], *, rank: int, width: int) -> Port:
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], *, rank: int, intake: Intake) -> Port:
         """Inverse of `to_tensors`, checked against what its manifest says.
 
         Raises MalformedFile for other tensors, NotFinite for numbers that no port has (FORMAT.md §10.3).
         """
+        width = intake.width
         shapes = {"project": (width, rank), "basis": (rank, width), "mean": (width,)}
         shapes |= {f"step{bits}": (rank,) for bits in LARGEST_CODE}
         taken = take_tensors(tensors, shapes, what="port")
         steps = {bits: taken[f"step{bits}"] for bits in LARGEST_CODE}
         if any(bool((step <= 0).any()) for step in steps.values()):
             raise NotFinite(f"a port has a step that is not above 0; {_REMEDY}")
-        return cls(taken["project"], taken["basis"], taken["mean"], steps)
+        return cls(intake, taken["project"], taken["basis"], taken["mean"], steps)
 
 
-class _Rows(Port):
-    """The port of a map that ends in rows: it has no matrices, which would do nothing at a row's square."""
+class _Taken(Port):
+    """The port of a map that ends in no other: it has no matrices, which would do nothing at great cost."""
 
     __slots__ = ()
 
@@ -97,10 +99,10 @@ class _Rows(Port):
     def rank(self) -> int:
         return len(self.mean)
 
-    def to_coordinates(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows
+    def to_coordinates(self, taken: torch.Tensor) -> torch.Tensor:
+        return taken
 
-    def to_rows(self, coordinates: torch.Tensor) -> torch.Tensor:
+    def to_taken(self, coordinates: torch.Tensor) -> torch.Tensor:
         return coordinates
 
 
@@ -120,21 +122,21 @@ def take_tensors(
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
-def learn_port(rows: torch.Tensor, gradients: torch.Tensor, rank: int) -> Port:
-    """The port in which own rows [n, W] lose least, weighed by what answers depend on.
+def learn_port(taken: torch.Tensor, gradients: torch.Tensor, rank: int, intake: Intake) -> Port:
+    """The port in which what a model takes of its own slots [n, W] loses least, weighed by its answers.
 
-    `gradients` [m, W] are of log-probabilities of answers by rows; the metric is M = E[g gT], the Fisher
-    information, and the coordinates are the principal components of the rows under it. Both are found in the
+    `gradients` [m, W] are of log-probabilities of answers by what is taken; the metric is M = E[g gT], the
+    Fisher information, and the coordinates are the principal components under it. Both are found in the
     span of at most 6,144 samples, so the cost does not grow with the square of the width.
     Raises TooFewSamples for fewer rows than coordinates.
     """
-    rows, gradients = _sample(rows), _sample(gradients)
-    if len(rows) <= rank:
+    taken, gradients = _sample(taken), _sample(gradients)
+    if len(taken) <= rank:
         raise TooFewSamples(
-            f"a port of {rank} coordinates was asked for from {len(rows)} rows; give more text"
+            f"a port of {rank} coordinates was asked for from {len(taken)} rows; give more text"
         )
-    mean = rows.mean(0)
-    centred = (rows - mean).double()  # [n, W]
+    mean = taken.mean(0)
+    centred = (taken - mean).double()  # [n, W]
     wide = gradients.double()
     # In units of their own size: else a large model's small ones make a basis beyond what halves hold.
     wide = wide / (wide.square().sum() / max(1, wide.numel())).sqrt().clamp_min(1e-30)
@@ -147,7 +149,7 @@ def learn_port(rows: torch.Tensor, gradients: torch.Tensor, rank: int) -> Port:
     project, basis = weighed.T @ scaled, scaled.T @ centred
     coordinates = centred @ project
     steps = {bits: _steps(coordinates, bits).float() for bits in LARGEST_CODE}
-    return Port(project.float(), basis.float(), mean.float(), steps)
+    return Port(intake, project.float(), basis.float(), mean.float(), steps)
 
 
 def _steps(coordinates: torch.Tensor, bits: int) -> torch.Tensor:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import torch
 
 from kvnet.align.pairs import Span
+from kvnet.alignment import Intake
 from kvnet.errors import RequestError
 from kvnet.model.cache import export_layers
 from kvnet.model.generation import never, refuse_cancelled
 from kvnet.model.host import ModelHost
 from kvnet.model.slots import Slots, rows_of_layers
+from kvnet.model.states import join_taken
 from kvnet.model.text import tokenize_with_spans
 from kvnet.types import Fingerprint, Geometry
 
@@ -23,11 +25,22 @@ MAX_HELD_NBYTES: Final = 4 << 30  # of readings that are held at once, as of the
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
     """One text as a model's slots, and which characters each of them covers; the model's own first token
-    is in neither. No spans if its tokenizer tells none.
+    is in neither. No spans if its tokenizer tells none. `states` [num_slots, hidden_size] by layer are those
+    that the reader was asked for.
     """
 
     slots: Slots
     spans: tuple[Span, ...]
+    states: Mapping[int, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its rows and states."""
+        return self.slots.rows.nbytes + sum(state.nbytes for state in self.states.values())
+
+    def taken(self, intake: Intake) -> torch.Tensor:
+        """[num_slots, intake.width]: what the model that read this would take of each slot."""
+        return join_taken(intake, self.slots.rows, self.states)
 
 
 class Reader(Protocol):
@@ -49,9 +62,10 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LocalReader:
-    """The reader that is a model of this process."""
+    """The reader that is a model of this process; it notes the states that `intake` has."""
 
     host: ModelHost
+    intake: Intake | None = None
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -80,12 +94,15 @@ class LocalReader:
             )  # as a peer refuses it
         token_ids, spans = tokenize_with_spans(self.host.tokenizer, text)
         cache = self.host.new_cache()
-        self.host.prefill(token_ids, cache, token_block=len(token_ids))
+        with self.host.recording_states(self.intake or Intake(self.geometry)) as states:
+            self.host.prefill(token_ids, cache, token_block=len(token_ids))
         num_sinks = self.num_sinks
         positions = torch.arange(num_sinks, len(token_ids))
         rows = rows_of_layers(export_layers(cache), self.geometry, positions, seq_len=len(token_ids))
         slots = Slots(self.geometry, rows, positions - num_sinks, len(token_ids) - num_sinks)
-        return Reading(slots, spans[num_sinks:])
+        return Reading(
+            slots, spans[num_sinks:], {layer: state[num_sinks:] for layer, state in states.items()}
+        )
 
 
 def hold(
@@ -102,7 +119,7 @@ def hold(
     nbytes = 0
     for reading in readings:
         refuse_cancelled(cancelled)
-        nbytes += reading.slots.rows.nbytes
+        nbytes += reading.nbytes
         refuse_too_large(nbytes)
         held.append(reading)
         progress(len(held))

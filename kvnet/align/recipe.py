@@ -9,14 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from kvnet.align.anchors import critical_layers
-from kvnet.align.corpus import Lesson, digest_lessons, fact_lessons
+from kvnet.align.anchors import choose_followers, critical_layers
+from kvnet.align.corpus import Lesson, calibration_lessons, digest_lessons, fact_lessons
 from kvnet.align.exam import Exam
 from kvnet.align.examine import Sitting, best_of
-from kvnet.align.fit import LAMBDAS, Fit, FitPlan, FitState, Progress, learn_port_of, pairing_of
+from kvnet.align.familiar import familiar_of
+from kvnet.align.fit import LAMBDAS, Fit, Progress, pairing_of
+from kvnet.align.fit_state import FitPlan, FitState
 from kvnet.align.map import AlignmentMap
+from kvnet.align.own_port import learn_port_of
 from kvnet.align.port import Port
-from kvnet.align.quadratic import Quadratic
 from kvnet.align.reading import LocalReader, Reader, hold
 from kvnet.align.solve import LinearMap, Solver
 from kvnet.align.sources import source_layers_for
@@ -24,12 +26,13 @@ from kvnet.align.standing import beside
 from kvnet.align.verdict import verdict_on
 from kvnet.alignment import (
     GateResult,
+    Intake,
     Interval,
     LayerStrategy,
     MapManifest,
     Method,
+    Pairing,
     PortManifest,
-    feature_width,
 )
 from kvnet.errors import RequestError
 from kvnet.model.generation import never
@@ -40,10 +43,11 @@ DEFAULT_LESSONS: Final = 1200
 _PORT_LESSONS: Final = 150
 _PORT_QUESTIONS: Final = 6
 _PROBE_LESSONS: Final = 24  # that the critical layers are found on
-_TUNE_LESSONS: Final = 20  # that lambda is chosen on
+_TUNE_LESSONS: Final = 40  # that lambda is chosen on, and how far the map goes
 _GATE_LESSONS: Final = 40
 _GATE_QUESTIONS: Final = 8
-CLOSING: Final = " We"  # the next sentence begins: models that bind a fact there have bound the last one
+CLOSING: Final = " We know"  # a sentence begins: models that bind a fact there have bound the last one
+_WINDOWS: Final = {Pairing.TOKENS: (-2, 0), Pairing.SPANS: (-2, 1)}
 _ZERO: Final = Interval(0.0, 0.0, 0.0)
 _UNJUDGED: Final = GateResult(
     admitted=False,
@@ -84,10 +88,15 @@ def make_port(
     """A model's port, from its own reading of generated facts. Raises TooFewSamples, UnsupportedModel."""
     layers = find_critical_layers(host, cancelled=cancelled)
     lessons = list(fact_lessons(_PORT_LESSONS, seed=_PORT_SEED, num_questions=_PORT_QUESTIONS))
-    port, num_rows = learn_port_of(host, lessons, layers, rank, cancelled=cancelled)
+    num_followers = find_followers(host, layers, cancelled=cancelled)
+    port, num_rows = learn_port_of(
+        host, lessons, layers, rank, num_followers=num_followers, cancelled=cancelled
+    )
     manifest = PortManifest(
         receiver=host.fingerprint,
         geometry=host.geometry,
+        state_layers=port.intake.state_layers,
+        hidden_size=port.intake.hidden_size,
         rank=rank,
         corpus_digest=digest_lessons(lessons),
         num_rows=num_rows,
@@ -105,6 +114,16 @@ def find_critical_layers(host: ModelHost, *, cancelled: Callable[[], bool] = nev
     return critical_layers(exam, readings, cancelled=cancelled)
 
 
+def find_followers(
+    host: ModelHost, layers: tuple[int, ...], *, closing: str = CLOSING, cancelled: Callable[[], bool] = never
+) -> int:
+    """Slots behind each that is read in these layers which this model needs beside it. Raises Cancelled."""
+    lessons = list(fact_lessons(_PROBE_LESSONS, seed=_PROBE_SEED, num_questions=6))
+    exam = Exam(host, lessons, cancelled=cancelled)
+    readings = hold(LocalReader(host).read([one.text + closing for one in lessons]), cancelled=cancelled)
+    return choose_followers(exam, readings, layers, cancelled=cancelled)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Standing:
     """The map that is in use for the pair a new one is made for, and the port it ends in."""
@@ -118,10 +137,9 @@ class MapOptions:
     """What may be chosen for a map."""
 
     anchors: bool = True
-    window: tuple[int, int] = (-2, 0)
+    window: tuple[int, int] | None = None  # that of the pairing: another tokenizer's slots end elsewhere
     far_window: tuple[int, int] | None = (-9, -3)
     far_layers: tuple[int, ...] = (0,)
-    num_directions: int = 64
     strategy: LayerStrategy | None = None  # all layers, or those of LINEAR where that is too much
     head_local: bool = False  # each of the receiver's heads from its namesake alone; for maps into rows
     closing: str = CLOSING
@@ -130,7 +148,7 @@ class MapOptions:
 
 def fit_lessons(count: int = DEFAULT_LESSONS) -> list[Lesson]:
     """The shipped calibration texts: generated, the same everywhere."""
-    return list(fact_lessons(count, seed=_FIT_SEED))
+    return list(calibration_lessons(count, seed=_FIT_SEED))
 
 
 def make_map(
@@ -161,34 +179,75 @@ def make_map(
         raise RequestError(
             "a port's coordinates are of all heads, so only a map into rows is head-local; add --rows"
         )
-    target = port or Port.identity(host.geometry)
-    plan = FitPlan(
-        source_layers=(),
-        window=options.window,
-        critical_layers=critical if options.anchors else None,
-        closing=options.closing,
-        far_window=options.far_window,
-        far_layers=options.far_layers,
-        # Products are of all heads too.
-        num_directions=0 if options.head_local else min(options.num_directions, target.rank),
-        head_local=options.head_local,
-    )
+    intake = Intake(host.geometry) if options.head_local else host.intake(critical)
+    plan = _plan_of(reader, host, critical, options, cancelled=cancelled)
     layers = source_layers_for(reader, host, lessons, plan, options.strategy, cancelled=cancelled)
     plan = replace(plan, source_layers=layers)
-    fit = Fit.begin(reader, host, target, plan, state)
+    fit = Fit.begin(reader, host, port or Port.identity(intake), plan, state)
     num_tuned = len(lessons) + _TUNE_LESSONS
     total = num_tuned + _GATE_LESSONS
     progress(fit.state.num_done, total)
     fit.run(lessons, progress=lambda done, _: progress(done, total), saved=saved, cancelled=cancelled)
-    manifest = MapManifest(
+    manifest = _manifest_of(fit, lessons, "" if port is None else port_id, created_at)
+    if options.strategy is not None:
+        manifest = replace(manifest, layer_strategy=options.strategy)
+    chosen = _choose(
+        fit,
+        manifest,
+        port,
+        options.relative_lambdas,
+        progress=lambda done: progress(len(lessons) + done, total),
+        cancelled=cancelled,
+    )
+    return gated(
+        reader,
+        host,
+        chosen,
+        port,
+        critical,
+        standing=standing,
+        progress=lambda done: progress(num_tuned + done, total),
+        cancelled=cancelled,
+    )
+
+
+def _plan_of(
+    reader: Reader,
+    host: ModelHost,
+    critical: tuple[int, ...],
+    options: MapOptions,
+    *,
+    cancelled: Callable[[], bool],
+) -> FitPlan:
+    """How these two are fitted to each other; the source layers are yet to be chosen."""
+    plan = FitPlan(
+        source_layers=(),
+        window=options.window or _WINDOWS[pairing_of(reader, host)],
+        closing=options.closing,
+        far_window=options.far_window,
+        far_layers=options.far_layers,
+        head_local=options.head_local,
+    )
+    if not options.anchors:
+        return plan
+    num_followers = find_followers(host, critical, closing=options.closing, cancelled=cancelled)
+    return replace(plan, critical_layers=critical, num_followers=num_followers)
+
+
+def _manifest_of(fit: Fit, lessons: Sequence[Lesson], port_id: str, created_at: str) -> MapManifest:
+    """What a map from this fit says of itself; its lambda is yet to be chosen, and nobody has judged it."""
+    reader, host, plan, intake = fit.reader, fit.host, fit.plan, fit.port.intake
+    return MapManifest(
         source=reader.fingerprint,
         source_geometry=reader.geometry,
         receiver=host.fingerprint,
         receiver_geometry=host.geometry,
         port=port_id,
+        state_layers=() if port_id else intake.state_layers,
+        hidden_size=0 if port_id else intake.hidden_size,
         method=_METHODS[fit.solver],
         pairing=pairing_of(reader, host),
-        layer_strategy=options.strategy or LayerStrategy.LINEAR,
+        layer_strategy=LayerStrategy.LINEAR,
         source_layers=plan.source_layers,
         num_sinks=reader.num_sinks,
         window=plan.window,
@@ -203,29 +262,29 @@ def make_map(
         tensors_digest="",
         gate=_UNJUDGED,
     )
+
+
+def _choose(
+    fit: Fit,
+    manifest: MapManifest,
+    port: Port | None,
+    relative_lambdas: Sequence[float],
+    *,
+    progress: Callable[[int], None],
+    cancelled: Callable[[], bool],
+) -> AlignmentMap:
+    """The map of the lambda that answers best on texts of its own, which also say how far it goes."""
     made = (
         _to_map(replace(manifest, relative_lambda=relative_lambda), found, fit.state)
-        for relative_lambda, found in fit.candidates(options.relative_lambdas)
+        for relative_lambda, found in fit.candidates(relative_lambdas)
     )
-    unseen = list(fact_lessons(_TUNE_LESSONS, seed=_TUNE_SEED, num_questions=6))
-    tuning = Sitting.of(
-        reader,
-        Exam(host, unseen, cancelled=cancelled),
-        closing=plan.closing,
-        progress=lambda done: progress(len(lessons) + done, total),
-        cancelled=cancelled,
-    )
+    unseen = list(calibration_lessons(_TUNE_LESSONS, seed=_TUNE_SEED, num_questions=6))
+    exam = Exam(fit.host, unseen, cancelled=cancelled)
+    tuning = Sitting.of(fit.reader, exam, closing=fit.plan.closing, progress=progress, cancelled=cancelled)
     chosen, _ = best_of(tuning, made, port, cancelled=cancelled)
-    return gated(
-        reader,
-        host,
-        chosen,
-        port,
-        critical,
-        standing=standing,
-        progress=lambda done: progress(num_tuned + done, total),
-        cancelled=cancelled,
-    )
+    familiar = familiar_of(chosen.encoder, fit.state.sums.fit)
+    reached = (chosen.encode(one.slots)[0] for one in tuning.source)
+    return replace(chosen, familiar=familiar.reaching(reached))
 
 
 def gated(
@@ -259,17 +318,12 @@ def gated(
 
 
 def _to_map(manifest: MapManifest, found: LinearMap, state: FitState) -> AlignmentMap:
-    """The map that a solution is: what it takes of the windows, and of the products behind them."""
-    # Rounded as its file will be, so that what is judged is what is used.
-    weight, width = found.weight.half().float(), feature_width(manifest)
-    anchor, lift = state.anchor, state.lift
+    """The map that a solution is."""
+    anchor = state.anchor
     return AlignmentMap(
         manifest,
-        weight[:width],
+        found.weight.half().float(),  # rounded as its file will be, so that what is judged is what is used
         found.bias.float(),
         anchor=None if anchor is None else anchor.weight[:, 0].float(),
         anchor_bias=None if anchor is None else anchor.bias[0].float(),
-        quadratic=None
-        if lift is None
-        else Quadratic(lift.weight.half().float(), lift.bias.float(), weight[width:]),
     )

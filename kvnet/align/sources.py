@@ -8,13 +8,13 @@ from typing import Final
 import torch
 
 from kvnet.align.corpus import Lesson
-from kvnet.align.fit import Fit, FitPlan
+from kvnet.align.fit import Fit
+from kvnet.align.fit_state import FitPlan
 from kvnet.align.layers import held_out_table, pick_source_layers
 from kvnet.align.port import Port
-from kvnet.align.quadratic import num_products
 from kvnet.align.reading import Reader
 from kvnet.align.window import shape_of
-from kvnet.alignment import LayerStrategy, windows_width
+from kvnet.alignment import Intake, LayerStrategy, windows_width
 from kvnet.errors import RequestError
 from kvnet.model.generation import never
 from kvnet.model.host import ModelHost
@@ -36,9 +36,9 @@ def source_layers_for(
 ) -> tuple[int, ...]:
     """Those that the strategy picks for any of the receiver's layers; all of them where it is None.
 
-    No more than MOST_FEATURES leave room for beside the far window and the products of `plan`, which says the
-    rest of the fit; then None is `linear`. `learned` reads the first lessons once more. Raises RequestError
-    for a window that leaves room for none, and as a fit does.
+    No more than MOST_FEATURES leave room for beside the far window of `plan`, which says the rest of the fit;
+    then None is `linear`. `learned` reads the first lessons once more. Raises RequestError for a window that
+    leaves room for none, and as a fit does.
     """
     num_layers = reader.geometry.num_layers
     room = _room(reader, plan)
@@ -62,14 +62,13 @@ def source_layers_for(
 def _room(reader: Reader, plan: FitPlan) -> int:
     """Layers of which the near window may be seen. Raises RequestError for none."""
     beside = windows_width(reader.geometry, (), plan.window, plan.far_layers, plan.far_window)
-    beside += num_products(plan.num_directions)
     of_layer = windows_width(reader.geometry, (0,), plan.window, (), None)
     room = (MOST_FEATURES - beside) // of_layer
     if room < 1:
         raise RequestError(
             f"one layer of {reader.fingerprint.model} has {of_layer} numbers in a window from "
-            f"{plan.window[0]} to {plan.window[1]}, and {beside} come from further away and from products: a "
-            f"map sees {MOST_FEATURES} at most; choose a smaller window"
+            f"{plan.window[0]} to {plan.window[1]}, and {beside} come from further away: a map sees "
+            f"{MOST_FEATURES} at most; choose a smaller window"
         )
     return room
 
@@ -84,7 +83,7 @@ def _compare_layers(
     """Held-out R² of each source layer alone for each of the receiver's, of slots without neighbours."""
     every = tuple(range(reader.geometry.num_layers))
     plan = FitPlan(every, window=(0, 0), closing=closing)
-    fit = Fit.begin(reader, host, Port.identity(host.geometry), plan)
+    fit = Fit.begin(reader, host, Port.identity(Intake(host.geometry)), plan)
     fit.run(lessons[:_TABLE_LESSONS], cancelled=cancelled)
     source, receiver = shape_of(reader.geometry), shape_of(host.geometry)
     return held_out_table(fit.state.sums, source, receiver, _TABLE_LAMBDA)

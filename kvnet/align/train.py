@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import torch
@@ -239,7 +240,9 @@ class _Course:
     def _loss(self, alignment: AlignmentMap, lesson_idx: int, questions: Sequence[Asked]) -> torch.Tensor:
         """Mean over the questions, in nats."""
         heard = self._heard(lesson_idx, questions)
-        slots = alignment.apply(self.readings[lesson_idx].slots, self.port)
+        slots = alignment.apply(
+            self.readings[lesson_idx].slots, self.port, rows_of=partial(self.host.rows_of, graded=True)
+        )
         layers = to_layers(slots, num_sinks=self.host.num_sinks, dtype=torch.float32)
         layers = self.host.behind_sinks(layers)
         num_gaps = slots.span - slots.num_slots

@@ -27,7 +27,6 @@ class AlignmentInfo:
     window: tuple[int, ...]
     far_window: tuple[int, ...]  # () where there is none
     far_layers: tuple[int, ...]
-    num_directions: int  # of a first guess, whose products the map adds; 0 of a map without them
     closing: str
     relative_lambda: float
     corpus_digest: str

@@ -74,8 +74,6 @@ def _map_lines(info: AlignmentInfo) -> Iterator[str]:
     if info.far_window:
         yield _fact("further", f"{_slots(info.far_window)}, of layers {_numbers(info.far_layers)} alone")
     yield _fact("layers", f"{info.layer_strategy}: {_numbers(info.source_layers) or 'all'}")
-    if info.num_directions:
-        yield _fact("products", f"of {info.num_directions} directions of a first guess")
 
 
 def _gate_lines(gate: GateResult) -> Iterator[str]:

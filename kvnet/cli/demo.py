@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from kvnet.api import KvReport, MemoryInfo, NodeStatus, SendReport
 from kvnet.cli import spawn
 from kvnet.cli.output import Json, nbytes_text, print_json, seconds_text, table_lines
 from kvnet.client import Node
-from kvnet.errors import IncompatibleModel, OperatorError
+from kvnet.errors import OperatorError
 from kvnet.paths import Home
 
 TEXT = (
@@ -32,6 +32,20 @@ QUESTIONS = (
     ("What is Petra's drink?", "tea"),
     ("What is the code of the south gate?", "3390"),
     ("What is Omar's dog called?", "Bruno"),
+)
+# Everyday words, of which the maps between the reference models know what they say.
+CROSSED_TEXT = (
+    "Mira's pet is fox. The city of Jonas is Lisbon. Note: Petra's drink is tea. We know that the colour of "
+    "Hugo is amber. For Clara, the animal is swan. Jonas's drink is coffee. The fruit of Mira is mango. "
+    "Remember that Petra's city is Cairo. Hugo's gift: violin. Clara has the flower tulip."
+)
+CROSSED_QUESTIONS = (
+    ("What is Mira's pet?", "fox"),
+    ("What is the city of Jonas?", "Lisbon"),
+    ("What is Petra's drink?", "tea"),
+    ("What is the colour of Hugo?", "amber"),
+    ("What is Mira's fruit?", "mango"),
+    ("What is Clara's flower called?", "tulip"),
 )
 CROSSED = (("carol", "ref-b"), ("dave", "ref-c"))  # nodes of models that the teller's is a stranger to
 RUNS_FOR_TTFT = 5
@@ -53,12 +67,16 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """What a node of another model made of the memory: through which map, or from the text sent along."""
+    """What a node of another model made of a memory: through which map, and what it could not map.
+
+    `fallback` is about a memory of words that the map was not fitted on, whose text was sent along.
+    """
 
     model: str
     tier: str
     map: str  # id, or "" where the text was read
     questions: list[Reply]
+    fallback: Reply
 
 
 def demo(
@@ -84,7 +102,7 @@ def demo(
         replies = _ask_all(bob, report.memory)
         ttft = _time_to_first_token(bob, report.memory)
         _show(replies, report, ttft, say)
-        crossed = [_cross(alice, memory, folder / name, model, say) for name, model in CROSSED]
+        crossed = _cross_all(alice, memory, folder, say)
         _show_crossed(crossed, say)
         if as_json:
             nodes = [_brief(alice.status()), _brief(bob.status())]
@@ -136,35 +154,37 @@ def _hand_over(alice: Node, memory: MemoryInfo, say: Callable[[str], None]) -> S
     raise AssertionError("the transfer ended without a report")
 
 
-def _cross(alice: Node, memory: MemoryInfo, folder: Path, model: str, say: Callable[[str], None]) -> Crossing:
-    """Send the memory to a node of another model, started for this, and ask it the same."""
+def _cross_all(alice: Node, first: MemoryInfo, folder: Path, say: Callable[[str], None]) -> list[Crossing]:
+    say(f"\nfor other models alice reads everyday words:\n  {CROSSED_TEXT}")
+    memory = alice.remember(CROSSED_TEXT, name="everyday")
+    return [_cross(alice, memory, first, folder / name, model, say) for name, model in CROSSED]
+
+
+def _cross(
+    alice: Node,
+    memory: MemoryInfo,
+    first: MemoryInfo,
+    folder: Path,
+    model: str,
+    say: Callable[[str], None],
+) -> Crossing:
+    """Send memories to a node of another model, started for this: one to be mapped, one with its text."""
     say(f"\nstarting {folder.name}, a node of {model}, which shares no weights with {alice.status().model}")
     with _node(folder, folder.name, model) as node:
         _introduce(alice, node)
-        try:
-            report = alice.send(memory, folder.name)
-        except IncompatibleModel:
-            say(f"  {_why_no_map(alice, node)}; alice sends the text along (send --with-text)")
-            report = alice.send(memory, folder.name, with_text=True)
+        report = alice.send(memory, folder.name)
         say(f"  sent as {report.codec}: {report.wire_bytes} bytes on the wire, tier {report.tier}")
-        replies = _ask_all(node, report.memory)
+        replies = _ask_all(node, report.memory, CROSSED_QUESTIONS)
+        say("  the first text has words that no map was fitted on, so it goes along (send --with-text)")
+        sent = alice.send(first, folder.name, with_text=True)
+        (fallback,) = _ask_all(node, sent.memory, QUESTIONS[:1])
     used = replies[0].kv
-    return Crossing(model, used.tier, used.map, replies)
+    return Crossing(model, used.tier, used.map, replies, fallback)
 
 
-def _why_no_map(alice: Node, node: Node) -> str:
-    """One clause: what the gate said of the map there is, or that there is none."""
-    source, receiver = alice.status().fingerprint, node.status().fingerprint
-    for found in node.alignments():
-        is_ours = (found.source_digest, found.receiver_digest) == (source.digest, receiver.digest)
-        if is_ours and found.gate is not None and not found.gate.admitted:
-            return f"the map from {source.model} to {receiver.model} was not admitted ({found.gate.reason})"
-    return f"no map leads from {source.model} to {receiver.model}"
-
-
-def _ask_all(bob: Node, memory: str) -> list[Reply]:
+def _ask_all(bob: Node, memory: str, questions: Sequence[tuple[str, str]] = QUESTIONS) -> list[Reply]:
     replies = []
-    for question, expected in QUESTIONS:
+    for question, expected in questions:
         told = bob.ask(question, memory, max_tokens=MAX_TOKENS)
         untold = bob.ask(question, max_tokens=MAX_TOKENS)
         replies.append(Reply(question, expected, _clean(told.text), _clean(untold.text), told.kv))
@@ -213,7 +233,7 @@ def _show_crossed(crossed: list[Crossing], say: Callable[[str], None]) -> None:
             *(reply.kv.tier, reply.kv.map[:SHOWN_ID_CHARS] or "-"),
         )
         for crossing in crossed
-        for reply in crossing.questions
+        for reply in (*crossing.questions, crossing.fallback)
     ]
     say("")
     for line in table_lines(columns, rows):
@@ -222,8 +242,9 @@ def _show_crossed(crossed: list[Crossing], say: Callable[[str], None]) -> None:
     for crossing in crossed:
         right = sum(reply.with_memory == reply.expected for reply in crossing.questions)
         guessed = sum(reply.without_memory == reply.expected for reply in crossing.questions)
-        how = "with the memory" if crossing.map else "having read the text, as no map was used"
-        say(f"{crossing.model}: {right} of {len(crossing.questions)} right {how}, {guessed} without either.")
+        how = "through a map" if crossing.map else "having read the text, as no map was used"
+        asked = len(crossing.questions)
+        say(f"{crossing.model}: {right} of {asked} right {how}, {guessed} without the memory.")
 
 
 def _clean(text: str) -> str:

@@ -49,6 +49,7 @@ class CausalModel:
         limit = getattr(text_config, "max_position_embeddings", None)
         self.max_seq_len: int = limit or _DEFAULT_MAX_SEQ_LEN
         self.geometry: Geometry = self._probe_geometry()
+        self._intakes: dict[tuple[int, ...], Intake] = {}
 
     @property
     def device(self) -> torch.device:
@@ -122,9 +123,15 @@ class CausalModel:
 
         A model whose own states do not give its own keys and values takes keys and values of all layers.
         """
-        plain = Intake(self.geometry)
         wanted = tuple(layer_idx for layer_idx in sorted(layers) if layer_idx > 0)
-        if not wanted or layers_of(self._model) is None:
+        if wanted not in self._intakes:
+            self._intakes[wanted] = self._probe_intake(wanted)
+        return self._intakes[wanted]
+
+    def _probe_intake(self, wanted: tuple[int, ...]) -> Intake:
+        """Let the model read a few tokens, and look whether its states give what it really made."""
+        plain = Intake(self.geometry)
+        if not wanted or max(wanted) >= self.geometry.num_layers or layers_of(self._model) is None:
             return plain
         intake = replace(plain, state_layers=wanted, hidden_size=self._config.get_text_config().hidden_size)
         token_ids = range(min(_STATES_PROBE, self.max_seq_len, self.vocab_size))

@@ -26,6 +26,8 @@ Quantization = Literal["none", "int8", "nf4"]
 DTypeChoice = Literal["auto", "float32", "float16", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 
+_PACKED_INPUTS, _PACKED_OUTPUTS = 64, 32  # multiples of these
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
@@ -87,6 +89,7 @@ def load(spec: ModelSpec, *, cache_dir: Path) -> LoadedModel:
         )
     model, info = loaded
     _refuse_incomplete(spec.model, info)
+    _leave_odd_widths_unpacked(model)
     return LoadedModel(name=_display_name(spec.model), folder=folder, model=model.eval(), tokenizer=tokenizer)
 
 
@@ -122,6 +125,15 @@ def _quantization_config(spec: ModelSpec, config: Any) -> BitsAndBytesConfig | N
     if spec.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
     return None
+
+
+def _leave_odd_widths_unpacked(model: Any) -> None:
+    """bitsandbytes packs 4-bit weights anew on processors with AVX512-BF16, but only of these widths."""
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False) and (
+            module.in_features % _PACKED_INPUTS or module.out_features % _PACKED_OUTPUTS
+        ):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _refuse_incomplete(model: str, info: dict[str, Any]) -> None:

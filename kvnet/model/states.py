@@ -2,9 +2,9 @@
 
 Knows how decoder layers of Llama's kind are built, and looks whether a model's are; no texts, no maps.
 
-Between two models the residual stream is nearly a linear function of what the other one holds; the MLP and the
-norm that lie between it and a layer's keys are not. So in the layers where answers read, a map aims at the
-stream as the attention of the layer below has left it, and the receiver goes on from there by itself:
+Between two models the residual stream is nearly a linear function of what the other one holds; what the MLP
+and the norm make of it is not. So in the layers where answers read, a map aims at the stream as the attention
+of the layer below has left it, and the receiver goes on from there by itself:
 
     state -> x = state + MLP(norm(state)) -> keys, values = W_k, W_v of norm(x)
 
@@ -13,7 +13,7 @@ which touches each slot alone. Source of the layer: Touvron et al. 2023, as tran
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
@@ -44,9 +44,9 @@ def layers_of(model: nn.Module) -> Sequence[Any] | None:
 def recording_states(model: nn.Module, state_layers: Sequence[int]) -> Iterator[dict[int, torch.Tensor]]:
     """The states [num_tokens, hidden_size], float32, of `state_layers` in what is read inside, by layer.
 
-    Only for models with `layers_of`. What is read in several passes is put behind each other.
+    Of other models than those with `layers_of` none can be asked. Several passes are put behind each other.
     """
-    layers = layers_of(model)
+    layers = layers_of(model) if state_layers else []
     if layers is None:
         raise AssertionError("states were asked of a model that has none")
     found: dict[int, torch.Tensor] = {}
@@ -63,7 +63,7 @@ def recording_states(model: nn.Module, state_layers: Sequence[int]) -> Iterator[
         yield found
 
 
-def join_taken(intake: Intake, rows: torch.Tensor, states: dict[int, torch.Tensor]) -> torch.Tensor:
+def join_taken(intake: Intake, rows: torch.Tensor, states: Mapping[int, torch.Tensor]) -> torch.Tensor:
     """[n, row_width] and the states of `intake.state_layers` [n, hidden_size] -> [n, intake.width]."""
     halves = rows.chunk(intake.geometry.num_layers, 1)
     return torch.cat([states.get(layer_idx, part) for layer_idx, part in enumerate(halves)], 1)
@@ -79,7 +79,7 @@ def rows_of_taken(model: nn.Module, intake: Intake, taken: torch.Tensor) -> torc
     layers = layers_of(model)
     if layers is None:
         raise AssertionError("states were given to a model that takes none")
-    parts = list(taken.split(list(intake.widths), 1))
+    parts = list(torch.split(taken, list(intake.widths), 1))
     for layer_idx in intake.state_layers:
         parts[layer_idx] = _halves(
             layers[layer_idx - 1], layers[layer_idx], parts[layer_idx], intake.geometry.head_dim

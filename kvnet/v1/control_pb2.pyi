@@ -304,7 +304,7 @@ class Calibration(_message.Message):
     def __init__(self, model: _Optional[str] = ..., basis: _Optional[str] = ..., nbytes: _Optional[int] = ..., components: _Optional[int] = ..., tokens: _Optional[int] = ..., weighted: _Optional[bool] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class AlignmentInfo(_message.Message):
-    __slots__ = ("id", "kind", "source", "source_digest", "receiver", "receiver_digest", "port", "rank", "method", "pairing", "layer_strategy", "source_layers", "num_sinks", "window", "far_window", "far_layers", "num_directions", "closing", "relative_lambda", "corpus_digest", "num_contexts", "num_rows", "created_at", "nbytes", "signed_by", "packaged", "problem", "gate")
+    __slots__ = ("id", "kind", "source", "source_digest", "receiver", "receiver_digest", "port", "rank", "method", "pairing", "layer_strategy", "source_layers", "num_sinks", "window", "far_window", "far_layers", "closing", "relative_lambda", "corpus_digest", "num_contexts", "num_rows", "created_at", "nbytes", "signed_by", "packaged", "problem", "gate")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
@@ -321,7 +321,6 @@ class AlignmentInfo(_message.Message):
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     FAR_WINDOW_FIELD_NUMBER: _ClassVar[int]
     FAR_LAYERS_FIELD_NUMBER: _ClassVar[int]
-    NUM_DIRECTIONS_FIELD_NUMBER: _ClassVar[int]
     CLOSING_FIELD_NUMBER: _ClassVar[int]
     RELATIVE_LAMBDA_FIELD_NUMBER: _ClassVar[int]
     CORPUS_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -349,7 +348,6 @@ class AlignmentInfo(_message.Message):
     window: _containers.RepeatedScalarFieldContainer[int]
     far_window: _containers.RepeatedScalarFieldContainer[int]
     far_layers: _containers.RepeatedScalarFieldContainer[int]
-    num_directions: int
     closing: str
     relative_lambda: float
     corpus_digest: str
@@ -361,7 +359,7 @@ class AlignmentInfo(_message.Message):
     packaged: bool
     problem: str
     gate: GateResult
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., source: _Optional[str] = ..., source_digest: _Optional[str] = ..., receiver: _Optional[str] = ..., receiver_digest: _Optional[str] = ..., port: _Optional[str] = ..., rank: _Optional[int] = ..., method: _Optional[str] = ..., pairing: _Optional[str] = ..., layer_strategy: _Optional[str] = ..., source_layers: _Optional[_Iterable[int]] = ..., num_sinks: _Optional[int] = ..., window: _Optional[_Iterable[int]] = ..., far_window: _Optional[_Iterable[int]] = ..., far_layers: _Optional[_Iterable[int]] = ..., num_directions: _Optional[int] = ..., closing: _Optional[str] = ..., relative_lambda: _Optional[float] = ..., corpus_digest: _Optional[str] = ..., num_contexts: _Optional[int] = ..., num_rows: _Optional[int] = ..., created_at: _Optional[str] = ..., nbytes: _Optional[int] = ..., signed_by: _Optional[str] = ..., packaged: _Optional[bool] = ..., problem: _Optional[str] = ..., gate: _Optional[_Union[GateResult, _Mapping]] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., source: _Optional[str] = ..., source_digest: _Optional[str] = ..., receiver: _Optional[str] = ..., receiver_digest: _Optional[str] = ..., port: _Optional[str] = ..., rank: _Optional[int] = ..., method: _Optional[str] = ..., pairing: _Optional[str] = ..., layer_strategy: _Optional[str] = ..., source_layers: _Optional[_Iterable[int]] = ..., num_sinks: _Optional[int] = ..., window: _Optional[_Iterable[int]] = ..., far_window: _Optional[_Iterable[int]] = ..., far_layers: _Optional[_Iterable[int]] = ..., closing: _Optional[str] = ..., relative_lambda: _Optional[float] = ..., corpus_digest: _Optional[str] = ..., num_contexts: _Optional[int] = ..., num_rows: _Optional[int] = ..., created_at: _Optional[str] = ..., nbytes: _Optional[int] = ..., signed_by: _Optional[str] = ..., packaged: _Optional[bool] = ..., problem: _Optional[str] = ..., gate: _Optional[_Union[GateResult, _Mapping]] = ...) -> None: ...
 
 class ListAlignmentsRequest(_message.Message):
     __slots__ = ()

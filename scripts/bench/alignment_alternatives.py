@@ -14,12 +14,13 @@ from alignment_setup import Bridge, Pair, Trial, Workshop
 
 from kvnet.align.corpus import Lesson
 from kvnet.align.exam import Marks
-from kvnet.align.fit import Fit, FitPlan
+from kvnet.align.fit import Fit
+from kvnet.align.fit_state import FitPlan
 from kvnet.align.layers import pick_source_layers
 from kvnet.align.reading import LocalReader
 from kvnet.align.recipe import fit_lessons
 from kvnet.align.solve import LinearMap, solve_ridge
-from kvnet.alignment import LayerStrategy
+from kvnet.alignment import Intake, LayerStrategy
 
 _OTHER_CLOSING: Final = " Note:"
 
@@ -43,6 +44,9 @@ def alternative_rows(shop: Workshop, pairs: Sequence[Pair]) -> Iterator[Row]:
         yield from _lambda_rows(shop, bridge, base, lessons)
         for name, plan in plans.items():
             yield _fitted_row(shop, bridge, name, plan, lessons)
+        receiver = bridge.receiver
+        yield _aimed_row(shop, bridge, "into keys and values", base, lessons, Intake(receiver.geometry))
+        yield _aimed_row(shop, bridge, "into states", base, lessons, receiver.intake(shop.critical(pair[1])))
         for count in shop.size.few_lessons:
             yield _fitted_row(shop, bridge, "as shipped", base, fit_lessons(count))
         yield from _layer_rows(shop, bridge, base, lessons)
@@ -63,6 +67,17 @@ def _fitted_row(shop: Workshop, bridge: Bridge, name: str, plan: FitPlan, lesson
     alignment = fitted(shop, bridge, LocalReader(bridge.source), plan, lessons, port=bridge.port)
     trial = shop.trial(bridge.source, bridge.receiver, closing=plan.closing)
     marks = trial.exam.sit(trial.sitting.mapped(alignment, bridge.port).__getitem__)
+    return _of(trial, bridge, name, marks, lessons)
+
+
+def _aimed_row(
+    shop: Workshop, bridge: Bridge, name: str, plan: FitPlan, lessons: Sequence[Lesson], intake: Intake
+) -> Row:
+    """A map without a port, into what the receiver takes by this intake."""
+    harness.say(f"alternatives: {' to '.join(bridge.pair)}, {name}")
+    alignment = fitted(shop, bridge, LocalReader(bridge.source), plan, lessons, port=None, intake=intake)
+    trial = shop.trial(bridge.source, bridge.receiver, closing=plan.closing)
+    marks = trial.exam.sit(trial.sitting.mapped(alignment, None).__getitem__)
     return _of(trial, bridge, name, marks, lessons)
 
 

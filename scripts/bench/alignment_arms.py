@@ -33,7 +33,7 @@ _SOME_PORT: Final = sha256_hex(b"a port's file")  # named in a header, which no 
 BREAKS: Final[dict[str, tuple[Style, tuple[int, ...]]]] = {
     **{f"{count} facts": (FAMILIAR, (count,)) for count in (4, 8, 12, 16, 24, 32, 40)},
     "words never trained on": (replace(FAMILIAR, split="heldout"), FACT_COUNTS),
-    "any kind of value": (replace(FAMILIAR, value_weights=(0.0, 1.0)), FACT_COUNTS),
+    "any kind of value": (replace(FAMILIAR, plain_words=False, value_weights=(0.0, 1.0)), FACT_COUNTS),
     "made-up names": (replace(FAMILIAR, name_weights=(0.0, 1.0, 0.0)), FACT_COUNTS),
     "things for names": (replace(FAMILIAR, name_weights=(0.0, 0.0, 1.0)), FACT_COUNTS),
     "foreign words": (replace(FAMILIAR, split="foreign"), FACT_COUNTS),
@@ -97,7 +97,17 @@ def break_rows(shop: Workshop, pairs: Sequence[Pair]) -> Iterator[Row]:
             slots = trial.sitting.mapped(bridge.alignment, bridge.port, bits=bits)
             result = result_of(trial, name, trial.exam.sit(slots.__getitem__))
             row = row_of("breaks", pair, result)
-            yield row | {"recall_text": trial.exam.text.recall, "recall_none": trial.none.recall}
+            row |= {"recall_text": trial.exam.text.recall, "recall_none": trial.none.recall}
+            yield row | {"refused": _refused_share(trial, bridge)}
+
+
+def _refused_share(trial: Trial, bridge: Bridge) -> float:
+    """Texts that hold what the map was not fitted on, or in which it finds nothing to send."""
+    refused = []
+    for reading in trial.sitting.source:
+        encoded, at = bridge.alignment.encode(reading.slots)
+        refused.append(not len(at) or bridge.alignment.strangeness(encoded) > 1)
+    return sum(refused) / len(refused)
 
 
 def two_sender_rows(shop: Workshop, senders: tuple[str, str], receiver: str) -> Iterator[Row]:
@@ -184,14 +194,11 @@ def _split_lessons(shop: Workshop) -> tuple[list[Lesson], tuple[list[str], list[
 
 def _read_half(bridge: Bridge, texts: Sequence[str]) -> list[Slots]:
     """What one sender's memories of its texts are in the receiver, 8 bits of coordinates on the wire."""
-    found = []
-    for reading in LocalReader(bridge.source).read(text + bridge.closing for text in texts):
-        encoded, at = bridge.alignment.encode(reading.slots)
-        rows = encoded
-        if bridge.port is not None:
-            rows = bridge.port.to_rows(bridge.port.dequantize(bridge.port.quantize(encoded, 8), 8))
-        found.append(Slots(bridge.receiver.geometry, rows, reading.slots.positions[at], reading.slots.span))
-    return found
+    readings = LocalReader(bridge.source).read(text + bridge.closing for text in texts)
+    rows_of = bridge.receiver.rows_of
+    return [
+        bridge.alignment.apply(reading.slots, bridge.port, rows_of=rows_of, bits=8) for reading in readings
+    ]
 
 
 def _named(host: ModelHost) -> str:

@@ -149,7 +149,7 @@ def _cut(alignment: AlignmentMap, rank: int) -> AlignmentMap:
     if residual is not None:
         residual = replace(residual, outer=residual.outer[:, :rank])
     encoder, bias = alignment.encoder[:, :rank], alignment.bias[:rank]
-    return replace(alignment, encoder=encoder, bias=bias, residual=residual)
+    return replace(alignment, encoder=encoder, bias=bias, residual=residual, familiar=None)
 
 
 def _plain(trial: Trial, bridge: Bridge, name: str, marks: Marks) -> Row:

@@ -11,7 +11,8 @@ from alignment_setup import Bridge, Pair, Workshop
 
 from kvnet.align.corpus import Lesson
 from kvnet.align.examine import best_of
-from kvnet.align.fit import LAMBDAS, Fit, FitPlan
+from kvnet.align.fit import LAMBDAS, Fit
+from kvnet.align.fit_state import FitPlan
 from kvnet.align.layers import held_out_table
 from kvnet.align.map import AlignmentMap
 from kvnet.align.port import Port
@@ -19,7 +20,7 @@ from kvnet.align.reading import LocalReader, Reader
 from kvnet.align.recipe import fit_lessons
 from kvnet.align.solve import LinearMap
 from kvnet.align.window import RowShape
-from kvnet.alignment import Method
+from kvnet.alignment import Intake, Method
 from kvnet.types import Geometry
 
 TABLE_LAMBDA: Final = 1e-5  # few rows and many layers: the maps' own would be too small
@@ -46,9 +47,10 @@ def fitted(
     lessons: Sequence[Lesson],
     *,
     port: Port | None,
+    intake: Intake | None = None,
 ) -> AlignmentMap:
-    """A map by this plan, its lambda chosen on an exam of its own."""
-    found = list(candidates(bridge, reader, plan, lessons, port))
+    """A map by this plan, its lambda chosen on an exam of its own. Without a port it ends in `intake`."""
+    found = list(candidates(bridge, reader, plan, lessons, port, intake))
     tuning = shop.tuning(bridge.source, bridge.receiver, plan.closing)
     return best_of(tuning, found, port)[0]
 
@@ -62,13 +64,24 @@ def picture_of(shop: Workshop, pair: Pair, num_lessons: int) -> torch.Tensor:
 
 
 def candidates(
-    bridge: Bridge, reader: Reader, plan: FitPlan, lessons: Sequence[Lesson], port: Port | None
+    bridge: Bridge,
+    reader: Reader,
+    plan: FitPlan,
+    lessons: Sequence[Lesson],
+    port: Port | None,
+    intake: Intake | None = None,
 ) -> Iterator[AlignmentMap]:
     """The map of each lambda."""
-    fit = Fit.begin(reader, bridge.receiver, port or Port.identity(bridge.receiver.geometry), plan)
+    intake = intake or Intake(bridge.receiver.geometry)
+    target = port or Port.identity(intake)
+    fit = Fit.begin(reader, bridge.receiver, target, plan)
     fit.run(lessons)
     for relative_lambda, found in fit.candidates(LAMBDAS):
-        yield to_map(bridge, plan, found, fit.state.anchor, relative_lambda)
+        alignment = to_map(bridge, plan, found, fit.state.anchor, relative_lambda)
+        if port is None:
+            states = {"state_layers": intake.state_layers, "hidden_size": intake.hidden_size}
+            alignment = replace(alignment, manifest=replace(alignment.manifest, port="", **states))
+        yield alignment
 
 
 def to_map(
@@ -78,9 +91,11 @@ def to_map(
     anchor: LinearMap | None,
     relative_lambda: float,
 ) -> AlignmentMap:
-    """A solved fit as a map, under the manifest of the pair's own map with what differs."""
+    """A solved fit as a map into a port or rows, under the manifest of the pair's own with what differs."""
     manifest = replace(
         bridge.alignment.manifest,
+        state_layers=(),
+        hidden_size=0,
         method=Method.RIDGE,
         source_layers=plan.source_layers,
         window=plan.window,
@@ -99,7 +114,7 @@ def rows_fit(bridge: Bridge, plan: FitPlan, lessons: Sequence[Lesson]) -> Fit:
     """The sums of a fit into the receiver's rows, from every source layer, near neighbours alone."""
     every = tuple(range(bridge.source.geometry.num_layers))
     plain = replace(plan, source_layers=every, far_window=None, far_layers=())
-    target = Port.identity(bridge.receiver.geometry)
+    target = Port.identity(Intake(bridge.receiver.geometry))
     fit = Fit.begin(LocalReader(bridge.source), bridge.receiver, target, plain)
     fit.run(lessons)
     return fit

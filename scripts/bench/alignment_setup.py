@@ -14,8 +14,8 @@ from kvnet.align.artefacts import load_map, load_port
 from kvnet.align.corpus import FAMILIAR, Lesson, fact_lessons
 from kvnet.align.exam import Exam, Marks
 from kvnet.align.examine import Sitting
-from kvnet.align.fit import learn_port_of
 from kvnet.align.map import AlignmentMap
+from kvnet.align.own_port import learn_port_of
 from kvnet.align.port import Port
 from kvnet.align.reading import LocalReader
 from kvnet.align.recipe import (

@@ -17,19 +17,18 @@ import torch
 from alignment_rows import Row, verdict
 from alignment_setup import Bridge, Pair, Workshop
 
-from kvnet.align.fit import FitPlan
+from kvnet.align.fit_state import FitPlan
 from kvnet.align.map import AlignmentMap
 from kvnet.align.port import LARGEST_CODE, Port
 from kvnet.align.reading import LocalReader
 from kvnet.align.recipe import (
     DEFAULT_LESSONS,
     DEFAULT_RANK,
-    MapOptions,
     fit_lessons,
     make_map,
 )
 from kvnet.align.sources import source_layers_for
-from kvnet.alignment import MapManifest, feature_width, row_width
+from kvnet.alignment import MapManifest, feature_width, intake_of
 from kvnet.model.cache import LayerKV, export_layers
 from kvnet.model.host import ModelHost
 from kvnet.model.loader import ModelSpec
@@ -73,7 +72,7 @@ def apply_rows(shop: Workshop, folder: Path, pair: Pair) -> Iterator[Row]:
     harness.say(f"systems: TinyLlama's geometry in NF4, {_TOKENS} tokens, {cores} threads")
     spec = ModelSpec(harness.random_checkpoint("tinyllama"), quantization="nf4", device="cpu")
     host = ModelHost.load(spec, folder)
-    port = _random_port(host, bridge.port.rank if bridge.port else DEFAULT_RANK)
+    port = _random_port(host, bridge)
     every = _random_map(host, bridge, port)
     share = _sent_share(shop, bridge)
     with _threads(cores):
@@ -105,16 +104,23 @@ def _strip(host: ModelHost, layers: Sequence[LayerKV]) -> Slots:
 
 
 def _apply(host: ModelHost, layers: Sequence[LayerKV], alignment: AlignmentMap, port: Port) -> None:
-    host.inject_slots(alignment.apply(_strip(host, layers), port))
+    host.inject_slots(alignment.apply(_strip(host, layers), port, rows_of=host.rows_of))
 
 
-def _random_port(host: ModelHost, rank: int) -> Port:
-    """A port of the geometry's own width, of random numbers."""
-    width = row_width(host.geometry)
+def _random_port(host: ModelHost, bridge: Bridge) -> Port:
+    """A port of random numbers, with states in the layers at the depth of those that the shipped one has."""
+    shipped = bridge.port.intake if bridge.port else intake_of(bridge.alignment.manifest)
+    rank = bridge.port.rank if bridge.port else DEFAULT_RANK
+    num_layers, num_shipped = host.geometry.num_layers, shipped.geometry.num_layers
+    intake = host.intake(
+        [i for i in range(num_layers) if i * num_shipped // num_layers in shipped.state_layers]
+    )
+    width = intake.width
     generator = torch.Generator().manual_seed(0)
     project = torch.randn(width, rank, generator=generator)
     basis = torch.randn(rank, width, generator=generator)
-    return Port(project, basis / width, torch.zeros(width), {bits: torch.ones(rank) for bits in LARGEST_CODE})
+    steps = {bits: torch.ones(rank) for bits in LARGEST_CODE}
+    return Port(intake, project, basis / width, torch.zeros(width), steps)
 
 
 def _random_map(host: ModelHost, bridge: Bridge, port: Port) -> AlignmentMap:
@@ -125,7 +131,6 @@ def _random_map(host: ModelHost, bridge: Bridge, port: Port) -> AlignmentMap:
         window=shipped.window,
         far_window=shipped.far_window,
         far_layers=shipped.far_layers,
-        num_directions=min(MapOptions().num_directions, port.rank),
     )
     manifest: MapManifest = replace(
         shipped,

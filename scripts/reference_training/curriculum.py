@@ -49,32 +49,33 @@ class Stage:
     short_max: int = 40
 
 
+_PLAIN = Style(plain_words=True, name_weights=(1.0, 0.0, 0.0), made_up_attributes=0.0)
+
 STAGES: Final = (
     Stage(
-        Style(layout="column", families=("plain",), name_weights=_SHORT_NAMES, value_weights=(1, 0)),
+        replace(_PLAIN, layout="column", families=("plain",), value_weights=(1.0, 0.0)),
         min_facts=3,
         max_facts=8,
+        growth=2,
         cloze_share=1.0,
     ),
     Stage(
-        Style(families=("plain", "called", "of"), name_weights=_SHORT_NAMES),
+        replace(_PLAIN, families=("plain", "called", "of")),
         min_facts=4,
         max_facts=8,
+        growth=2,
         cloze_share=0.6,
     ),
-    Stage(Style(), min_facts=4, max_facts=16),
+    Stage(_PLAIN, min_facts=6, max_facts=16, growth=2),
+    Stage(Style(), min_facts=6, max_facts=16, growth=2),
     Stage(Style(), min_facts=16, max_facts=40, growth=4, short_share=0.7, short_max=18),
 )
 
 
 class RowSource:
-    """Draws rows for one tokenizer from one seeded generator.
+    """Draws rows for one tokenizer from one seeded generator."""
 
-    With `echo_first`, stage 0 asks only in the very words that stated the fact.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, *, echo_first: bool = False) -> None:
-        self._echo_first = echo_first
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
         self.rng = random.Random(seed)
         self._backend = tokenizer.backend_tokenizer
         self._bos_id = int(tokenizer.bos_token_id)
@@ -117,7 +118,7 @@ class RowSource:
     def _questions(
         self, context: Context, stage: Stage, max_questions: int
     ) -> list[tuple[list[int], list[int]]]:
-        echo = self._echo_first and stage is STAGES[0]
+        echo = stage is STAGES[0]  # first in the very words that stated the fact
         facts = list(context.facts)
         self.rng.shuffle(facts)
         asked = []

@@ -68,8 +68,8 @@ def _split(space: str) -> pre_tokenizers.PreTokenizer:
 
 def _corpus(seed: int) -> Iterator[str]:
     rng = random.Random(seed)
-    style = Style(name_weights=(0.5, 0.25, 0.25), value_weights=(0.6, 0.4), made_up_attributes=0.0)
-    common = [name for name in REAL_NAMES if not is_heldout(name)][::5]
+    style = Style(name_weights=(0.75, 0.1, 0.15), value_weights=(0.8, 0.2), made_up_attributes=0.0)
+    common = [name for name in REAL_NAMES if not is_heldout(name)]
     for _ in range(4000):
         context = sample_context(rng, 12, style=style)
         yield context.text

@@ -26,7 +26,7 @@ class Schedule:
     lr: float
     hold_share: float = 0.65
     warmup_steps: int = 50
-    tokens_per_step: int = 2048
+    tokens_per_step: int = 1536
     advance_above: float = 0.9
     repeat_share: float = 0.1
 

@@ -8,12 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from kvnet.align.anchors import attention_paid, critical_layers, sensitivity
+from kvnet.align.anchors import (
+    PAID_ABOVE,
+    attention_paid,
+    choose_followers,
+    critical_layers,
+    sensitivity,
+    with_followers,
+)
 from kvnet.align.corpus import Lesson, fact_lessons
 from kvnet.align.exam import Asked, Exam, asked_of
 from kvnet.align.reading import LocalReader, Reading
 from kvnet.align.window import RowShape
+from kvnet.alignment import Intake
 from kvnet.model.host import ModelHost
 from kvnet.model.loader import ModelSpec
 from kvnet.model.reference.catalog import REFERENCE_MODELS
@@ -131,9 +141,54 @@ def test_lesson_without_questions_reads_nothing(learned: Learned) -> None:
     lesson, reading = replace(learned.lessons[0], questions=()), learned.readings[0]
     assert not attention_paid(learned.host, lesson, reading, learned.layers).any()
     found = sensitivity(
-        learned.host, lesson, reading, torch.zeros_like(learned.mean), torch.Generator().manual_seed(0)
+        learned.host,
+        lesson,
+        reading,
+        Intake(learned.host.geometry),
+        torch.zeros_like(learned.mean),
+        torch.Generator().manual_seed(0),
     )
     assert found.shape == (0, *reading.slots.rows.shape)
+
+
+# Followers
+
+
+@given(read=st.lists(st.booleans(), max_size=12), num_followers=st.integers(0, 3))
+def test_followers_are_the_slots_behind_each_that_is_read(read: list[bool], num_followers: int) -> None:
+    before = torch.tensor(read, dtype=torch.bool)
+    found = with_followers(before, num_followers)
+    assert found.dtype == torch.bool
+    assert found.tolist() == [any(read[max(0, slot - num_followers) : slot + 1]) for slot in range(len(read))]
+    assert before.tolist() == read
+
+
+def test_model_that_answers_from_what_is_read_alone_needs_no_followers(cache_dir: Path) -> None:
+    learned = Learned(
+        ModelHost.load(ModelSpec("ref-a"), cache_dir),
+        list(fact_lessons(12, seed=41, fact_counts=(6,), num_questions=3)),
+    )
+    assert choose_followers(learned.exam, learned.readings, learned.layers) == 0
+
+
+def test_followers_are_the_fewest_that_recall_nearly_as_well_as_any(learned: Learned) -> None:
+    """And what is counted is the recall behind those slots alone."""
+    read = [
+        attention_paid(learned.host, lesson, reading, learned.layers) > PAID_ABOVE
+        for lesson, reading in zip(learned.lessons, learned.readings, strict=True)
+    ]
+    none = learned.exam.sit(lambda _: None)
+    gaps = []
+    for num_followers in range(3):
+
+        def kept(lesson_idx: int, num_followers: int = num_followers) -> Slots:
+            slots, sent = learned.readings[lesson_idx].slots, with_followers(read[lesson_idx], num_followers)
+            return replace(slots, rows=slots.rows[sent], positions=slots.positions[sent])
+
+        gaps.append(learned.exam.gap_recovered(learned.exam.sit(kept), none).value)
+    found = choose_followers(learned.exam, learned.readings, learned.layers)
+    assert gaps[found] >= max(gaps) - 0.02
+    assert all(gap < max(gaps) - 0.02 for gap in gaps[:found])
 
 
 # Gradients
@@ -151,7 +206,8 @@ def test_sensitivity_is_the_slope_of_the_answers_log_probability(learned: Learne
     blur = torch.randn(reading.slots.rows.shape, generator=generator) * reading.slots.rows.std(0) * 0.3
     slots = replace(reading.slots, rows=reading.slots.rows + blur)  # where no answer is certain
     blurred = Reading(slots, reading.spans)
-    found = sensitivity(learned.host, lesson, blurred, torch.zeros_like(learned.mean), generator)
+    intake = Intake(learned.host.geometry)
+    found = sensitivity(learned.host, lesson, blurred, intake, torch.zeros_like(learned.mean), generator)
     questions = asked_of(learned.host, lesson, 0)
     assert found.shape == (len(questions), *slots.rows.shape)
     for asked, gradient in zip(questions, found, strict=True):
@@ -167,12 +223,47 @@ def test_sensitivity_is_the_slope_of_the_answers_log_probability(learned: Learne
             assert float(gradient[at]) == pytest.approx(slope, rel=0.02, abs=2e-3)
 
 
+def test_sensitivity_flows_to_states(learned: Learned) -> None:
+    """Of a state too it is the slope of the answers' log-probability."""
+    host, lesson, generator = learned.host, learned.lessons[0], torch.Generator().manual_seed(1)
+    intake = host.intake(learned.layers)
+    assert intake.state_layers == tuple(layer_idx for layer_idx in learned.layers if layer_idx > 0) != ()
+    (reading,) = LocalReader(host, intake).read([lesson.text])
+    taken = reading.taken(intake)
+    blur = torch.randn(taken.shape, generator=generator) * taken.std(0) * 0.3
+    blurred = taken + blur  # where no answer is certain
+    parts = dict(enumerate(torch.split(blurred, list(intake.widths), 1)))
+    states = {layer_idx: parts[layer_idx] for layer_idx in intake.state_layers}
+    rows = host.rows_of(intake, blurred)
+    moved_reading = replace(reading, slots=replace(reading.slots, rows=rows), states=states)
+    found = sensitivity(host, lesson, moved_reading, intake, torch.zeros(intake.width), generator)
+    questions = asked_of(host, lesson, 0)
+    assert found.shape == (len(questions), *taken.shape)
+    layer_idx = intake.state_layers[-1]
+    first = sum(intake.widths[:layer_idx])
+    of_state = slice(first, first + intake.hidden_size)
+    for asked, gradient in zip(questions, found, strict=True):
+        direction = torch.zeros_like(taken)
+        direction[:, of_state] = gradient[:, of_state]
+        size = float(direction.norm())
+        direction *= 1e-2 / size
+        scores = [
+            score(host, replace(reading.slots, rows=host.rows_of(intake, blurred + sign * direction)), asked)
+            for sign in (1, -1)
+        ]
+        assert size > 0
+        assert (scores[0] - scores[1]) / 2e-2 == pytest.approx(size, rel=0.02)
+
+
 def test_noise_is_that_of_the_generator_and_changes_no_reading(learned: Learned) -> None:
     lesson, reading = learned.lessons[0], learned.readings[0]
     before = reading.slots.rows.clone()
-    spread = torch.cat([one.slots.rows for one in learned.readings]).std(0)
+    spread, intake = (
+        torch.cat([one.slots.rows for one in learned.readings]).std(0),
+        Intake(learned.host.geometry),
+    )
     found = [
-        sensitivity(learned.host, lesson, reading, spread, torch.Generator().manual_seed(seed))
+        sensitivity(learned.host, lesson, reading, intake, spread, torch.Generator().manual_seed(seed))
         for seed in (1, 1, 2)
     ]
     assert torch.equal(found[0], found[1])

@@ -14,7 +14,7 @@ from kvnet.align.examine import Sitting
 from kvnet.align.map import AlignmentMap
 from kvnet.align.port import Port
 from kvnet.align.reading import LocalReader
-from kvnet.alignment import row_width
+from kvnet.alignment import Intake, row_width
 from kvnet.errors import Cancelled
 from kvnet.model.host import ModelHost
 from kvnet.model.loader import ModelSpec
@@ -65,7 +65,7 @@ def test_map_that_changes_nothing_recovers_all_and_its_controls_nothing(
 
 
 def test_port_adds_the_arms_of_the_wire(sitting: Sitting, identity: AlignmentMap) -> None:
-    port = Port.identity(sitting.exam.host.geometry)
+    port = Port.identity(Intake(sitting.exam.host.geometry))
     fine = replace(port, steps={8: port.steps[8] / 20, 4: port.steps[4] / 2})
     found = {one.arm: one for one in measure_arms(sitting, identity, fine, (Arm.PORT4, Arm.PORT8))}
     assert list(found) == ["port4", "port8"]

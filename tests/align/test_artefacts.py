@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from kvnet.align.artefacts import load_map, load_port, sign_alignment
+from kvnet.align.familiar import Familiar
 from kvnet.align.map import AlignmentMap
 from kvnet.align.port import Port, learn_port
-from kvnet.align.quadratic import Quadratic, num_products
 from kvnet.align.residual import Residual
-from kvnet.alignment import MapManifest, Method, feature_width, row_width
+from kvnet.alignment import Intake, MapManifest, Method, feature_width, row_width
 from kvnet.errors import BadSignature, MalformedFile, NotFinite
 from kvnet.files.alignments import read_alignment
 from kvnet.identity.keys import NodeKey
@@ -32,11 +32,11 @@ def seeded(seed: int) -> torch.Generator:
 
 def make_port(rank: int = RANK) -> Port:
     rows = torch.randn(200, WIDTH, generator=seeded(0)) * 3 + 1
-    return learn_port(rows, torch.randn(100, WIDTH, generator=seeded(1)), rank)
+    return learn_port(rows, torch.randn(100, WIDTH, generator=seeded(1)), rank, Intake(RECEIVER_GEOMETRY))
 
 
 def make_map(
-    manifest: MapManifest, rank: int, *, has_anchor: bool = True, is_quadratic: bool = True
+    manifest: MapManifest, rank: int, *, has_anchor: bool = True, is_familiar: bool = True
 ) -> AlignmentMap:
     """One with every part that its manifest allows."""
     width = feature_width(manifest)
@@ -47,10 +47,9 @@ def make_map(
     parts: dict[str, Any] = {}
     if has_anchor:
         parts |= {"anchor": torch.randn(width, generator=seeded(4)), "anchor_bias": torch.tensor(0.25)}
-    if is_quadratic:
-        outer = torch.randn(num_products(4), rank, generator=seeded(6)) / 4
-        lift = torch.randn(width, 4, generator=seeded(5)) / width**0.5
-        parts["quadratic"] = Quadratic(lift, torch.zeros(4), outer)
+    if is_familiar:
+        scale = torch.randn(rank, 2, generator=seeded(6)) * 1e5  # of directions that hardly varied
+        parts["familiar"] = Familiar(torch.randn(rank, generator=seeded(5)), scale, torch.tensor(4.5))
     if manifest.method is Method.TRAINED:
         begun = Residual.begin(width, rank, seed=7, hidden_width=5)
         parts["residual"] = begun.changed(lambda tensor: torch.randn(tensor.shape, generator=seeded(8)) / 4)
@@ -64,13 +63,13 @@ def draw_slots(num_slots: int = 12) -> Slots:
 
 @pytest.mark.parametrize("method", list(Method))
 @pytest.mark.parametrize("has_anchor", [True, False])
-@pytest.mark.parametrize("is_quadratic", [True, False])
+@pytest.mark.parametrize("is_familiar", [True, False])
 @pytest.mark.parametrize("far", [{}, {"far_window": (-5, -2), "far_layers": (0, 1)}])
 def test_map_of_any_parts_comes_back_from_its_file_bit_by_bit(
-    method: Method, has_anchor: bool, is_quadratic: bool, far: dict[str, Any]
+    method: Method, has_anchor: bool, is_familiar: bool, far: dict[str, Any]
 ) -> None:
     manifest = map_manifest(method=method, **far)
-    alignment = make_map(manifest, WIDTH, has_anchor=has_anchor, is_quadratic=is_quadratic)
+    alignment = make_map(manifest, WIDTH, has_anchor=has_anchor, is_familiar=is_familiar)
     verified = sign_alignment(manifest, alignment.to_tensors(), SENDER, dtype=DType.FLOAT32)
     found = load_map(read_alignment(bytes(verified.encoded)), None)
     assert found.to_tensors().keys() == alignment.to_tensors().keys()
@@ -78,6 +77,9 @@ def test_map_of_any_parts_comes_back_from_its_file_bit_by_bit(
         assert torch.equal(found.to_tensors()[name], tensor)
     for one, other in zip(found.encode(draw_slots()), alignment.encode(draw_slots()), strict=True):
         assert torch.equal(one, other)
+    encoded, _ = alignment.encode(draw_slots())
+    assert found.strangeness(encoded) == alignment.strangeness(encoded)
+    assert (alignment.strangeness(encoded) > 0) is is_familiar
 
 
 def test_map_into_a_port_comes_back_with_its_port() -> None:
@@ -101,7 +103,7 @@ def test_halves_are_near_enough_and_vectors_stay_whole() -> None:
     dtypes = {
         name: entry["dtype"] for name, entry in header_of(bytes(verified.encoded)).items() if "dtype" in entry
     }
-    halves = {"encoder", "lift", "quadratic", "residual_in", "residual_out"}
+    halves = {"encoder", "residual_in", "residual_out"}
     assert {name for name, dtype in dtypes.items() if dtype == "F16"} == halves
     found = load_map(verified, None)
     for one, other in zip(found.encode(draw_slots()), alignment.encode(draw_slots()), strict=True):
@@ -111,9 +113,9 @@ def test_halves_are_near_enough_and_vectors_stay_whole() -> None:
 @pytest.mark.parametrize("size", [1e-8, 1.0, 1e4])
 def test_port_in_halves_expands_as_the_whole_one_whatever_size_its_gradients_had(size: float) -> None:
     rows = torch.randn(200, WIDTH, generator=seeded(0)) * 3 + 1
-    port = learn_port(rows, torch.randn(100, WIDTH, generator=seeded(1)) * size, 8)
+    port = learn_port(rows, torch.randn(100, WIDTH, generator=seeded(1)) * size, 8, Intake(RECEIVER_GEOMETRY))
     found = load_port(sign_alignment(port_manifest(rank=8), port.to_tensors(), SENDER))
-    whole, halves = (each.to_rows(each.to_coordinates(rows)) for each in (port, found))
+    whole, halves = (each.to_taken(each.to_coordinates(rows)) for each in (port, found))
     assert torch.allclose(halves, whole, atol=3e-2)
 
 
@@ -157,6 +159,15 @@ def test_step_of_0_is_refused_when_it_is_loaded() -> None:
     verified = sign_alignment(port_manifest(), tensors | {"step8": torch.zeros(RANK)}, SENDER)
     with pytest.raises(NotFinite, match="step"):
         load_port(verified)
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0, float("nan")])
+def test_bound_that_nothing_or_everything_is_within_is_refused_when_it_is_loaded(bound: float) -> None:
+    manifest = map_manifest()
+    tensors = make_map(manifest, WIDTH).to_tensors()
+    verified = sign_alignment(manifest, tensors | {"known_bound": torch.tensor([bound])}, SENDER)
+    with pytest.raises(NotFinite, match="known_bound"):
+        load_map(verified, None)
 
 
 def test_map_and_port_are_not_taken_for_each_other() -> None:

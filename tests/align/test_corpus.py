@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvnet.align.corpus import FAMILIAR, Lesson, Question, digest_lessons, fact_lessons, read_lessons
+from kvnet.align import recipe
+from kvnet.align.corpus import (
+    FAMILIAR,
+    Lesson,
+    Question,
+    calibration_lessons,
+    digest_lessons,
+    fact_lessons,
+    read_lessons,
+)
 from kvnet.errors import RequestError, TooFewSamples
 from kvnet.model.reference.world import is_heldout
 
@@ -68,6 +77,44 @@ def test_familiar_lessons_are_of_words_that_the_models_were_trained_on() -> None
 
     assert not any(is_heldout(word) for word in answers("train"))
     assert all(is_heldout(word) for word in answers("heldout"))
+
+
+# Calibration
+
+
+def test_calibration_has_no_text_in_common_with_what_it_is_judged_and_chosen_on() -> None:
+    """Of as many texts as the recipe takes of each."""
+    fitted = {one.text for one in recipe.fit_lessons()}
+    tuned = calibration_lessons(recipe._TUNE_LESSONS, seed=recipe._TUNE_SEED, num_questions=6)
+    others = {
+        "tuning": {one.text for one in tuned},
+        "gate": {one.text for one in fact_lessons(recipe._GATE_LESSONS, seed=recipe._GATE_SEED)},
+        "port": {one.text for one in fact_lessons(recipe._PORT_LESSONS, seed=recipe._PORT_SEED)},
+        "probe": {one.text for one in fact_lessons(recipe._PROBE_LESSONS, seed=recipe._PROBE_SEED)},
+    }
+    assert len(fitted) == recipe.DEFAULT_LESSONS
+    for name, texts in others.items():
+        assert not texts & fitted, name
+    assert not others["tuning"] & (others["gate"] | others["port"] | others["probe"])
+
+
+def test_one_calibration_text_in_eight_has_a_fact_a_line_and_one_idle_sentences() -> None:
+    found = list(calibration_lessons(80, seed=9))
+    assert len(found) == 80
+    by_line = [place for place, lesson in enumerate(found) if "\n" in lesson.text]
+    assert by_line == list(range(7, 80, 8))
+    facts, idle = ([len(found[place].questions) for place in range(first, 80, 8)] for first in (0, 6))
+    sentences = [found[place].text.count(".") for place in range(6, 80, 8)]
+    assert min(facts) > 0
+    assert sum(sentences) > 1.2 * sum(idle)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 9, 16])
+def test_calibration_is_the_same_each_time_and_fewer_are_the_first_of_more(count: int) -> None:
+    found = list(calibration_lessons(count, seed=4, num_questions=2))
+    assert len(found) == count
+    assert found == list(calibration_lessons(24, seed=4, num_questions=2))[:count]
+    assert all(len(lesson.questions) <= 2 for lesson in found)
 
 
 # Digest

@@ -9,14 +9,15 @@ import torch
 
 from kvnet.align.artefacts import load_map, sign_alignment
 from kvnet.align.corpus import Lesson
-from kvnet.align.fit import Fit, FitPlan
+from kvnet.align.fit import Fit
+from kvnet.align.fit_state import FitPlan
 from kvnet.align.map import AlignmentMap, score_slots, stack_features
 from kvnet.align.moments import MomentPair
 from kvnet.align.port import Port
 from kvnet.align.reading import LocalReader
 from kvnet.align.solve import held_out_error, solve_ridge
 from kvnet.align.window import stack_windows
-from kvnet.alignment import feature_width, row_width
+from kvnet.alignment import Intake, feature_width, row_width
 from kvnet.files.alignments import read_alignment
 from kvnet.model.host import ModelHost
 from kvnet.model.loader import ModelSpec
@@ -100,7 +101,7 @@ def test_fit_sums_the_windows_that_its_map_reads(host: ModelHost) -> None:
     geometry, reader = host.geometry, LocalReader(host)
     lessons = [Lesson(f"Anna keeps key {number} in the blue tin.", ()) for number in range(16)]
     plan = FitPlan(source_layers=(1,), window=(-1, 0), far_window=(-3, -2), far_layers=(0,))
-    port = Port.identity(geometry)
+    port = Port.identity(Intake(geometry))
     fit = Fit.begin(reader, host, port, plan)
     fit.run(lessons)
     manifest = make_map(

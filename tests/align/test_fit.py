@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -10,24 +10,21 @@ from typing import Any
 import pytest
 import torch
 
-from kvnet.align.anchors import attention_paid, critical_layers
+from kvnet.align.anchors import PAID_ABOVE, attention_paid, critical_layers
 from kvnet.align.corpus import Lesson, fact_lessons
 from kvnet.align.exam import Exam
 from kvnet.align.fit import (
-    PAID_ABOVE,
     Fit,
-    FitPlan,
-    FitState,
-    learn_port_of,
     pair_readings,
     pairing_of,
 )
+from kvnet.align.fit_state import FitPlan, FitState
+from kvnet.align.own_port import learn_port_of
 from kvnet.align.port import Port
-from kvnet.align.quadratic import num_products
 from kvnet.align.reading import LocalReader, Reading
 from kvnet.align.solve import LinearMap
-from kvnet.align.window import choose_layers, stack_window
-from kvnet.alignment import Pairing, row_width
+from kvnet.align.window import stack_window
+from kvnet.alignment import Intake, Pairing, row_width
 from kvnet.errors import (
     Cancelled,
     IncompatibleModel,
@@ -107,14 +104,12 @@ def every_layer(host: ModelHost) -> tuple[int, ...]:
 PLANS = {  # whoever needs critical layers is given them by `plan_of`
     "plain": FitPlan(source_layers=(1, 2), window=(-1, 1)),
     "anchors": FitPlan(source_layers=(1, 2), window=(-1, 1), critical_layers=(), num_labelled=9),
-    "products": FitPlan(source_layers=(1, 2), window=(0, 0), num_directions=4, num_guessed=11),
-    "both": FitPlan(
+    "whole": FitPlan(
         source_layers=(1, 2),
         window=(0, 0),
         critical_layers=(),
+        num_followers=1,
         num_labelled=9,
-        num_directions=4,
-        num_guessed=13,
         far_window=(-4, -3),
         far_layers=(0,),
         closing=" So.",
@@ -156,7 +151,7 @@ def test_model_maps_to_itself_through_a_port_of_full_rank(host: ModelHost) -> No
     unseen = list(fact_lessons(12, seed=53, fact_counts=(6,), num_questions=3))
     exam = Exam(host, unseen)
     own = [reading.slots for reading in LocalReader(host).read([lesson.text for lesson in unseen])]
-    mapped = [replace(slots, rows=port.to_rows(found.apply(slots.rows).float())) for slots in own]
+    mapped = [replace(slots, rows=port.to_taken(found.apply(slots.rows).float())) for slots in own]
     gap = exam.gap_recovered(exam.sit(mapped.__getitem__), exam.sit(lambda _: None))
     assert gap.value > 0.95
 
@@ -174,7 +169,7 @@ def test_map_is_that_of_least_squares_on_the_rows_of_nine_lessons_in_ten(
     y = torch.cat([port.to_coordinates(rows) for rows in kept]).double()
     spread = (LAMBDA * (x - x.mean(0)).square().sum(0).mean()).sqrt()
     # Ridge is least squares with a row more for each input, and a bias that centring takes care of.
-    rows = torch.cat([x - x.mean(0), spread * torch.eye(x.shape[1])])
+    rows = torch.cat([x - x.mean(0), spread * torch.eye(x.shape[1], dtype=x.dtype)])
     wanted = torch.linalg.lstsq(
         rows, torch.cat([y - y.mean(0), torch.zeros(x.shape[1], y.shape[1])])
     ).solution
@@ -214,21 +209,6 @@ def test_anchors_send_what_their_labels_say(
     assert 0 < fit.state.num_rows < 0.5 * total
 
 
-def test_products_widen_the_sums(host: ModelHost, lessons: list[Lesson], port: Port) -> None:
-    plain, wide = (
-        Fit.begin(LocalReader(host), host, port, replace(PLANS["products"], num_directions=directions))
-        for directions in (0, 4)
-    )
-    assert wide.state.sums.fit.width_x == plain.state.sums.fit.width_x + num_products(4)
-    wide.run(lessons)
-    assert wide.state.lift is not None
-    (reading,) = LocalReader(host).read([lessons[0].text])
-    rows = choose_layers(reading.slots.rows, host.geometry.num_layers, PLANS["products"].source_layers)
-    lifted = wide.state.lift.apply(rows)
-    assert lifted.shape == (reading.slots.num_slots, 4)
-    assert 0.3 < float(lifted.std()) < 3  # unit variance on the first lessons
-
-
 def test_sums_that_are_too_large_are_refused(host: ModelHost, port: Port) -> None:
     with pytest.raises(RequestError, match="smaller window"):
         Fit.begin(LocalReader(host), host, port, FitPlan(every_layer(host), window=(-40, 40)))
@@ -265,14 +245,13 @@ def test_what_was_learned_before_the_first_sum_is_not_learned_again(
     critical: tuple[int, ...],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plan, saved = plan_of("both", critical), list[dict[str, torch.Tensor]]()
+    plan, saved = plan_of("whole", critical), list[dict[str, torch.Tensor]]()
     whole = Fit.begin(LocalReader(host), host, port, plan)
     whole.run(lessons[:18], saved=lambda state: saved.append(copied(state)))
-    with_anchor, with_guess = saved[:2]
-    assert ("lift.weight" in with_anchor, "lift.weight" in with_guess) == (False, True)
+    assert [tensors["progress"][0] for tensors in saved] == [0, 9, 16, 18]
+    assert all("anchor.weight" in tensors for tensors in saved)
     monkeypatch.setattr("kvnet.align.fit.attention_paid", None)
-    for tensors in (with_anchor, with_guess):
-        assert tensors["progress"].tolist() == [0, 0]
+    for tensors in saved[:2]:
         resumed = Fit.begin(LocalReader(host), host, port, plan, FitState.from_tensors(tensors))
         resumed.run(lessons[:18])
         assert_same(resumed.state.to_tensors(), whole.state.to_tensors())
@@ -301,18 +280,16 @@ def test_lesson_is_labelled_before_the_next_is_asked_for(
     assert acts[:3] == ["label", "read", "label"]
 
 
-@pytest.mark.parametrize("name", ["anchors", "products"])
 def test_first_lessons_are_held_up_to_a_bound(
     host: ModelHost,
     lessons: list[Lesson],
     port: Port,
     critical: tuple[int, ...],
     monkeypatch: pytest.MonkeyPatch,
-    name: str,
 ) -> None:
     (one,) = LocalReader(host).read([lessons[0].text])
     monkeypatch.setattr("kvnet.align.reading.MAX_HELD_NBYTES", 4 * one.slots.rows.nbytes)
-    fit = Fit.begin(LocalReader(host), host, port, plan_of(name, critical))
+    fit = Fit.begin(LocalReader(host), host, port, plan_of("anchors", critical))
     read: list[int] = []
     with pytest.raises(RequestError, match="are held; ask fewer questions"):
         fit.run(lessons, progress=lambda done, total: read.append(done))
@@ -326,14 +303,13 @@ def test_state_is_what_it_was_saved_as(
     assert_same(FitState.from_tensors(copied(fit.state)).to_tensors(), fit.state.to_tensors())
     fit.run(lessons[:16])
     assert (fit.state.anchor is None) == (plan.critical_layers is None)
-    assert (fit.state.lift is None) == (plan.num_directions == 0)
     assert_same(FitState.from_tensors(copied(fit.state)).to_tensors(), fit.state.to_tensors())
 
 
 def test_finished_fit_reads_nothing_again(
     host: ModelHost, lessons: list[Lesson], port: Port, critical: tuple[int, ...]
 ) -> None:
-    fit = Fit.begin(LocalReader(host), host, port, plan_of("both", critical))
+    fit = Fit.begin(LocalReader(host), host, port, plan_of("whole", critical))
     fit.run(lessons[:16])
     before = copied(fit.state)
     fit.run(lessons[:16])
@@ -344,16 +320,16 @@ def test_progress_counts_lessons(
     host: ModelHost, lessons: list[Lesson], port: Port, critical: tuple[int, ...]
 ) -> None:
     told: list[tuple[int, int]] = []
-    fit = Fit.begin(LocalReader(host), host, port, plan_of("both", critical))
+    fit = Fit.begin(LocalReader(host), host, port, plan_of("whole", critical))
     fit.run(lessons[:16], progress=lambda done, total: told.append((done, total)))
     assert told == [(done, 16) for done in range(1, 17)]
 
 
-@pytest.mark.parametrize("name", ["progress", "fit.mean_x", "anchor.bias", "lift.bias", "held_out_every"])
+@pytest.mark.parametrize("name", ["progress", "fit.mean_x", "anchor.bias", "held_out_every"])
 def test_saved_state_without_a_part_is_refused(
     host: ModelHost, lessons: list[Lesson], port: Port, critical: tuple[int, ...], name: str
 ) -> None:
-    fit = Fit.begin(LocalReader(host), host, port, plan_of("both", critical))
+    fit = Fit.begin(LocalReader(host), host, port, plan_of("whole", critical))
     fit.run(lessons[:16])
     tensors = copied(fit.state)
     del tensors[name]
@@ -457,7 +433,7 @@ def test_map_between_other_tokenizers_is_fitted_on_the_pairs(
     source, own = LocalReader(hosts["ref-a"]), LocalReader(hosts["ref-c"])
     texts = [lesson.text for lesson in lessons[:16]]
     pairs = [pair_readings(*pair) for pair in zip(source.read(texts), own.read(texts), strict=True)]
-    fit = Fit.begin(source, own.host, Port.identity(own.geometry), FitPlan((0,), window=(0, 0)))
+    fit = Fit.begin(source, own.host, Port.identity(Intake(own.geometry)), FitPlan((0,), window=(0, 0)))
     fit.run(lessons[:16])
     assert fit.state.num_rows == sum(len(source_idx) for source_idx, _ in pairs)
     assert fit.solve(LAMBDA).weight.shape[1] == row_width(own.geometry)
@@ -472,41 +448,30 @@ def test_tokenizer_that_tells_no_characters_is_refused(
 ) -> None:
     reader = DamagingReader(LocalReader(hosts["ref-a"]), 0, lambda reading: replace(reading, spans=()))
     own = hosts["ref-c"]
-    fit = Fit.begin(reader, own, Port.identity(own.geometry), FitPlan((0,), window=(0, 0)))
+    fit = Fit.begin(reader, own, Port.identity(Intake(own.geometry)), FitPlan((0,), window=(0, 0)))
     with pytest.raises(IncompatibleModel, match="fast tokenizer"):
         fit.run(lessons)
 
 
-# Ports
+# Ports and states
 
 
-def rows_that_answers_read(host: ModelHost, lessons: Sequence[Lesson], layers: Sequence[int]) -> int:
-    readings = LocalReader(host).read([lesson.text for lesson in lessons])
-    return sum(
-        int((attention_paid(host, lesson, reading, layers) > PAID_ABOVE).sum())
-        for lesson, reading in zip(lessons, readings, strict=True)
-    )
+def test_fit_aims_at_the_states_of_its_port(host: ModelHost, lessons: list[Lesson]) -> None:
+    """A model that maps to itself linearly does so into its states too: the fit reads them."""
+    intake = host.intake((2,))
+    fit = Fit.begin(LocalReader(host), host, Port.identity(intake), FitPlan(every_layer(host), window=(0, 0)))
+    fit.run(lessons[:16])
+    sums = fit.state.sums.fit
+    sums.merge(fit.state.sums.held_out)
+    readings = list(LocalReader(host, intake).read([lesson.text for lesson in lessons[:16]]))
+    mean = torch.cat([reading.taken(intake) for reading in readings]).double().mean(0)
+    assert sums.mean_y.shape == (intake.width,)
+    assert torch.allclose(sums.mean_y, mean, atol=1e-5)
 
 
-def test_port_is_learned_from_the_slots_that_answers_read(
-    host: ModelHost, lessons: list[Lesson], critical: tuple[int, ...]
-) -> None:
-    lessons = lessons[:12]
-    port, num_rows = learn_port_of(host, lessons, critical, 4)
-    assert num_rows == rows_that_answers_read(host, lessons, critical)
-    assert (port.rank, port.mean.shape) == (4, (row_width(host.geometry),))
-    with pytest.raises(TooFewSamples, match="coordinates"):
-        learn_port_of(host, lessons, critical, num_rows)
-
-
-def test_port_is_the_same_each_time_it_is_learned(host: ModelHost, lessons: list[Lesson], port: Port) -> None:
-    again, _ = learn_port_of(host, lessons[:8], None, port.rank)
-    assert_same(again.to_tensors(), port.to_tensors())
-
-
-def test_state_begins_without_guesses(host: ModelHost, port: Port) -> None:
-    state = Fit.begin(LocalReader(host), host, port, PLANS["both"]).state
-    assert (state.num_done, state.num_rows, state.anchor, state.lift) == (0, 0, None, None)
+def test_state_begins_without_anchors(host: ModelHost, port: Port) -> None:
+    state = Fit.begin(LocalReader(host), host, port, PLANS["whole"]).state
+    assert (state.num_done, state.num_rows, state.anchor) == (0, 0, None)
     one = LinearMap(torch.ones(2, 1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
     state.anchor = one
     assert_same(FitState.from_tensors(copied(state)).to_tensors(), state.to_tensors())

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from kvnet.align.map import AlignmentMap, score_slots, stack_features
 from kvnet.align.moments import Moments
 from kvnet.align.port import Port, learn_port
-from kvnet.align.quadratic import Quadratic, num_products
 from kvnet.align.solve import solve_ridge
-from kvnet.alignment import MapManifest, feature_width, row_width
+from kvnet.alignment import Intake, MapManifest, feature_width, row_width
 from kvnet.errors import IncompatibleModel, MalformedFile, NotFinite
 from kvnet.model.slots import Slots
 from tests.builders import make_geometry
 from tests.files.alignment_files import RECEIVER_GEOMETRY, SOURCE_GEOMETRY, make_map
 
 SOURCE_WIDTH, RECEIVER_WIDTH = row_width(SOURCE_GEOMETRY), row_width(RECEIVER_GEOMETRY)
+INTAKE = Intake(RECEIVER_GEOMETRY)
 MANIFESTS = {
     "near": make_map(),
     "here": make_map(window=(0, 0), source_layers=(1,)),
@@ -93,20 +93,6 @@ def test_planted_map_is_found_by_a_fit_and_applied_to_slots_it_never_saw() -> No
     assert torch.allclose(fitted.apply(fresh).rows, planted.apply(fresh).rows, atol=1e-4)
 
 
-def test_products_are_added_to_the_closed_form() -> None:
-    manifest = MANIFESTS["near"]
-    part = Quadratic(
-        torch.randn(feature_width(manifest), 3, generator=seeded(5)),
-        torch.randn(3, generator=seeded(6)),
-        torch.randn(num_products(3), RECEIVER_WIDTH, generator=seeded(7)),
-    )
-    alignment, slots = draw_map(manifest, quadratic=part), draw_slots(6)
-    features = stack_features(slots.rows, manifest)
-    expected = replace(alignment, quadratic=None).encode(slots)[0] + part.apply(features)
-    assert torch.allclose(alignment.encode(slots)[0], expected, atol=1e-4)
-    assert torch.equal(alignment.closed_form(features), alignment.encode(slots)[0])
-
-
 def test_encoding_changes_no_slot() -> None:
     slots = draw_slots(6)
     draw_map(MANIFESTS["ahead"]).apply(slots).rows.zero_()
@@ -128,7 +114,7 @@ def test_mapped_slots_stand_where_the_sources_stood_in_the_receivers_geometry() 
 
 def test_map_into_a_port_ends_in_the_rows_that_the_port_expands() -> None:
     rows = torch.randn(80, RECEIVER_WIDTH, generator=seeded(3)) * 2 + 1
-    port = learn_port(rows, rows, 5)
+    port = learn_port(rows, rows, 5, INTAKE)
     alignment, slots = draw_map(MANIFESTS["near"], rank=5), draw_slots(4)
     coordinates, _ = alignment.encode(slots)
     assert coordinates.shape == (4, 5)
@@ -137,8 +123,51 @@ def test_map_into_a_port_ends_in_the_rows_that_the_port_expands() -> None:
 
 def test_port_of_identity_is_no_port() -> None:
     alignment, slots = draw_map(MANIFESTS["near"]), draw_slots(4)
-    mapped = alignment.apply(slots, Port.identity(RECEIVER_GEOMETRY))
+    mapped = alignment.apply(slots, Port.identity(INTAKE))
     assert torch.equal(mapped.rows, alignment.apply(slots).rows)
+
+
+def from_states(intake: Intake, taken: torch.Tensor) -> torch.Tensor:
+    """What a model may make of its states: each a part of a row, and nothing else changed."""
+    parts = list(torch.split(taken, list(intake.widths), 1))
+    width = RECEIVER_WIDTH // RECEIVER_GEOMETRY.num_layers
+    for layer_idx in intake.state_layers:
+        parts[layer_idx] = 2 * parts[layer_idx].mean(1, keepdim=True).expand(-1, width)
+    return torch.cat(parts, 1)
+
+
+STATES = Intake(RECEIVER_GEOMETRY, state_layers=(2,), hidden_size=9)
+
+
+def test_map_that_ends_in_states_ends_in_what_the_receiver_makes_of_them() -> None:
+    manifest = make_map(state_layers=STATES.state_layers, hidden_size=STATES.hidden_size)
+    alignment, slots = draw_map(manifest, rank=STATES.width), draw_slots(4)
+    taken, _ = alignment.encode(slots)
+    assert taken.shape == (4, STATES.width)
+    mapped = alignment.apply(slots, rows_of=from_states)
+    assert torch.equal(mapped.rows, from_states(STATES, taken))
+    assert mapped.rows.shape == (4, RECEIVER_WIDTH)
+
+
+def test_map_into_a_port_of_states_ends_in_what_the_receiver_makes_of_them() -> None:
+    drawn = torch.randn(80, STATES.width, generator=seeded(3))
+    port = learn_port(drawn, drawn, 5, STATES)
+    alignment, slots = draw_map(MANIFESTS["near"], rank=5), draw_slots(4)
+    coordinates, _ = alignment.encode(slots)
+    mapped = alignment.apply(slots, port, rows_of=from_states)
+    assert torch.equal(mapped.rows, from_states(STATES, port.to_taken(coordinates)))
+    coarse = port.dequantize(port.quantize(coordinates, 4), 4)
+    coarsely = alignment.apply(slots, port, rows_of=from_states, bits=4)
+    assert torch.equal(coarsely.rows, from_states(STATES, port.to_taken(coarse)))
+
+
+def test_states_without_the_model_whose_they_are_are_refused() -> None:
+    manifest = make_map(state_layers=STATES.state_layers, hidden_size=STATES.hidden_size)
+    slots = draw_slots(4)
+    with pytest.raises(ValueError, match="needs the model whose they are"):
+        draw_map(manifest, rank=STATES.width).apply(slots)
+    with pytest.raises(ValueError, match="needs the model whose they are"):
+        draw_map(MANIFESTS["near"], rank=STATES.width).apply(slots, Port.identity(STATES))
 
 
 # Anchors
@@ -189,7 +218,7 @@ def test_of_a_text_without_an_anchor_nothing_is_sent() -> None:
     slots = draw_slots(6)
     encoded, at = alignment.encode(slots)
     assert (encoded.shape, at.tolist()) == ((0, RECEIVER_WIDTH), [])
-    mapped = alignment.apply(slots, Port.identity(RECEIVER_GEOMETRY), bits=8)
+    mapped = alignment.apply(slots, Port.identity(INTAKE), bits=8)
     assert (mapped.num_slots, mapped.span) == (0, slots.span)
 
 

@@ -12,6 +12,7 @@ import torch
 from kvnet.align.fit import pair_readings
 from kvnet.align.pairs import pair_slots
 from kvnet.align.reading import LocalReader, Reading, hold
+from kvnet.alignment import Intake
 from kvnet.errors import Cancelled, IncompatibleModel, RequestError, TextTooLong
 from kvnet.model.host import ModelHost
 from kvnet.model.loader import ModelSpec
@@ -57,6 +58,24 @@ def assert_is_the_memory(reader: LocalReader, text: str) -> None:
 @pytest.mark.parametrize("text", [TEXT, BYTES_TEXT, "a"])
 def test_slots_are_those_of_the_memory(reader: LocalReader, text: str) -> None:
     assert_is_the_memory(reader, text)
+
+
+def test_states_that_were_asked_for_give_the_slots_rows(
+    reader: LocalReader, without_bos: LocalReader
+) -> None:
+    for host in (reader.host, without_bos.host):
+        intake = host.intake(range(1, host.geometry.num_layers))
+        found = read(LocalReader(host, intake), TEXT)
+        assert found.states.keys() == set(intake.state_layers) == set(range(1, host.geometry.num_layers))
+        taken, rows = found.taken(intake), found.slots.rows
+        assert taken.shape == (found.slots.num_slots, intake.width)
+        assert torch.allclose(host.rows_of(intake, taken), rows, atol=1e-4 * float(rows.abs().max()))
+
+
+def test_reader_that_was_asked_for_none_notes_no_states(reader: LocalReader) -> None:
+    found = read(reader, TEXT)
+    assert found.states == {}
+    assert torch.equal(found.taken(Intake(reader.geometry)), found.slots.rows)
 
 
 def test_every_slot_has_a_span_and_spans_cover_all_that_is_written(reader: LocalReader) -> None:
@@ -126,6 +145,17 @@ def test_readings_are_held_up_to_a_bound_and_no_further(
     with pytest.raises(RequestError, match=f"takes {3 * nbytes} bytes, at most {2 * nbytes} are held"):
         hold(readings)
     assert len(list(readings)) == 9 - 3
+
+
+def test_states_count_among_what_is_held(reader: LocalReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = reader.host
+    (found,) = LocalReader(host, host.intake((1, 2))).read([TEXT])
+    state_nbytes = 2 * found.slots.num_slots * host.intake((1,)).hidden_size * 4
+    assert found.nbytes == found.slots.rows.nbytes + state_nbytes > read(reader, TEXT).nbytes
+    monkeypatch.setattr("kvnet.align.reading.MAX_HELD_NBYTES", found.nbytes - 1)
+    assert len(hold([read(reader, TEXT)])) == 1
+    with pytest.raises(RequestError, match=f"takes {found.nbytes} bytes"):
+        hold([found])
 
 
 def test_caller_that_leaves_ends_the_holding_within_a_text(reader: LocalReader) -> None:

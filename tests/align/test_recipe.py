@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Olmo2Config
 
 from kvnet.align import recipe
 from kvnet.align.artefacts import load_map, load_port, sign_alignment
 from kvnet.align.corpus import Lesson, digest_lessons
-from kvnet.align.fit import FitState
+from kvnet.align.fit_state import FitState
 from kvnet.align.map import AlignmentMap
 from kvnet.align.reading import LocalReader
 from kvnet.align.recipe import (
@@ -24,15 +26,16 @@ from kvnet.align.recipe import (
     make_map,
     make_port,
 )
-from kvnet.alignment import LayerStrategy, Method, Pairing, feature_width, row_width
+from kvnet.alignment import Intake, LayerStrategy, Method, Pairing, feature_width, intake_of, row_width
 from kvnet.errors import Cancelled, RequestError
 from kvnet.model.host import ModelHost
 from kvnet.model.loader import ModelSpec
+from kvnet.model.reference.catalog import reference_path
 from tests.builders import RECEIVER
 
 WHEN = "2028-01-01T00:00:00Z"
 NUM_LESSONS = 18
-PLAIN = MapOptions(anchors=False, window=(0, 0), far_window=None, far_layers=(), num_directions=0, closing="")
+PLAIN = MapOptions(anchors=False, window=(0, 0), far_window=None, far_layers=(), closing="")
 FEWER = {  # texts than the recipe reads, so that a test is done in seconds
     "_PORT_LESSONS": 16,
     "_PROBE_LESSONS": 6,
@@ -95,10 +98,8 @@ def good(bench: Bench) -> AlignmentMap:
 
 @pytest.fixture(scope="module")
 def in_port(bench: Bench) -> AlignmentMap:
-    """A map into the port, of anchors, windows and products."""
-    options = MapOptions(
-        window=(-1, 0), far_window=(-3, -2), far_layers=(0,), num_directions=2, closing=" So."
-    )
+    """A map into the port, of anchors and windows."""
+    options = MapOptions(window=(-1, 0), far_window=(-3, -2), far_layers=(0,), closing=" So.")
     signed = sign_alignment(bench.port.manifest, bench.port.port.to_tensors(), RECEIVER)
     return make_map(
         LocalReader(bench.host),
@@ -123,7 +124,24 @@ def test_port_says_what_it_was_learned_from(bench: Bench) -> None:
     assert made.manifest.num_rows > made.port.rank
     assert made.critical_layers == find_critical_layers(bench.host)
     signed = sign_alignment(made.manifest, made.port.to_tensors(), RECEIVER)
-    assert load_port(signed).basis.shape == (16, row_width(bench.host.geometry))
+    assert load_port(signed).basis.shape == (16, made.port.intake.width)
+
+
+def test_port_and_map_end_in_states_of_the_layers_that_answers_need(
+    bench: Bench, good: AlignmentMap, in_port: AlignmentMap
+) -> None:
+    intake = bench.host.intake(bench.port.critical_layers)
+    assert intake.state_layers == bench.port.critical_layers
+    assert intake_of(bench.port.manifest) == bench.port.port.intake == intake
+    assert intake_of(good.manifest) == intake
+    assert (in_port.manifest.state_layers, in_port.manifest.hidden_size) == ((), 0)  # its port has them
+
+
+def test_map_into_states_gives_the_receivers_rows(bench: Bench, good: AlignmentMap) -> None:
+    (read,) = LocalReader(bench.host).read([bench.lessons[0].text])
+    mapped = good.apply(read.slots, rows_of=bench.host.rows_of)
+    assert mapped.rows.shape == (read.slots.num_slots, row_width(bench.host.geometry))
+    assert float((mapped.rows - read.slots.rows).norm()) < 0.05 * float(read.slots.rows.norm())
 
 
 def test_caller_that_leaves_ends_a_port(bench: Bench) -> None:
@@ -169,7 +187,7 @@ def test_manifest_says_what_was_done(bench: Bench, good: AlignmentMap) -> None:
     assert manifest.corpus_digest == digest_lessons(bench.lessons)
     read = LocalReader(host).read([lesson.text for lesson in bench.lessons])
     assert manifest.num_rows == sum(one.slots.num_slots for one in read)
-    assert good.encoder.shape == (feature_width(manifest), row_width(host.geometry))
+    assert good.encoder.shape == (feature_width(manifest), intake_of(manifest).width)
 
 
 def test_map_into_a_port_has_all_that_was_asked_for(bench: Bench, in_port: AlignmentMap) -> None:
@@ -179,8 +197,8 @@ def test_map_into_a_port_has_all_that_was_asked_for(bench: Bench, in_port: Align
     assert (manifest.closing, manifest.relative_lambda) == (" So.", 1e-2)
     assert in_port.encoder.shape == (feature_width(manifest), bench.port.port.rank)
     assert in_port.anchor is not None
-    assert in_port.quadratic is not None
-    assert in_port.quadratic.lift.shape == (feature_width(manifest), 2)
+    assert in_port.familiar is not None
+    assert in_port.familiar.mean.shape == (bench.port.port.rank,)
     read = LocalReader(bench.host).read([lesson.text + " So." for lesson in bench.lessons])
     assert 0 < manifest.num_rows < sum(one.slots.num_slots for one in read)
 
@@ -248,6 +266,7 @@ def test_every_layer_strategy_makes_a_map_that_says_so(bench: Bench, strategy: L
 
 def test_head_local_map_recalls_and_ends_in_rows(bench: Bench) -> None:
     made = bench.make(replace(PLAIN, head_local=True, relative_lambdas=(1e-7,)))
+    assert (made.manifest.state_layers, made.manifest.hidden_size) == ((), 0)  # a state is of all heads
     geometry = bench.host.geometry
     heads = made.encoder.view(-1, geometry.num_kv_heads, geometry.head_dim, made.encoder.shape[1])
     to_first = heads[..., : geometry.head_dim]  # the first layer's keys of head 0
@@ -273,4 +292,39 @@ def test_few_rows_make_a_map_of_low_rank_that_says_so(bench: Bench) -> None:
     assert made.manifest.method is Method.LOW_RANK
     assert made.manifest.relative_lambda >= 1e-2
     rank = int(torch.linalg.matrix_rank(made.encoder.double(), rtol=1e-3))
-    assert rank <= row_width(bench.host.geometry) // 4
+    assert rank <= made.encoder.shape[1] // 4
+
+
+# Other receivers
+
+
+def test_receiver_without_states_is_given_keys_and_values(bench: Bench, tmp_path: Path) -> None:
+    folder = reference_path("ref-a")
+    assert folder is not None
+    config = Olmo2Config(  # its norms of keys are across heads
+        vocab_size=bench.host.vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    for path in folder.glob("tokenizer*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    receiver = ModelHost.load(ModelSpec(str(tmp_path)), tmp_path / "cache")
+    made = make_map(
+        LocalReader(bench.host),
+        receiver,
+        bench.lessons,
+        created_at=WHEN,
+        port=None,
+        port_id="",
+        critical=(0, 1),
+        options=replace(PLAIN, relative_lambdas=(1e-5,)),
+    )
+    assert intake_of(made.manifest) == Intake(receiver.geometry)
+    assert made.encoder.shape == (feature_width(made.manifest), row_width(receiver.geometry))
+    (read,) = LocalReader(bench.host).read([bench.lessons[0].text])
+    assert torch.equal(made.apply(read.slots, rows_of=receiver.rows_of).rows, made.apply(read.slots).rows)

@@ -12,7 +12,7 @@ import torch
 
 from kvnet.align import recipe
 from kvnet.align.corpus import Lesson
-from kvnet.align.fit import FitState
+from kvnet.align.fit_state import FitState
 from kvnet.align.map import AlignmentMap
 from kvnet.align.reading import LocalReader, Reader, Reading
 from kvnet.align.recipe import MapOptions, Standing, find_critical_layers, fit_lessons, gated, make_map
@@ -27,7 +27,6 @@ PLAIN = MapOptions(
     window=(0, 0),
     far_window=None,
     far_layers=(),
-    num_directions=0,
     closing="",
     relative_lambdas=(1e-7,),
 )

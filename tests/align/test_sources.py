@@ -9,17 +9,17 @@ import torch
 
 from kvnet.align import sources
 from kvnet.align.corpus import Lesson, fact_lessons
-from kvnet.align.fit import Fit, FitPlan
+from kvnet.align.fit import Fit
+from kvnet.align.fit_state import FitPlan
 from kvnet.align.port import Port
-from kvnet.align.quadratic import num_products
 from kvnet.align.reading import LocalReader
 from kvnet.align.sources import source_layers_for
-from kvnet.alignment import LayerStrategy, windows_width
+from kvnet.alignment import Intake, LayerStrategy, windows_width
 from kvnet.errors import RequestError
 from kvnet.model.host import ModelHost
 from kvnet.model.loader import ModelSpec
 
-PLAN = FitPlan((), window=(-2, 0), far_window=(-9, -3), far_layers=(0,), num_directions=16)
+PLAN = FitPlan((), window=(-2, 0), far_window=(-9, -3), far_layers=(0,))
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +34,11 @@ def lessons() -> list[Lesson]:
 
 
 def width_of(host: ModelHost, layers: tuple[int, ...], plan: FitPlan = PLAN) -> int:
-    """Numbers that a row is predicted from, products included."""
-    seen = windows_width(host.geometry, layers, plan.window, plan.far_layers, plan.far_window)
-    return seen + num_products(plan.num_directions)
+    """Numbers that a row is predicted from."""
+    return windows_width(host.geometry, layers, plan.window, plan.far_layers, plan.far_window)
 
 
-def test_far_window_and_products_count_among_what_a_map_may_see(
-    host: ModelHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_far_window_counts_among_what_a_map_may_see(host: ModelHost, monkeypatch: pytest.MonkeyPatch) -> None:
     every = tuple(range(host.geometry.num_layers))
     enough = width_of(host, every)
     for most, num_picked in ((enough, len(every)), (enough - 1, len(every) - 1)):
@@ -84,8 +81,8 @@ def test_learned_layers_are_those_with_the_least_held_out_error(
 
 def test_head_local_fit_sees_of_each_head_its_namesake_alone(host: ModelHost, lessons: list[Lesson]) -> None:
     every = tuple(range(host.geometry.num_layers))
-    plan = replace(PLAN, source_layers=every, num_directions=0, head_local=True)
-    fit = Fit.begin(LocalReader(host), host, Port.identity(host.geometry), plan)
+    plan = replace(PLAN, source_layers=every, head_local=True)
+    fit = Fit.begin(LocalReader(host), host, Port.identity(Intake(host.geometry)), plan)
     fit.run(lessons)
     ((_, found), *_) = fit.candidates((1e-3,))
     geometry = host.geometry

@@ -20,7 +20,7 @@ from kvnet.align.port import Port
 from kvnet.align.reading import LocalReader, Reading
 from kvnet.align.train import TrainResult, train_map, train_residual
 from kvnet.align.train_state import StepReport, TrainState, plot_curve
-from kvnet.alignment import MapManifest, Method, row_width
+from kvnet.alignment import Intake, MapManifest, Method, row_width
 from kvnet.errors import Cancelled, RequestError, StateCorrupt, TooFewSamples
 from kvnet.model.host import ModelHost
 from kvnet.model.loader import ModelSpec
@@ -147,7 +147,7 @@ def test_training_through_a_port_moves_its_coordinates(course: Course) -> None:
     rows = torch.cat([reading.slots.rows for reading in course.readings])
     directions = torch.linalg.svd(rows - rows.mean(0), full_matrices=False).Vh[:16]
     steps = {bits: torch.full((16,), 0.05) for bits in (4, 8)}
-    port = Port(directions.T, directions, rows.mean(0), steps)
+    port = Port(Intake(course.host.geometry), directions.T, directions, rows.mean(0), steps)
     encoder = course.closed_form.encoder @ directions.T
     closed_form = AlignmentMap(course.closed_form.manifest, encoder, torch.zeros(16))
     result = train_residual(

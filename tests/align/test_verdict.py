@@ -15,7 +15,7 @@ from kvnet.align.map import AlignmentMap
 from kvnet.align.port import Port
 from kvnet.align.reading import LocalReader, Reading
 from kvnet.align.verdict import verdict_on
-from kvnet.alignment import GateResult, Use, row_width
+from kvnet.alignment import GateResult, Intake, Use, row_width
 from kvnet.model.host import ModelHost
 from kvnet.model.loader import ModelSpec
 from kvnet.types import Fingerprint, Geometry
@@ -41,7 +41,7 @@ def exam(host: ModelHost) -> Exam:
 @pytest.fixture(scope="module")
 def fine_port(host: ModelHost) -> Port:
     """Rows as coordinates, in steps that say all with 8 bits and next to nothing with 4."""
-    port = Port.identity(host.geometry)
+    port = Port.identity(Intake(host.geometry))
     lessons = list(fact_lessons(4, seed=62))
     read = LocalReader(host).read([lesson.text for lesson in lessons])
     reach = torch.cat([reading.slots.rows for reading in read]).abs().amax(0).clamp_min(1e-6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -25,7 +24,6 @@ from tests.files.alignment_files import (
     make_map,
     make_map_file,
     make_port_file,
-    make_tensor,
     make_tensors,
     other_model,
 )
@@ -139,19 +137,13 @@ def test_a_map_is_shown_with_what_its_gate_measured(kvnet: Kvnet, files: dict[st
     assert "rank     3 coordinates a slot" in said_of(kvnet, "align", "show", PORT_ID)
 
 
-def test_what_a_map_sees_further_away_and_its_products_are_shown(kvnet: Kvnet, tmp_path: Path) -> None:
+def test_what_a_map_sees_further_away_is_shown(kvnet: Kvnet, tmp_path: Path) -> None:
     manifest = make_map(far_window=(-9, -4), far_layers=(1,))
-    plain = make_tensors(manifest)
-    width, out = plain["encoder"].shape
-    source = random.Random(0)
-    shapes = {"lift": (width, 4), "lift_bias": (4,), "quadratic": (10, out)}
-    lifted = plain | {name: make_tensor(shape, source) for name, shape in shapes.items()}
-    (tmp_path / "map").write_bytes(write_alignment(manifest, lifted, SENDER))
+    (tmp_path / "map").write_bytes(write_alignment(manifest, make_tensors(manifest), SENDER))
     info = json_of(kvnet("align", "import", tmp_path / "map", "--json"))
-    assert (info["far_window"], info["far_layers"], info["num_directions"]) == ([-9, -4], [1], 4)
+    assert (info["far_window"], info["far_layers"]) == ([-9, -4], [1])
     shown = said_of(kvnet, "align", "show", info["id"])
     assert "further  slots -9 to -4, of layers 1 alone" in shown
-    assert "products of 4 directions" in shown
 
 
 def test_codecs_of_a_port_are_offered_to_those_who_send(kvnet: Kvnet) -> None:

@@ -1,4 +1,4 @@
-"""A map between two daemons of other models: taken in, used on the wire, examined, and a new one fitted."""
+"""The packaged map between two daemons of other models: on the wire, examined, and a new one beside it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
-from kvnet.files.alignments import VerifiedAlignment
+from kvnet.alignment import MapManifest
+from kvnet.files.alignments import VerifiedAlignment, read_alignment_file
+from kvnet.model.reference.catalog import packaged_alignments
 from tests.e2e.daemons import Daemon, Kvnet, introduce
 from tests.e2e.outcomes import assert_refused_both_ways, prints
-from tests.kvnetd.aligned import map_of, port_of
-from tests.kvnetd.hosting import load_host
 
-TEXT = "Zoltan's tool is a hammer. Anna keeps the red key."
-PROMPT = "What is Zoltan's tool?"
+TEXT = "Mira's pet is fox. The city of Jonas is Lisbon. Petra's drink is tea."
+PROMPT = "What is the city of Jonas?"
+STRANGE_TEXT = "Zoltan's tool is a hammer. Anna keeps the red key."
 
 
 @dataclass(frozen=True)
@@ -30,29 +30,31 @@ class Strangers:
 
 
 @pytest.fixture(scope="module")
-def strangers(homes: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Strangers]:
+def strangers(homes: Path) -> Iterator[Strangers]:
     alice, bob = Daemon(homes / "from", "alice"), Daemon(homes / "to", "bob", model="ref-b")
     try:
         alice.launch()
         bob.launch()
-        torch.set_num_threads(1)
-        cache = tmp_path_factory.mktemp("cache")
-        a, b = load_host("ref-a", cache), load_host("ref-b", cache)
-        port = port_of(b)
-        of_map = map_of(a, b, port)
         for one in (alice, bob):
             one.wait_until_ready()
         introduce(alice, bob)
-        for number, found in enumerate((port, of_map)):
-            path = cache / f"{number}.safetensors"
-            path.write_bytes(found.encoded)
-            for one in (alice, bob):
-                with one.node() as node:
-                    node.import_alignment(path, trust=True)
-        yield Strangers(alice, bob, port, of_map)
+        yield Strangers(alice, bob, *_packaged("ref-a", "ref-b"))
     finally:
         alice.stop()
         bob.stop()
+
+
+def _packaged(source: str, receiver: str) -> tuple[VerifiedAlignment, VerifiedAlignment]:
+    """(the port, the map) that come with the package."""
+    found = {file.manifest.id: file for file in map(read_alignment_file, packaged_alignments())}
+    for file in found.values():
+        manifest = file.manifest
+        if isinstance(manifest, MapManifest) and (manifest.source.model, manifest.receiver.model) == (
+            source,
+            receiver,
+        ):
+            return found[manifest.port], file
+    raise AssertionError(f"no map from {source} to {receiver} is packaged")
 
 
 def test_memory_goes_in_coordinates_and_answers_through_the_map(strangers: Strangers, run: Kvnet) -> None:
@@ -61,11 +63,24 @@ def test_memory_goes_in_coordinates_and_answers_through_the_map(strangers: Stran
     sent = run(alice, "send", memory["id"], "--to", "bob", "--json").json
     assert (sent["tier"], sent["codec"]) == ("mapped", "port8")
     assert sent["wire_bytes"] < len(strangers.port.encoded)  # the port is there already
-    found = run(bob, "ask", PROMPT, "--memory", sent["memory"], "--max-tokens", "4", "--json").json["kv"]
+    reply = run(bob, "ask", PROMPT, "--memory", sent["memory"], "--max-tokens", "4", "--json").json
+    assert reply["text"].strip() == "Lisbon."
+    found = reply["kv"]
     assert (found["tier"], found["codec"], found["map"]) == ("mapped", "port8", strangers.map.manifest.id)
     assert found["reused_tokens"] > 0
     explained = run(bob, "explain", sent["memory"], "--json").json
     assert (explained["tier"], explained["map"]["id"]) == ("mapped", strangers.map.manifest.id)
+
+
+def test_memory_of_words_that_no_map_knows_is_refused_or_answered_from_its_text(
+    strangers: Strangers, run: Kvnet
+) -> None:
+    alice, bob = strangers.alice.home.root, strangers.bob.home.root
+    memory = run(alice, "remember", STRANGE_TEXT, "--json").json
+    assert_refused_both_ways(run, alice, ("send", memory["id"], "--to", "bob"), "alignment_refused", 4)
+    sent = run(alice, "send", memory["id"], "--to", "bob", "--with-text", "--json").json
+    asked = ("ask", "What is Zoltan's tool?", "--memory", sent["memory"], "--max-tokens", "4", "--json")
+    assert run(bob, *asked).json["kv"]["tier"] == "text"
 
 
 def test_table_tells_every_arm(strangers: Strangers, run: Kvnet) -> None:

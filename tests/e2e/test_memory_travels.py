@@ -178,7 +178,7 @@ def test_a_package_of_a_lossy_memory_tells_what_was_measured_and_how_it_was_made
         (measured,) = package.quality.measurements
         assert (measured.against, measured.measured_by) == (source.id, "alice")
         assert 0 <= measured.kl < 0.1
-        assert 0.9 <= measured.top1 <= 1
+        assert 0.8 <= measured.top1 <= 1
         steps = [step.step for step in package.provenance.processing_steps]
         assert steps == ["inference", "cache-extraction", "encoding", "quality-assessment"]
         assert package.provenance.creation_method == "direct-extraction"

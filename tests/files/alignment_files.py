@@ -21,6 +21,7 @@ from kvnet.alignment import (
     PortManifest,
     Use,
     UseResult,
+    intake_of,
     row_width,
     uses_of,
 )
@@ -57,6 +58,8 @@ def make_port(**changes: Any) -> PortManifest:
     plain = PortManifest(
         receiver=RECEIVER_MODEL,
         geometry=RECEIVER_GEOMETRY,
+        state_layers=(),
+        hidden_size=0,
         rank=RANK,
         corpus_digest=sha256_hex(b"corpus"),
         num_rows=1000,
@@ -74,6 +77,8 @@ def make_map(**changes: Any) -> MapManifest:
         "receiver": RECEIVER_MODEL,
         "receiver_geometry": RECEIVER_GEOMETRY,
         "port": "",
+        "state_layers": (),
+        "hidden_size": 0,
         "method": Method.RIDGE,
         "pairing": Pairing.TOKENS,
         "layer_strategy": LayerStrategy.LEARNED,
@@ -110,7 +115,7 @@ def make_tensors(manifest: Manifest, *, seed: int = 0, half: bool = False) -> di
     """The tensors of a manifest, of a map with anchors; with `half` its largest is float16."""
     shapes: dict[str, tuple[int, ...]]
     if isinstance(manifest, PortManifest):
-        width = row_width(manifest.geometry)
+        width = intake_of(manifest).width
         shapes = {
             "basis": (manifest.rank, width),
             "mean": (width,),
@@ -123,7 +128,7 @@ def make_tensors(manifest: Manifest, *, seed: int = 0, half: bool = False) -> di
         if manifest.far_window is not None:
             seen += [(slot, layer) for slot in slots_in(manifest.far_window) for layer in manifest.far_layers]
         stacked = len(seen) * row_width(replace(manifest.source_geometry, num_layers=1))
-        out = RANK if manifest.port else row_width(manifest.receiver_geometry)
+        out = RANK if manifest.port else intake_of(manifest).width
         shapes = {
             "encoder": (stacked, out),
             "encoder_bias": (out,),

@@ -16,7 +16,7 @@ import safetensors.torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvnet.alignment import MapManifest, PortManifest, row_width
+from kvnet.alignment import MapManifest, PortManifest, intake_of
 from kvnet.errors import BadSignature, MalformedFile, RequestError
 from kvnet.files.alignments import (
     MAX_ALIGNMENT_NBYTES,
@@ -42,6 +42,7 @@ from tests.files.alignment_files import (
 )
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "map_v1.safetensors"
+GOLDEN_PORT = GOLDEN.with_name("port_v1.safetensors")
 MAP = make_map_file()
 PORT = make_port_file()
 PORT_ID = read_alignment(PORT).manifest.id
@@ -53,8 +54,15 @@ PORT_ID = read_alignment(PORT).manifest.id
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize(
     "manifest",
-    [make_map(), make_map(far_window=(-4, -2), far_layers=(0,)), make_map(port=PORT_ID), make_port()],
-    ids=["map", "far", "z", "port"],
+    [
+        make_map(),
+        make_map(far_window=(-4, -2), far_layers=(0,)),
+        make_map(port=PORT_ID),
+        make_map(state_layers=(1, 2), hidden_size=7),
+        make_port(),
+        make_port(state_layers=(2,), hidden_size=65536),
+    ],
+    ids=["map", "far", "z", "states", "port", "port into states"],
 )
 def test_what_is_written_is_read(manifest: MapManifest | PortManifest, half: bool) -> None:
     tensors = make_tensors(manifest, half=half)
@@ -78,8 +86,9 @@ def test_what_is_written_is_read(manifest: MapManifest | PortManifest, half: boo
     num_layers=st.integers(1, 3),
     closing=st.text(max_size=20),
     number=st.floats(0, 1e6),
-    ends_in_port=st.booleans(),
+    end=st.sampled_from(["keys and values", "port", "states"]),
     has_anchor=st.booleans(),
+    known_width=st.integers(0, 3),
     seed=st.integers(0, 9),
 )
 @settings(max_examples=40)
@@ -91,8 +100,9 @@ def test_any_map_comes_back_as_it_was(
     num_layers: int,
     closing: str,
     number: float,
-    ends_in_port: bool,
+    end: str,
     has_anchor: bool,
+    known_width: int,
     seed: int,
 ) -> None:
     low = min(offset, 64 - more)
@@ -110,10 +120,12 @@ def test_any_map_comes_back_as_it_was(
         source_layers=(num_layers - 1,),
         closing=closing,
         relative_lambda=number,
-        port=PORT_ID if ends_in_port else "",
+        port=PORT_ID if end == "port" else "",
+        state_layers=(1,) if end == "states" else (),
+        hidden_size=rank if end == "states" else 0,
     )
     rows = (more + 1 + num_far * num_layers) * 8  # near, of one layer
-    out = rank if ends_in_port else row_width(manifest.receiver_geometry)
+    out = rank if end == "port" else intake_of(manifest).width
     source = random.Random(seed)
     tensors = {
         "encoder": make_tensor((rows, out), source, half=seed % 2 == 0),
@@ -121,6 +133,12 @@ def test_any_map_comes_back_as_it_was(
     }
     if has_anchor:
         tensors |= {"anchor": make_tensor((rows, 1), source), "anchor_bias": make_tensor((1,), source)}
+    if known_width:
+        tensors |= {
+            "known_mean": make_tensor((out,), source),
+            "known_scale": make_tensor((out, known_width), source, half=seed % 3 == 0),
+            "known_bound": make_tensor((1,), source),
+        }
     found = read_alignment(write_alignment(manifest, tensors, SENDER))
     assert found.manifest == replace(manifest, tensors_digest=found.manifest.tensors_digest)
     assert {name: found.tensor(name) for name in found.tables} == tensors
@@ -162,7 +180,7 @@ def test_the_id_is_that_of_the_manifest_as_it_stands_in_the_file() -> None:
 def test_golden_map_is_the_one_it_always_was() -> None:
     encoded = GOLDEN.read_bytes()
     found = read_alignment(encoded)
-    assert found.manifest.id == "map_2gwho7hbhioq7ccxsuo3m6spluql6ssvqyh4ooroay6quvitsbva"
+    assert found.manifest.id == "map_xk7yjmlrt6wpvsfewezvbfi2nsszjpgblofnqoohcdtmkmma6tdq"
     assert found.signer == SENDER.node_id
     assert isinstance(found.manifest, MapManifest)
     assert (found.manifest.far_window, found.manifest.far_layers) == ((-4, -2), (0,))
@@ -174,6 +192,20 @@ def test_golden_map_is_the_one_it_always_was() -> None:
     tensors = {name: found.tensor(name) for name in found.tables}
     assert write_alignment(found.manifest, tensors, SENDER) == encoded
     assert struct.unpack("<f", found.tensor("anchor_bias").data) == (1.96875,)
+    assert struct.unpack("<f", found.tensor("known_bound").data) == (4.25,)
+    assert (found.tensor("known_mean").shape, found.tensor("known_scale").shape) == ((3,), (3, 2))
+
+
+def test_golden_port_is_the_one_it_always_was() -> None:
+    encoded = GOLDEN_PORT.read_bytes()
+    found = read_alignment(encoded)
+    assert found.manifest.id == "port_hwvxgzm5v2j6rnmslkpkqsbh33tqffdmcapxnznwkkgdgxqo2zoq"
+    assert found.signer == SENDER.node_id
+    assert isinstance(found.manifest, PortManifest)
+    assert (found.manifest.state_layers, found.manifest.hidden_size) == ((1, 2), 6)
+    assert found.tensor("mean").shape == (2 * 2 * 4 + 6 + 6,)
+    tensors = {name: found.tensor(name) for name in found.tables}
+    assert write_alignment(found.manifest, tensors, SENDER) == encoded
 
 
 def test_nobody_else_makes_a_verified_alignment() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import random
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +23,11 @@ from tests.builders import SENDER, STRANGER
 from tests.files.alignment_files import (
     data_of,
     header_of,
+    make_map,
     make_map_file,
     make_port_file,
+    make_tensor,
+    make_tensors,
     rebuilt,
     signed,
     with_header,
@@ -92,6 +96,42 @@ def with_far(window: Any, layers: Any) -> bytes:
         plain |= {"far_window": window, "far_layers": layers}
 
     return with_manifest(MAP, change)
+
+
+def with_states(encoded: bytes, layers: Any, hidden_size: Any) -> bytes:
+    """The file with these states, and the numbers of one without."""
+
+    def change(plain: Any) -> None:
+        plain |= {"state_layers": layers, "hidden_size": hidden_size}
+
+    return with_manifest(encoded, change)
+
+
+def with_port_and_states(plain: Any) -> None:
+    """Let a map end in a port, and in states as well."""
+    ends_in_port(plain)
+    plain |= {"state_layers": [1], "hidden_size": 8}
+
+
+def with_known(
+    tables: tuple[str, ...] = ("known_mean", "known_scale", "known_bound"),
+    *,
+    out: int = 48,
+    width: int = 2,
+    bounds: int = 1,
+) -> bytes:
+    """The map with these tensors of what it knows, of these widths, where they would lie."""
+    shapes = {"known_mean": (out,), "known_scale": (out, width), "known_bound": (bounds,)}
+    tensors, source = make_tensors(make_map()), random.Random(0)
+    tensors |= {name: make_tensor(shapes[name], source) for name in tables}
+    header = header_of(MAP)
+    data = b""
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        offsets = [len(data), len(data) + len(tensor.data)]
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": offsets}
+        data += tensor.data
+    return signed(header, data)
 
 
 def text_of_manifest(text: str) -> bytes:
@@ -203,6 +243,38 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
         with_far([-4, -2], [0]),
         "tensor anchor is .48, 1., wanted .72, 1.",
     ),
+    "no state layers told": (
+        with_manifest(PORT, dropping("state_layers")),
+        "field 'state_layers' is missing",
+    ),
+    "no size of states told": (with_manifest(MAP, dropping("hidden_size")), "field 'hidden_size' is missing"),
+    "state of the first layer": (with_states(MAP, [0, 1], 8), "state_layers is .0, 1., wanted .* 1 to 2"),
+    "state of the first layer of a port": (with_states(PORT, [0], 8), "state_layers is .0., wanted"),
+    "state of a layer beyond the last": (
+        with_states(MAP, [1, 3], 8),
+        "state_layers is .1, 3., wanted .* 1 to 2",
+    ),
+    "state of a layer beyond the last of a port": (with_states(PORT, [3], 8), "state_layers is .3., wanted"),
+    "state layers descending": (with_states(MAP, [2, 1], 8), "state_layers is .2, 1., wanted .* ascending"),
+    "state layer twice": (with_states(PORT, [2, 2], 8), "state_layers is .2, 2., wanted .* ascending"),
+    "state layer negative": (with_states(MAP, [-1], 8), "state_layers.0.: -1 is negative"),
+    "state layer is a truth": (with_states(PORT, [True], 8), "state_layers"),
+    "state layers are a number": (with_states(MAP, 1, 8), "state_layers: expected a list"),
+    "states of no size": (with_states(MAP, [1], 0), "hidden_size is 0 with 1 state_layers"),
+    "states of no size in a port": (with_states(PORT, [1], 0), "hidden_size is 0 with 1 state_layers"),
+    "a size of no states": (with_states(MAP, [], 8), "hidden_size is 8 with 0 state_layers, wanted 0"),
+    "a size of no states in a port": (with_states(PORT, [], 8), "hidden_size is 8 with 0 state_layers"),
+    "states too large": (with_states(PORT, [1], 65537), "hidden_size is 65537 .* at most 65536"),
+    "size of states negative": (with_states(MAP, [1], -8), "hidden_size: -8 is negative"),
+    "states and a port": (with_manifest(MAP, with_port_and_states), "has state_layers and a port"),
+    "states with the numbers of keys and values": (
+        with_states(MAP, [1], 8),
+        "encoder is .48, 48., wanted .48, 40.",
+    ),
+    "states with the numbers of keys and values in a port": (
+        with_states(PORT, [1, 2], 65536),
+        "basis is .3, 48., wanted .3, 131088.",
+    ),
     "layer beyond the source": (
         with_manifest(MAP, setting("source_layers", to=[2])),
         "wanted some of 2 layers",
@@ -288,6 +360,18 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
         with_manifest(of_map(setting("encoder", "shape", to=[48])), ends_in_port),
         "into None coordinates",
     ),
+    "knows no mean": (with_known(("known_scale", "known_bound")), "wanted .* known_bound, known_mean"),
+    "knows no scale": (with_known(("known_mean", "known_bound")), "wanted anchor, anchor_bias, encoder"),
+    "knows no bound": (with_known(("known_mean", "known_scale")), "wanted .* known_bound, known_mean"),
+    "mean of another width": (with_known(out=47), "known_(mean|scale) is .47.*, wanted .48"),
+    "two bounds": (with_known(bounds=2), "known_bound is .2., wanted .1."),
+    "knows in no direction": (with_known(width=0), "in 0 directions, allowed are 1 to 64"),
+    "knows in too many directions": (with_known(width=65), "in 65 directions, allowed are 1 to 64"),
+    "scale without columns": (
+        of_map(setting("known_scale", to={"dtype": "F32", "shape": [48], "data_offsets": [0, 192]})),
+        "in None directions",
+    ),
+    "scale is a list": (of_map(setting("known_scale", to=[])), "in None directions"),
     "three offsets": (of_map(setting("anchor", "data_offsets", to=[0, 1, 2])), "wanted two offsets"),
     "negative offset": (of_map(setting("anchor", "data_offsets", to=[-192, 0])), "wanted two offsets"),
     "tensors that overlap": (
@@ -304,6 +388,11 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "without numbers": (MAP[: len(MAP) - len(DATA)], "its header says"),
     "something trails": (MAP + b"\0", "its header says"),
 }
+
+
+@pytest.mark.parametrize("width", [1, 64])
+def test_what_a_map_knows_of_any_allowed_width_is_read(width: int) -> None:
+    assert read_alignment(with_known(width=width)).tables["known_scale"].shape == (48, width)
 
 
 @pytest.mark.parametrize(("encoded", "why"), MALFORMED.values(), ids=MALFORMED)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from kvnetd.services import Services
 
 from kvnet.align.artefacts import load_map, load_port, sign_alignment
 from kvnet.align.corpus import fact_lessons
-from kvnet.align.fit import Fit, FitPlan, learn_port_of
+from kvnet.align.fit import Fit
+from kvnet.align.fit_state import FitPlan
 from kvnet.align.map import AlignmentMap
-from kvnet.align.port import Port
+from kvnet.align.port import Port, learn_port
 from kvnet.align.reading import LocalReader
 from kvnet.alignment import LayerStrategy, MapManifest, Method, Pairing, PortManifest, Use
 from kvnet.files.alignments import VerifiedAlignment
@@ -27,15 +29,22 @@ ADMITTED = GATE
 REFUSED = replace(GATE, admitted=False, reason="it recalls nothing")
 
 
-def port_of(host: ModelHost, key: NodeKey = RECEIVER) -> VerifiedAlignment:
-    """A port of a few coordinates, signed."""
-    port, num_rows = learn_port_of(host, LESSONS, None, RANK)
+def port_of(
+    host: ModelHost, key: NodeKey = RECEIVER, *, state_layers: tuple[int, ...] = ()
+) -> VerifiedAlignment:
+    """A port of a few coordinates, signed: those of what the model takes that differ the most."""
+    intake = host.intake(state_layers)
+    readings = LocalReader(host, intake).read([lesson.text for lesson in LESSONS])
+    taken = torch.cat([reading.taken(intake) for reading in readings])
+    port = learn_port(taken, torch.zeros(0, intake.width), RANK, intake)
     manifest = PortManifest(
         receiver=host.fingerprint,
         geometry=host.geometry,
+        state_layers=port.intake.state_layers,
+        hidden_size=port.intake.hidden_size,
         rank=RANK,
         corpus_digest=sha256_hex(b"lessons"),
-        num_rows=num_rows,
+        num_rows=len(taken),
         created_at=WHEN,
         tensors_digest="",
     )
@@ -52,12 +61,14 @@ def map_of(
     closing: str = "",
     created_at: str = WHEN,
     uses: tuple[Use, ...] = (),
+    state_layers: tuple[int, ...] = (),
 ) -> VerifiedAlignment:
     """A map that sends every slot, fitted on a few lessons; what it carries is next to nothing.
 
-    Its gate says that it is good for `uses`, of those that it has; for all of them if none is named.
+    Its gate says that it is good for `uses`, of those that it has; for all of them if none is named. Without
+    a port it ends in what the receiver takes, with states of `state_layers`.
     """
-    ends_in = Port.identity(receiver.geometry) if port is None else load_port(port)
+    ends_in = Port.identity(receiver.intake(state_layers)) if port is None else load_port(port)
     plan = FitPlan(source_layers=(0, 1), window=(0, 0), closing=closing)
     fit = Fit.begin(LocalReader(source), receiver, ends_in, plan)
     fit.run(LESSONS)
@@ -69,6 +80,8 @@ def map_of(
         receiver=receiver.fingerprint,
         receiver_geometry=receiver.geometry,
         port=port.manifest.id if port else "",
+        state_layers=() if port else ends_in.intake.state_layers,
+        hidden_size=0 if port else ends_in.intake.hidden_size,
         method=Method.RIDGE,
         pairing=Pairing.TOKENS if same_tokens else Pairing.SPANS,
         layer_strategy=LayerStrategy.LINEAR,

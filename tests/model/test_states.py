@@ -105,7 +105,8 @@ def test_gradients_flow_through_states_only_when_asked() -> None:
     intake = model.intake((1,))
     taken = torch.randn(4, intake.width, requires_grad=True)
     model.rows_of(intake, taken, graded=True).square().sum().backward()  # type: ignore[no-untyped-call]
-    assert taken.grad is not None and bool(taken.grad.ne(0).any(0).all())
+    assert taken.grad is not None
+    assert bool(taken.grad.ne(0).any(0).all())
     assert not model.rows_of(intake, taken).requires_grad
 
 

@@ -31,7 +31,6 @@ _NOTHING = AlignmentInfo(
     window=(),
     far_window=(),
     far_layers=(),
-    num_directions=0,
     closing="",
     relative_lambda=0.0,
     corpus_digest="",
@@ -118,7 +117,6 @@ def describe(services: Services, record: AlignmentRecord) -> AlignmentInfo:
     )
     if isinstance(manifest, PortManifest):
         return info
-    lift = record.head.tables.get("lift")  # feature_width by directions
     return replace(
         info,
         source=manifest.source.model,
@@ -132,7 +130,6 @@ def describe(services: Services, record: AlignmentRecord) -> AlignmentInfo:
         window=manifest.window,
         far_window=manifest.far_window or (),
         far_layers=manifest.far_layers,
-        num_directions=lift.shape[1] if lift else 0,
         closing=manifest.closing,
         relative_lambda=manifest.relative_lambda,
         num_contexts=manifest.num_contexts,

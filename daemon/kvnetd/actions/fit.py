@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 from kvnet.align import recipe
 from kvnet.align.artefacts import load_map, load_port, sign_alignment
 from kvnet.align.corpus import Lesson, digest_lessons, read_lessons
-from kvnet.align.fit import FitState
+from kvnet.align.fit_state import FitState
 from kvnet.align.map import AlignmentMap
 from kvnet.align.port import Port
 from kvnet.align.reading import Reader

@@ -19,7 +19,7 @@ from kvnet.transport.sending import AckProgress, Sent
 from kvnet.types import Coding, Compression, MemoryId, Scheme, Tier
 from kvnetd import encoding
 from kvnetd.actions.memories import find
-from kvnetd.alignments import MAPPED
+from kvnetd.alignments import MAPPED, UNMAPPED
 from kvnetd.outgoing import OutboundTransfer
 from kvnetd.projection import PORT_BITS, map_into_port, project
 from kvnetd.services import Services
@@ -64,7 +64,7 @@ async def send(
         in_coordinates=source.coding.scheme is Scheme.PORT,
         has_text=bool(text),
     )
-    record = await _record_to_send(services, record, codec, hello, tier)
+    record = await _record_to_send(services, record, codec, hello, tier, has_text=bool(text))
     used = {section.compression for section in record.head.sections}
     _require_decoder(hello, record.header.coding, used)
     # One item a layer and one for the end: never more.
@@ -105,7 +105,7 @@ async def send(
 
 
 async def _record_to_send(
-    services: Services, record: MemoryRecord, codec: str, hello: Hello, tier: Tier
+    services: Services, record: MemoryRecord, codec: str, hello: Hello, tier: Tier, *, has_text: bool
 ) -> MemoryRecord:
     """What shall travel: coordinates by a map that the peer holds too, else what a map of its own can use.
 
@@ -121,8 +121,10 @@ async def _record_to_send(
             _require_decoder(hello, Coding(Scheme.PORT, bits, bits), {Compression.ZSTD})
             try:
                 return await project(services, record, manifest, bits=bits)
-            except AlignmentRefused:  # not judged for this memory: whether the peer can use it, the peer says
-                if codec:
+            except AlignmentRefused as refused:
+                # Not for this memory: whether the peer can use it, the peer says. But no map can use what it
+                # was not fitted on.
+                if codec or (UNMAPPED in refused.details and not has_text):
                     raise
         if not codec:
             return await encoding.record_to_map(services, record)

@@ -17,7 +17,7 @@ from typing import Any, Final
 from kvnet.alignment import AlignmentKind, Manifest, MapManifest, Method, kind_of
 from kvnet.errors import BadSignature, MalformedFile, MalformedMessage, RequestError, UnsupportedFormat
 from kvnet.files.alignments.manifests import (
-    MAX_LIFT_WIDTH,
+    MAX_KNOWN_WIDTH,
     MAX_MANIFEST_NBYTES,
     MAX_RESIDUAL_WIDTH,
     decode_manifest,
@@ -209,7 +209,7 @@ def _read_tables(plain: dict[str, Any], manifest: Manifest) -> dict[str, TensorE
         _rank_of(plain, manifest),
         has_anchor="anchor" in plain,
         residual_width=_residual_width_of(plain, manifest),
-        lift_width=_lift_width_of(plain),
+        known_width=_known_width_of(plain),
     )
     if plain.keys() != wanted.keys():
         raise MalformedFile(
@@ -253,14 +253,14 @@ def _residual_width_of(plain: dict[str, Any], manifest: Manifest) -> int:
     return width
 
 
-def _lift_width_of(plain: dict[str, Any]) -> int:
-    """Columns of a map's lift, which its manifest leaves open; 0 of a map without products."""
-    if "lift" not in plain:
+def _known_width_of(plain: dict[str, Any]) -> int:
+    """Directions in which a map knows how far its texts reach; 0 of one that does not."""
+    if "known_scale" not in plain:
         return 0
-    width = _columns_of(plain, "lift")
-    if not (type(width) is int and 1 <= width <= MAX_LIFT_WIDTH):
+    width = _columns_of(plain, "known_scale")
+    if not (type(width) is int and 1 <= width <= MAX_KNOWN_WIDTH):
         raise MalformedFile(
-            f"{WHAT}: products of {width!r:.20} directions, allowed are 1 to {MAX_LIFT_WIDTH}"
+            f"{WHAT}: knows how far it goes in {width!r:.20} directions, allowed are 1 to {MAX_KNOWN_WIDTH}"
         )
     return width
 

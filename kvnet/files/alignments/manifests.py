@@ -18,7 +18,7 @@ from kvnet.alignment import (
     Method,
     PortManifest,
     feature_width,
-    row_width,
+    intake_of,
     uses_of,
 )
 from kvnet.errors import MalformedFile, MalformedMessage
@@ -29,7 +29,8 @@ from kvnet.types import Geometry, canonical_json, to_plain
 MAX_MANIFEST_NBYTES: Final = 64 << 10
 MAX_WINDOW_OFFSET: Final = 64
 MAX_RESIDUAL_WIDTH: Final = 4096
-MAX_LIFT_WIDTH: Final = 256
+MAX_KNOWN_WIDTH: Final = 64
+MAX_HIDDEN_SIZE: Final = 1 << 16
 WHAT: Final = "alignment manifest"
 
 Shape = tuple[int, ...]
@@ -70,16 +71,16 @@ def decode_manifest(kind: AlignmentKind, encoded: bytes) -> Manifest:
 
 
 def tensor_shapes(
-    manifest: Manifest, rank: int, *, has_anchor: bool, residual_width: int, lift_width: int
+    manifest: Manifest, rank: int, *, has_anchor: bool, residual_width: int, known_width: int
 ) -> dict[str, Shape]:
     """Name -> shape of every tensor that goes with a manifest.
 
     Of a map, `rank` is the number of coordinates it ends in, for those that end in a port, and
-    `residual_width` that of a residual's hidden numbers, for those that were trained; `lift_width` is that of
-    the directions whose products are taken, 0 where there are none.
+    `residual_width` that of a residual's hidden numbers, for those that were trained; `known_width` that of
+    the directions in which a map knows how far its texts reach, 0 where it knows none.
     """
     if isinstance(manifest, PortManifest):
-        width = row_width(manifest.geometry)
+        width = intake_of(manifest).width
         return {
             "basis": (manifest.rank, width),
             "mean": (width,),
@@ -88,7 +89,7 @@ def tensor_shapes(
             "step8": (manifest.rank,),
         }
     stacked = feature_width(manifest)
-    out = rank if manifest.port else row_width(manifest.receiver_geometry)
+    out = rank if manifest.port else intake_of(manifest).width
     anchor: dict[str, Shape] = {"anchor": (stacked, 1), "anchor_bias": (1,)} if has_anchor else {}
     residual: dict[str, Shape] = {}
     if manifest.method is Method.TRAINED:
@@ -97,14 +98,10 @@ def tensor_shapes(
             "residual_in_bias": (residual_width,),
             "residual_out": (residual_width, out),
         }
-    products: dict[str, Shape] = {}
-    if lift_width:
-        products = {
-            "lift": (stacked, lift_width),
-            "lift_bias": (lift_width,),
-            "quadratic": (lift_width * (lift_width + 1) // 2, out),
-        }
-    return {**anchor, **products, **residual, "encoder": (stacked, out), "encoder_bias": (out,)}
+    known: dict[str, Shape] = {}
+    if known_width:
+        known = {"known_mean": (out,), "known_scale": (out, known_width), "known_bound": (1,)}
+    return {**anchor, **known, **residual, "encoder": (stacked, out), "encoder_bias": (out,)}
 
 
 def _take_windows(plain: Any) -> dict[str, Any]:
@@ -133,6 +130,7 @@ def _check(manifest: Manifest) -> None:
         raise MalformedFile(f"{WHAT}: created_at is {manifest.created_at!r:.40}, wanted YYYY-MM-DDThh:mm:ssZ")
     if isinstance(manifest, PortManifest):
         _check_geometry("geometry", manifest.geometry)
+        _check_states(manifest)
         if not 1 <= manifest.rank <= MAX_PORT_RANK:
             raise MalformedFile(f"{WHAT}: rank is {manifest.rank}, allowed are 1 to {MAX_PORT_RANK}")
     else:
@@ -144,10 +142,27 @@ def _check_map(manifest: MapManifest) -> None:
     _check_geometry("receiver_geometry", manifest.receiver_geometry)
     if not _PORT.fullmatch(manifest.port):
         raise MalformedFile(f"{WHAT}: port is {manifest.port!r:.60}, wanted a port's id or nothing")
+    if manifest.port and manifest.state_layers:
+        raise MalformedFile(f"{WHAT}: has state_layers and a port, which has its own; wanted one of the two")
+    _check_states(manifest)
     _check_windows(manifest)
     if manifest.relative_lambda < 0:
         raise MalformedFile(f"{WHAT}: relative_lambda is {manifest.relative_lambda}, wanted 0 or more")
     _check_gate(manifest)
+
+
+def _check_states(manifest: Manifest) -> None:
+    layers, intake = manifest.state_layers, intake_of(manifest)
+    if list(layers) != sorted(set(layers)) or any(not 1 <= i < intake.geometry.num_layers for i in layers):
+        raise MalformedFile(
+            f"{WHAT}: state_layers is {list(layers)!s:.60}, wanted some of the layers 1 to "
+            f"{intake.geometry.num_layers - 1}, ascending"
+        )
+    if bool(layers) != bool(manifest.hidden_size) or manifest.hidden_size > MAX_HIDDEN_SIZE:
+        raise MalformedFile(
+            f"{WHAT}: hidden_size is {manifest.hidden_size} with {len(layers)} state_layers, "
+            f"wanted 0 without any and at most {MAX_HIDDEN_SIZE}"
+        )
 
 
 def _check_gate(manifest: MapManifest) -> None:

@@ -86,8 +86,9 @@ class Style:
     families: tuple[str, ...] = TRAIN_FAMILIES
     name_weights: tuple[float, float, float] = (0.45, 0.3, 0.25)
     value_weights: tuple[float, float] = (0.5, 0.5)
-    made_up_attributes: float = 0.06
+    made_up_attributes: float = 0.04
     filler_share: float = 0.0
+    plain_words: bool = False  # only listed names, and attributes of listed values
     separator: str = " "
 
 
@@ -179,7 +180,8 @@ def sample_attribute(rng: random.Random, style: Style) -> str:
     """A noun of the list or, rarely, a made-up one."""
     if rng.random() < style.made_up_attributes:
         return made_up_word(rng)
-    return rng.choice(tuple(words.ATTRIBUTES))
+    listed = (a for a, kind in words.ATTRIBUTES.items() if not style.plain_words or kind in words.CATEGORIES)
+    return rng.choice(tuple(listed))
 
 
 def sample_value(rng: random.Random, kind: str, split: Split) -> str:
@@ -190,10 +192,10 @@ def sample_value(rng: random.Random, kind: str, split: Split) -> str:
 
 
 def made_up_word(rng: random.Random) -> str:
-    """A pronounceable word of two or three syllables or, three times in ten, loose letters."""
-    if rng.random() < 0.3:
+    """A pronounceable word of one or two syllables or, one time in eight, loose letters."""
+    if rng.random() < 0.12:
         return "".join(rng.choices(words.LETTERS, k=rng.randint(3, 7)))
-    num_syllables = rng.choice((1, 2, 2, 2, 3))
+    num_syllables = rng.choice((1, 2, 2, 2))
     syllables = (rng.choice(words.ONSETS) + rng.choice(words.NUCLEI) for _ in range(num_syllables))
     return "".join(syllables) + rng.choice(words.CODAS)
 
@@ -204,15 +206,18 @@ def _draw_value(rng: random.Random, kind: str) -> str:
     if kind == "word":
         return made_up_word(rng)
     if kind == "name":
-        return rng.choice(words.REAL_NAMES) if rng.random() < 0.5 else made_up_word(rng).capitalize()
+        return rng.choice(words.REAL_NAMES) if rng.random() < 0.7 else made_up_word(rng).capitalize()
     return rng.choice(words.CATEGORIES[kind])
 
 
 def _value_kind(rng: random.Random, attribute: str, style: Style) -> str:
+    if style.plain_words and rng.random() >= style.value_weights[0]:
+        return rng.choice(tuple(words.CATEGORIES))
     typical = words.ATTRIBUTES.get(attribute)
     if typical and rng.choices((True, False), style.value_weights)[0]:
         return typical
-    return rng.choice((rng.choice(tuple(words.CATEGORIES)), "name", "word", "number"))
+    kinds = (rng.choice(tuple(words.CATEGORIES)), "name", "word", "number")
+    return rng.choices(kinds, (3, 1, 1, 1))[0]
 
 
 def _in_split(split: Split, draw: Callable[[], str], otherwise: Callable[[], str] | None = None) -> str:
