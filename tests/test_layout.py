@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -21,6 +22,7 @@ MODEL_FILES = (
     "tokenizer.json",
 )
 FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+SECTION = re.compile(r"FORMAT\.md §(\d+(?:\.\d+)?)")
 CODE_SWITCHES = {"allow_pickle", "trust_remote_code"}
 FORBIDDEN_CALLS = {"torch.load", "torch.save", "torch.jit.load", "pd.read_pickle", "pandas.read_pickle"}
 
@@ -133,3 +135,12 @@ def test_no_file_unpickles_or_runs_remote_code() -> None:
     paths = list(_sources())
     assert len(paths) > 100
     assert [sin for path in paths for sin in _sins(path)] == []
+
+
+def test_sections_of_the_format_that_are_cited_are_there() -> None:
+    page = (ROOT / "proto" / "FORMAT.md").read_text(encoding="utf-8")
+    headings = set(re.findall(r"^#{2,3} (\d+(?:\.\d+)?)\b", page, re.MULTILINE))
+    texts = [*_sources(), *(ROOT / "proto").rglob("*.proto"), *ROOT.glob("*.md")]
+    cited = {number for path in texts for number in SECTION.findall(path.read_text(encoding="utf-8"))}
+    assert "15" in cited
+    assert cited - headings == set()

@@ -6,7 +6,8 @@ import os
 import time
 from functools import partial
 
-from kvnet.errors import IncompatibleModel, MalformedMessage, ReplayedMessage, TooBusy
+from kvnet.errors import IncompatibleModel, MalformedMessage, ReplayedMessage, StoreFull, TooBusy
+from kvnet.identity.peers import AddedPeer
 from kvnet.identity.signing import SignedMessage, VerifiedMessage
 from kvnet.plan import transfer_room_nbytes
 from kvnet.transfer.admission import admit_offer, check_parties
@@ -38,7 +39,7 @@ class Arrivals:
             span.add(transfer_id=offer.transfer_id, memory=offer.memory.id, agent=offer.agent)
             _check_form(offer, pulled)
             check_parties(offer, sender=verified.signer, receiver=this_receiver(self._services))
-            session, incoming, receipt = await self._admit(offer, sealed, verified)
+            session, incoming, receipt = await self._admit(offer, sealed, verified, peer)
         except BaseException as failure:
             span.end(failure)
             raise
@@ -61,7 +62,7 @@ class Arrivals:
         )
 
     async def _admit(
-        self, offer: Offer, sealed: SignedMessage, verified: VerifiedMessage
+        self, offer: Offer, sealed: SignedMessage, verified: VerifiedMessage, peer: AddedPeer
     ) -> tuple[ReceiverSession, IncomingTransfer | None, SignedMessage | None]:
         services = self._services
         slot = folder_name(offer)
@@ -85,7 +86,9 @@ class Arrivals:
                 has_map=leads_here(services, offer.memory, offer.map),
                 begun=begun,
             )
-            self._inbound[slot] = transfer_room_nbytes(offer.memory) - held_nbytes
+            needed = transfer_room_nbytes(offer.memory) - held_nbytes
+            await self._require_quota(peer, needed)
+            self._inbound[slot] = needed
             incoming = await services.take_from_store(
                 services.spool.open, IncomingTransfer.close, offer, sealed
             )
@@ -95,6 +98,20 @@ class Arrivals:
                 refuse_unjudged(services, offer.memory)  # says more: there is a map, and why it is not used
             raise
         return self._session(offer, verified, tier, held=incoming.held), incoming, None
+
+    async def _require_quota(self, peer: AddedPeer, needed_nbytes: int) -> None:
+        """That a peer's memories, those on their way included, stay within its quota. Raises StoreFull."""
+        if peer.quota_nbytes is None:
+            return
+        services = self._services
+        used = await services.in_store(_stored_nbytes, services, peer)
+        # After the await: nothing is promised to another of its transfers before ours is decided.
+        used += sum(nbytes for slot, nbytes in self._inbound.items() if slot.startswith(f"{peer.node_id}-"))
+        if used + needed_nbytes > peer.quota_nbytes:
+            raise StoreFull(
+                f"memory of {needed_nbytes} bytes: {services.config.name} keeps at most {peer.quota_nbytes} "
+                f"bytes of {peer.name}, and has {used}; forget some there, or raise it: `kvnet peer trust`"
+            )
 
     def _completed_before(
         self, offer: Offer, verified: VerifiedMessage, receipt: SignedMessage
@@ -131,6 +148,13 @@ class Arrivals:
 
     def _wrote(self, slot: str, nbytes: int) -> None:
         self._inbound[slot] = max(0, self._inbound[slot] - nbytes)
+
+
+def _stored_nbytes(services: Services, peer: AddedPeer) -> int:
+    # In one go, so that a transfer which ends meanwhile is counted where it was or where it goes.
+    origins = {peer.node_id, peer.rotated_from} - {""}
+    kept = sum(one.head.sections_nbytes for one in services.memories.all() if one.origin in origins)
+    return kept + services.spool.nbytes_of(peer.node_id)
 
 
 def _check_form(offer: Offer, pulled: MemoryId | None) -> None:

@@ -37,7 +37,7 @@ class Config:
     quantization: str = "none"
     dtype: str = "auto"
     device: str = "auto"
-    listen: str = "0.0.0.0:0"  # noqa: S104  # nobody unpaired is answered there
+    listen: str = "0.0.0.0:0"  # nobody unpaired is answered there
     namespace: str = "default"
     mdns: bool = True
     interfaces: tuple[str, ...] = ()

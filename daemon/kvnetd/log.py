@@ -24,12 +24,12 @@ KEPT_FILES = 5
 FIELDS = frozenset(
     {
         *("transfer_id", "direction", "peer", "agent", "memory", "tier", "map", "fallback"),
-        *("codec", "kl"),
+        "codec",
         *("source", "receiver", "lessons", "rows", "admitted", "gap_recovered"),
         *("model", "quantization", "device", "version", "pid", "address", "port"),
-        *("layers", "tokens", "chunks", "resumed_chunks", "raw_bytes", "wire_bytes", "count"),
+        *("tokens", "chunks", "resumed_chunks", "raw_bytes", "wire_bytes", "count"),
         *("reused_tokens", "recomputed_tokens", "new_tokens", "finish_reason"),
-        *("entry", "attempts", "state"),
+        *("entry", "attempts"),
         *("duration_s", "ttft_s", "error", "message"),
     }
 )

@@ -27,7 +27,9 @@ Quantization = Annotated[
 DTypeOption = Annotated[str | None, typer.Option("--dtype", help="auto, float32, float16 or bfloat16.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
 Name = Annotated[str | None, typer.Option(help="What this node calls itself.")]
-Listen = Annotated[str | None, typer.Option(help="HOST:PORT of the peer port; 0.0.0.0:7447 for the LAN.")]
+Listen = Annotated[
+    str | None, typer.Option(help="HOST:PORT of the peer port; a free one on all interfaces if not given.")
+]
 Namespace = Annotated[str | None, typer.Option(help="Nodes of other namespaces are not seen.")]
 Interfaces = Annotated[
     list[str] | None, typer.Option("--interface", help="Where to advertise and look; repeatable.")

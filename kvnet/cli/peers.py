@@ -168,7 +168,7 @@ def _take_in(path: Path, *, as_json: bool) -> None:
 
 
 def _print_peer(info: PeerInfo) -> None:
-    quota = "the daemon's" if info.quota_nbytes is None else nbytes_text(info.quota_nbytes)
+    quota = "none" if info.quota_nbytes is None else nbytes_text(info.quota_nbytes)
     rows = {
         "peer": f"{info.name}  {grouped(info.node_id)}",
         "trust": f"{_trust(info)}, added {info.added_at or 'at an unknown time'}",

@@ -49,7 +49,7 @@ class AddedPeer:
     address: str  # "host:port", or "" to be found by mDNS
     added_at: str
     permissions: tuple[Permission, ...] = tuple(Permission)
-    quota_nbytes: int | None = None  # of what it may have stored here; None is the daemon's setting
+    quota_nbytes: int | None = None  # of what it may have stored here; None is no bound
     verified: Verified = Verified.BY_HAND
     revoked_at: str = ""  # "" unless it was
     rotated_from: str = ""  # the id that it had before, whose key signed this one

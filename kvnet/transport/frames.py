@@ -84,7 +84,7 @@ class _Stream:
             raise self._cut from None  # the call was cancelled, not the task
         except grpc.RpcError as exc:
             raise self._cut or self._end or wire.peer_status_to_error(exc, peer=self.peer) from exc
-        except asyncio.InvalidStateError as exc:
+        except (asyncio.InvalidStateError, grpc.aio.InternalError) as exc:  # the latter in a server's write
             gone = PeerUnreachable(f"{self.peer}: closed the stream; {self._again}")
             raise self._cut or self._end or gone from exc
 

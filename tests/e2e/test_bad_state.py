@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvnet.errors import StateCorrupt
+from kvnet.identity.keys import NodeKey
 from kvnet.paths import Home
 from tests.e2e.daemons import MakeDaemon, MakeHome, Pair, long_text
 from tests.e2e.outcomes import daemon_refuses
@@ -40,14 +41,19 @@ def test_a_corrupt_state_folder_is_refused_left_alone_and_fine_once_mended(
         b"",
         b"{",
         b"[]",
-        b'{"version": 2, "peers": []}',
+        b'{"version": 0, "peers": []}',
+        b'{"version": 3, "peers": []}',
         b'{"version": 1, "peers": [7]}',
         b"\xff",
     ):
         refuses(where.peers, nonsense)
-    entry = {"node_id": "abc", "name": "x", "address": "", "added_at": ""}
+    entry: dict[str, str | list[str]] = {"node_id": "abc", "name": "x", "address": "", "added_at": ""}
     refuses(where.peers, json.dumps({"version": 1, "peers": [entry]}).encode())
+    entry |= {"node_id": NodeKey.generate().node_id, "permissions": ["send", "everything"]}
+    refuses(where.peers, json.dumps({"version": 2, "peers": [entry]}).encode())
     refuses(where.store / "ledger.sqlite", b"this is not a database, " * 100)
+    refuses(where.vault_key, b"v" * 32)
+    refuses(where.store / "store.json", b"{")
     mended = daemon("frail", where.root)
     mended.start()
     with mended.node() as node:

@@ -18,10 +18,11 @@ from tests.e2e.daemons import MakeHome, Pair, Said, cli_command, environment, kv
 from tests.e2e.outcomes import json_of, prints
 from tests.lan.harness import Output
 
-CANARY_TEXT = "The code of the zebrafinch gate is 77431."
+CANARY_NUMBER = "77431906628"  # so long that no duration, size or id in a log has it by chance
+CANARY_TEXT = f"The code of the zebrafinch gate is {CANARY_NUMBER}."
 CANARY_PROMPT = "What is the code of the zebrafinch gate?"
 CANARY_NOTE = "okapi"
-CANARIES = ("zebrafinch", "77431", CANARY_NOTE)
+CANARIES = ("zebrafinch", CANARY_NUMBER, CANARY_NOTE)
 
 
 def _threes(lines: list[dict[str, Any]]) -> Counter[str]:

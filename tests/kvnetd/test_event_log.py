@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from kvnetd.log import FIELDS, KEPT_FILES, SCHEMA_VERSION, SPANS, EventLog
 
 from kvnet.errors import BadSignature
+
+ARCHITECTURE = Path(__file__).parents[2] / "ARCHITECTURE.md"
 
 
 @pytest.fixture
@@ -31,7 +34,7 @@ def parsed(log: EventLog) -> list[dict[str, Any]]:
 
 
 def test_line_carries_version_time_event_and_node(log: EventLog) -> None:
-    log.write("transfer.started", peer="bob", layers=3)
+    log.write("transfer.started", peer="bob", chunks=3)
     (line,) = parsed(log)
     assert line.pop("ts").endswith("Z")
     assert line == {
@@ -39,7 +42,7 @@ def test_line_carries_version_time_event_and_node(log: EventLog) -> None:
         "event": "transfer.started",
         "node": "K3QF7ZM",
         "peer": "bob",
-        "layers": 3,
+        "chunks": 3,
     }
 
 
@@ -148,3 +151,13 @@ def test_listener_hears_every_line_until_it_leaves(log: EventLog) -> None:
     leave()
     log.write("node.completed", pid=1)
     assert heard == log.lines()[:1]
+
+
+def test_every_event_and_every_field_is_in_the_table_of_events() -> None:
+    section = ARCHITECTURE.read_text(encoding="utf-8").partition("## The event log")[2].partition("\n## ")[0]
+    rows = [row.strip("| ").split(" | ") for row in section.splitlines() if row.startswith("| `")]
+    assert {events.lstrip("`").split(".")[0] for events, _, _ in rows} == set(SPANS)
+    told = {
+        field for _, _, fields in rows for quoted in re.findall("`(.+?)`", fields) for field in quoted.split()
+    }
+    assert told | {"duration_s", "error", "message"} == FIELDS

@@ -7,14 +7,24 @@ from typing import Any
 
 import pytest
 from kvnetd.services import Services
+from kvnetd.store.records import LocalNotes
 from kvnetd.transfers import Transfers
 
-from kvnet.errors import KvnetError, MalformedMessage, PeerNotAdded, ReplayedMessage, TooBusy, UnknownMemory
+from kvnet.errors import (
+    KvnetError,
+    MalformedMessage,
+    PeerNotAdded,
+    ReplayedMessage,
+    StoreFull,
+    TooBusy,
+    UnknownMemory,
+)
 from kvnet.identity.keys import NodeKey
+from kvnet.plan import transfer_room_nbytes
 from kvnet.transfer.messages import seal
 from kvnet.types import MemoryId, TransferId
 from tests.builders import SENDER, STRANGER, make_memory
-from tests.kvnetd.nodes import making, offer, pull, spooled
+from tests.kvnetd.nodes import AT, MEMORY, making, offer, pull, spooled
 
 
 async def test_offer_of_a_node_that_was_not_added_is_refused(
@@ -42,6 +52,31 @@ async def test_more_transfers_than_configured_are_refused_until_one_ends(transfe
     third = await transfers.open_inbound(seal(SENDER, offer(3)))
     for inbound in (second, third):
         await inbound.close(None)
+
+
+async def test_peer_stays_within_its_quota_with_all_that_is_on_its_way(
+    transfers: Transfers, services: Services
+) -> None:
+    needed = transfer_room_nbytes(offer().memory)
+    services.peers.trust("alice", quota_nbytes=2 * needed - 1)
+    first = await transfers.open_inbound(seal(SENDER, offer(1)))
+    with pytest.raises(StoreFull, match=f"at most {2 * needed - 1} bytes"):
+        await transfers.open_inbound(seal(SENDER, offer(2)))
+    await first.close(None)
+    second = await transfers.open_inbound(seal(SENDER, offer(2)))
+    await second.close(None)
+
+
+async def test_quota_counts_what_a_peer_has_here_and_nobody_elses(
+    transfers: Transfers, services: Services
+) -> None:
+    services.memories.put(make_memory(seed=2), making(), services.key)
+    services.peers.trust("alice", quota_nbytes=transfer_room_nbytes(offer().memory))
+    await (await transfers.open_inbound(seal(SENDER, offer(1)))).close(None)
+    notes = LocalNotes(origin=SENDER.node_id, stored_at=AT)
+    services.memories.put(MEMORY, replace(making(), notes=notes), services.key)
+    with pytest.raises(StoreFull, match=r"has [1-9]"):
+        await transfers.open_inbound(seal(SENDER, offer(2)))
 
 
 async def test_refused_offer_takes_no_place(transfers: Transfers) -> None:

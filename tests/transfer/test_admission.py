@@ -338,11 +338,11 @@ ABSURD: list[dict[str, Any]] = [
 def test_absurd_shape_is_refused_at_once_and_allocates_nothing(changes: dict[str, Any]) -> None:
     offer, receiver = offer_of(**changes), make_receiver(geometry=make_geometry(**_geometry_of(changes)))
     tracemalloc.start()
-    began = time.perf_counter()
+    began = time.thread_time()
     try:
         with pytest.raises(KvnetError) as refused:
             admit(offer, receiver)
-        took_s = time.perf_counter() - began
+        took_s = time.thread_time() - began
         assert tracemalloc.get_traced_memory()[1] < 1 << 16
     finally:
         tracemalloc.stop()
@@ -357,7 +357,7 @@ def _geometry_of(changes: dict[str, Any]) -> dict[str, Any]:
 def test_shape_at_the_limits_is_decided_without_its_plan() -> None:
     """512 layers of 2**31 - 1 tokens would be a plan of 2**40 chunks: it is counted, never built."""
     widest = {"num_layers": 512, "num_kv_heads": 256, "head_dim": 1024}
-    began = time.perf_counter()
+    began = time.thread_time()
     with pytest.raises(TextTooLong):
         admit(offer_of(**widest, seq_len=2**31 - 1), make_receiver(geometry=make_geometry(**widest)))
-    assert time.perf_counter() - began < 0.01
+    assert time.thread_time() - began < 0.01

@@ -17,7 +17,7 @@ from tests.gates import gate_of
 from tests.transport.backend import MemoryNode
 from tests.transport.readers import TEXTS, Reader, make_reading, make_request, reader_of
 
-LEFT = (asyncio.CancelledError, TransferIncomplete)  # whichever the server sees first
+LEFT = (asyncio.CancelledError, TransferIncomplete, PeerUnreachable)  # whichever the server sees first
 
 
 @pytest.fixture

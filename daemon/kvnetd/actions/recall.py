@@ -76,8 +76,8 @@ def policy_of(services: Services, asked: str) -> Policy:
 async def plan(services: Services, wanted: str, policy: Policy) -> Planned:
     """What would be done with a memory.
 
-    Raises UnknownMemory, NotPermitted, IncompatibleModel, AlignmentRefused where a map leads here that was not judged for
-    memories like this one, and UnknownAlignment for coordinates whose map is not here.
+    Raises UnknownMemory, NotPermitted, IncompatibleModel, AlignmentRefused where a map leads here that was
+    not judged for memories like this one, and UnknownAlignment for coordinates whose map is not here.
     """
     record = await find(services, wanted)
     require_may_ask(services, record)

@@ -24,7 +24,7 @@ from kvnet.identity.seal import VerifiedHead
 from kvnet.identity.signing import SignedMessage, VerifiedChunk
 from kvnet.plan import count_chunks, plan_transfer, transfer_room_nbytes
 from kvnet.transfer.messages import MAX_OFFER_NBYTES, Offer
-from kvnet.types import Kind
+from kvnet.types import Kind, NodeId
 from kvnetd.store.bases import BasisStore
 from kvnetd.store.disk import full_disk_refused, require_room
 from kvnetd.store.failpoints import reach
@@ -258,6 +258,11 @@ class Spool:
         except FileNotFoundError:
             return 0
         return nbytes - (count * SEAL_NBYTES if place.name == SEALED_SECTIONS_FILE else 0)
+
+    def nbytes_of(self, sender: NodeId) -> int:
+        """Bytes of sections that lie here of one node's unfinished transfers."""
+        places = map(sections_place, self.root.glob(f"{sender}-*"))
+        return sum(place.stat().st_size for place in places if place.exists())
 
     def expire(self, *, now: int, life_s: int, busy: frozenset[str]) -> int:
         """Remove transfers that were offered longer ago than `life_s`; returns how many.
