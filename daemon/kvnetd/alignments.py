@@ -248,13 +248,14 @@ def _expand(host: ModelHost, memory: RawMemory, loaded: LoadedMap) -> Slots:
 
 
 def refuse_other_intake(host: ModelHost, loaded: LoadedMap) -> None:
-    """Raise IncompatibleModel for a map to the hosted model that makes what this one does not take.
+    """Raise AlignmentRefused for a map to the hosted model that makes what this one does not take.
 
     A fingerprint is its signer's word, and what a model takes is in no fingerprint.
     """
     intake = loaded.port.intake if loaded.port else intake_of(loaded.manifest)
-    if intake != host.intake(intake.state_layers):
-        raise IncompatibleModel(
+    own = host.intake(intake.state_layers)
+    if (intake.state_layers, intake.hidden_size) != (own.state_layers, own.hidden_size):
+        raise AlignmentRefused(
             f"{loaded.manifest.id}: ends in states of {intake.hidden_size} numbers in layers "
             f"{list(intake.state_layers)}, which {host.name} does not take; fit it again"
         )

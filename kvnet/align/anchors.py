@@ -116,9 +116,12 @@ def sensitivity(
 ) -> torch.Tensor:
     """[num_questions, num_slots, width]: d log p(answer) / d what is taken, for the answers of a lesson.
 
-    `spread` [width] is the standard deviation of what is taken; a tenth of it is added to it as noise.
+    `spread` [width] is the standard deviation of what is taken; a tenth of it is added to it as noise. Of a
+    model through which no gradients flow it is one of zeros: every direction then counts by its variance.
     """
     taken = reading.taken(intake)
+    if not host.is_graded:
+        return taken.new_zeros(1, *taken.shape)
     taken = taken + torch.randn(taken.shape, generator=generator) * spread * _NOISE
     asked = asked_of(host, lesson, 0)
     found = [_gradient(host, reading.slots, intake, taken, question) for question in asked]

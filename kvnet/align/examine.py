@@ -52,6 +52,11 @@ class Sitting:
         rows_of = self.exam.host.rows_of
         return [alignment.apply(one.slots, port, rows_of=rows_of, bits=bits) for one in self.source]
 
+    def admitted(self, alignment: AlignmentMap, slots: Sequence[Slots]) -> Callable[[int], Slots | None]:
+        """Each lesson's slots; none of a text that a node would refuse, as the map was not fitted on such."""
+        strange = [alignment.strangeness(alignment.encode(one.slots)[0]) > 1 for one in self.source]
+        return lambda lesson_idx: None if strange[lesson_idx] else slots[lesson_idx]
+
     def shuffled(self, slots: Sequence[Slots]) -> Callable[[int], Slots]:
         """Each lesson asked behind the memory of the next one."""
         return lambda lesson_idx: slots[(lesson_idx + 1) % len(slots)]
@@ -70,7 +75,7 @@ def figures_of(
     exam = sitting.exam
     slots = sitting.mapped(alignment, port, bits=bits)
     none = exam.sit(lambda _: None, cancelled=cancelled)
-    mapped = exam.sit(slots.__getitem__, cancelled=cancelled)
+    mapped = exam.sit(sitting.admitted(alignment, slots), cancelled=cancelled)
     shuffled = exam.sit(sitting.shuffled(slots), cancelled=cancelled)
     return Figures(
         num_questions=len(exam.asked),

@@ -18,8 +18,10 @@ from kvnet.align.moments import Moments
 from kvnet.errors import NotFinite
 
 _MAX_DIRECTIONS: Final = 64
+_MAX_WIDTH: Final = 2048  # of what a map makes: its covariance is of this size
 _BEYOND: Final = 4.0  # times what all but one in twenty slots of texts like the fit's keep within
 _WITHIN: Final = 0.95
+_LEAST_BOUND: Final = 1e-6
 _LEAST_VARIANCE: Final = 1e-8  # of the largest
 
 
@@ -42,7 +44,7 @@ class Familiar:
         """The same with a bound of four times what most of these rows, of texts like the fit's, reach."""
         distances = [self._distance(part) for part in encoded if len(part)]
         reached = torch.cat(distances).quantile(_WITHIN) if distances else torch.tensor(1.0)
-        return replace(self, bound=_BEYOND * reached)
+        return replace(self, bound=_BEYOND * reached.clamp_min(_LEAST_BOUND))
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """Its part of a map's file (FORMAT.md §10.2)."""
@@ -70,9 +72,14 @@ class Familiar:
         return ((encoded - self.mean) @ self.scale).square().mean(1)  # [m]
 
 
-def familiar_of(encoder: torch.Tensor, sums: Moments) -> Familiar:
-    """What an encoder [width_x, rank] is familiar with, from the sums it was solved from; not its bound."""
+def familiar_of(encoder: torch.Tensor, sums: Moments) -> Familiar | None:
+    """What an encoder [width_x, rank] is familiar with, from the sums it was solved from; not its bound.
+
+    None of one that makes nothing, or too much to look into.
+    """
     weight = encoder.double()
+    if weight.shape[1] > _MAX_WIDTH or not bool(weight.any()):
+        return None
     covariance = weight.T @ (sums.xx @ weight) / sums.weight  # [rank, rank], of what it predicts
     variances, directions = torch.linalg.eigh(covariance)
     most = variances[-1].clamp_min(1e-30)

@@ -283,8 +283,17 @@ def _choose(
     tuning = Sitting.of(fit.reader, exam, closing=fit.plan.closing, progress=progress, cancelled=cancelled)
     chosen, _ = best_of(tuning, made, port, cancelled=cancelled)
     familiar = familiar_of(chosen.encoder, fit.state.sums.fit)
-    reached = (chosen.encode(one.slots)[0] for one in tuning.source)
-    return replace(chosen, familiar=familiar.reaching(reached))
+    return chosen if familiar is None else reaching(replace(chosen, familiar=familiar), tuning, port)
+
+
+def reaching(alignment: AlignmentMap, sitting: Sitting, port: Port | None) -> AlignmentMap:
+    """The map with a bound from what it makes of these texts, as coarse as it travels."""
+    if alignment.familiar is None:
+        return alignment
+    encoded = (alignment.encode(one.slots)[0] for one in sitting.source)
+    if port is not None:
+        encoded = (port.dequantize(port.quantize(part, 4), 4) for part in encoded)
+    return replace(alignment, familiar=alignment.familiar.reaching(encoded))
 
 
 def gated(

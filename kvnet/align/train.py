@@ -22,7 +22,7 @@ from kvnet.align.fit import Progress
 from kvnet.align.map import AlignmentMap
 from kvnet.align.port import Port
 from kvnet.align.reading import Reader, Reading, hold
-from kvnet.align.recipe import Standing, gated
+from kvnet.align.recipe import Standing, gated, reaching
 from kvnet.align.residual import Residual, Scales
 from kvnet.align.train_state import StepReport, TrainState
 from kvnet.alignment import Method
@@ -151,6 +151,7 @@ def train_map(
     sitting = Sitting.of(reader, exam, closing=closing, cancelled=cancelled)
     if better_of(closed_form, trained, sitting, port, cancelled=cancelled) is closed_form:
         return closed_form, result.curve
+    trained = reaching(trained, sitting, port)  # what training moved, its bound has to follow
     made = gated(reader, host, trained, port, critical, standing=standing, cancelled=cancelled)
     return made, result.curve
 

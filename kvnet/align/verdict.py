@@ -44,7 +44,7 @@ def verdict_on(
         read = sitting if use is Use.PORT4 else unclosed
         # What is not quantised at all, or goes in 8 bits, is judged at 8: the coarser of the two.
         slots = read.mapped(alignment, port, bits=8 if use is Use.UNCLOSED else 4)
-        marks = sitting.exam.sit(slots.__getitem__, cancelled=cancelled)
+        marks = sitting.exam.sit(read.admitted(alignment, slots), cancelled=cancelled)
         found[use] = _figures(sitting, marks, none)
     return judge(figures, found)
 

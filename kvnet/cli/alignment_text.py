@@ -66,7 +66,7 @@ def info_lines(info: AlignmentInfo) -> Iterator[str]:
 
 
 def _map_lines(info: AlignmentInfo) -> Iterator[str]:
-    ends_in = f"{info.port}, {info.rank} coordinates a slot" if info.port else "none, it ends in rows"
+    ends_in = f"{info.port}, {info.rank} coordinates a slot" if info.port else "none, it ends in slots"
     yield _fact("port", ends_in)
     yield _fact("method", f"{info.method}, lambda {info.relative_lambda:g}, slots paired by {info.pairing}")
     closing = f", after the closing text {info.closing!r}" if info.closing else ""

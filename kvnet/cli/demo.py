@@ -16,7 +16,7 @@ from kvnet.api import KvReport, MemoryInfo, NodeStatus, SendReport
 from kvnet.cli import spawn
 from kvnet.cli.output import Json, nbytes_text, print_json, seconds_text, table_lines
 from kvnet.client import Node
-from kvnet.errors import OperatorError
+from kvnet.errors import IncompatibleModel, OperatorError
 from kvnet.paths import Home
 
 TEXT = (
@@ -156,8 +156,11 @@ def _hand_over(alice: Node, memory: MemoryInfo, say: Callable[[str], None]) -> S
 
 def _cross_all(alice: Node, first: MemoryInfo, folder: Path, say: Callable[[str], None]) -> list[Crossing]:
     say(f"\nfor other models alice reads everyday words:\n  {CROSSED_TEXT}")
-    memory = alice.remember(CROSSED_TEXT, name="everyday")
-    return [_cross(alice, memory, first, folder / name, model, say) for name, model in CROSSED]
+    memory = alice.remember(CROSSED_TEXT, name="everyday", keep_text=True)
+    teller = alice.status().model
+    return [
+        _cross(alice, memory, first, folder / name, model, say) for name, model in CROSSED if model != teller
+    ]
 
 
 def _cross(
@@ -172,7 +175,11 @@ def _cross(
     say(f"\nstarting {folder.name}, a node of {model}, which shares no weights with {alice.status().model}")
     with _node(folder, folder.name, model) as node:
         _introduce(alice, node)
-        report = alice.send(memory, folder.name)
+        try:
+            report = alice.send(memory, folder.name)
+        except IncompatibleModel:
+            say(f"  no map leads from {alice.status().model} to {model}; the text goes along")
+            report = alice.send(memory, folder.name, with_text=True)
         say(f"  sent as {report.codec}: {report.wire_bytes} bytes on the wire, tier {report.tier}")
         replies = _ask_all(node, report.memory, CROSSED_QUESTIONS)
         say("  the first text has words that no map was fitted on, so it goes along (send --with-text)")

@@ -133,11 +133,15 @@ class CausalModel:
         plain = Intake(self.geometry)
         if not wanted or max(wanted) >= self.geometry.num_layers or layers_of(self._model) is None:
             return plain
-        intake = replace(plain, state_layers=wanted, hidden_size=self._config.get_text_config().hidden_size)
+        hidden_size = getattr(self._config.get_text_config(decoder=True), "hidden_size", 0)
+        intake = replace(plain, state_layers=wanted, hidden_size=hidden_size)
         token_ids = range(min(_STATES_PROBE, self.max_seq_len, self.vocab_size))
         cache = self.new_cache()
-        with recording_states(self._model, wanted) as states:
-            self.all_logits(token_ids, cache)
+        try:
+            with recording_states(self._model, wanted) as states:
+                self.all_logits(token_ids, cache)
+        except (IndexError, TypeError):  # a norm that is called in another way
+            return plain
         positions = torch.arange(len(token_ids))
         rows = rows_of_layers(export_layers(cache), self.geometry, positions, seq_len=len(token_ids))
         with torch.no_grad():
@@ -151,6 +155,11 @@ class CausalModel:
         """float32 [n, intake.width] -> rows [n, row_width], by this model's own weights."""
         with torch.set_grad_enabled(graded):
             return rows_of_taken(self._model, intake, taken)
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether gradients flow through the model; through 4-bit weights packed for a CPU none do."""
+        return not any(getattr(one, "support_avx512bf16_for_cpu", False) for one in self._model.modules())
 
     def _forward(
         self,

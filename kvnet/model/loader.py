@@ -26,7 +26,7 @@ Quantization = Literal["none", "int8", "nf4"]
 DTypeChoice = Literal["auto", "float32", "float16", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 
-_PACKED_INPUTS, _PACKED_OUTPUTS = 64, 32  # multiples of these
+_BLOCK_INPUTS, _PACKED_OUTPUTS = 64, 32  # multiples of these
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def load(spec: ModelSpec, *, cache_dir: Path) -> LoadedModel:
             folder,
             config=config,
             dtype=_torch_dtype(spec, config),
-            quantization_config=_quantization_config(spec, config),
+            quantization_config=_quantization_config(spec, config, device),
             device_map={"": device},
             trust_remote_code=False,
             local_files_only=True,
@@ -89,7 +89,7 @@ def load(spec: ModelSpec, *, cache_dir: Path) -> LoadedModel:
         )
     model, info = loaded
     _refuse_incomplete(spec.model, info)
-    _leave_odd_widths_unpacked(model)
+    _leave_odd_heights_unpacked(model)
     return LoadedModel(name=_display_name(spec.model), folder=folder, model=model.eval(), tokenizer=tokenizer)
 
 
@@ -114,25 +114,39 @@ def _torch_dtype(spec: ModelSpec, config: Any) -> torch.dtype:
     return TORCH_DTYPES[DType(str(stored).removeprefix("torch."))]
 
 
-def _quantization_config(spec: ModelSpec, config: Any) -> BitsAndBytesConfig | None:
+def _quantization_config(spec: ModelSpec, config: Any, device: str) -> BitsAndBytesConfig | None:
     if spec.quantization == "nf4":
         return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=_torch_dtype(spec, config),
+            llm_int8_skip_modules=_left_whole(config) if device == "cpu" else None,
         )
     if spec.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
     return None
 
 
-def _leave_odd_widths_unpacked(model: Any) -> None:
-    """bitsandbytes packs 4-bit weights anew on processors with AVX512-BF16, but only of these widths."""
+def _left_whole(config: Any) -> list[str] | None:
+    """Linear layers that stay in 16 bits: bitsandbytes' CPU kernels decode rows of whole blocks alone right.
+
+    None where there are none, so that bitsandbytes chooses by itself.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    odd = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module.in_features % _BLOCK_INPUTS
+    ]
+    return [*odd, "lm_head"] if odd else None
+
+
+def _leave_odd_heights_unpacked(model: Any) -> None:
+    """bitsandbytes packs 4-bit weights anew on processors with AVX512-BF16, but only of such heights."""
     for module in model.modules():
-        if getattr(module, "support_avx512bf16_for_cpu", False) and (
-            module.in_features % _PACKED_INPUTS or module.out_features % _PACKED_OUTPUTS
-        ):
+        if getattr(module, "support_avx512bf16_for_cpu", False) and module.out_features % _PACKED_OUTPUTS:
             module.support_avx512bf16_for_cpu = False
 
 

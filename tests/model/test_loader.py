@@ -20,6 +20,8 @@ from kvnet.model import random_weights
 from kvnet.model.host import ModelHost
 from kvnet.model.loader import ModelSpec, load
 from kvnet.model.random_weights import geometry_names, materialise
+from kvnet.model.reference.catalog import REFERENCE_MODELS
+from kvnet.model.sampling import Sampling
 from kvnet.types import DType
 
 Checkpoint = Callable[..., Path]
@@ -185,12 +187,16 @@ def test_nf4_keeps_the_16_bit_dtype_of_the_checkpoint(checkpoint: Checkpoint, ca
     assert load_cpu(folder, cache_dir, quantization="nf4").model.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", ["ref-a", "ref-b"])
-def test_nf4_runs_at_widths_that_bitsandbytes_does_not_pack(cache_dir: Path, name: str) -> None:
+@pytest.mark.parametrize("name", REFERENCE_MODELS)
+def test_nf4_leaves_whole_what_bitsandbytes_decodes_wrongly_on_a_cpu(cache_dir: Path, name: str) -> None:
     host = ModelHost.load(ModelSpec(name, quantization="nf4", device="cpu"), cache_dir)
-    hidden_size = host._config.hidden_size
-    assert hidden_size % 64, "the reference models have other widths now: take one that is no multiple of 64"
-    assert host.capture("Mira's pet is fox.").header.seq_len > 4
+    assert host._config.hidden_size % 64, "no reference model has such widths now: take one that has"
+    layer = host._model.model.layers[0]
+    assert type(layer.self_attn.q_proj).__name__ == "Linear"
+    assert type(layer.self_attn.o_proj).__name__ == "Linear4bit"
+    memory = host.capture("Mira's pet is fox. The city of Jonas is Lisbon. Petra's drink is tea.")
+    *_, reply = host.generate("What is the city of Jonas?", memory=memory, sampling=Sampling(max_tokens=2))
+    assert reply.text.strip() == "Lisbon."
 
 
 @pytest.mark.parametrize("dtype", list(DType))

@@ -110,7 +110,7 @@ async def recall(services: Services, wanted: Sequence[str], policy: Policy) -> R
         return await _as_it_is(services, plans[0])
     try:
         return await _as_slots(services, plans)
-    except AlignmentRefused as refused:  # the map found nothing in one of them to send
+    except AlignmentRefused as refused:  # the map knows nothing of one of them
         if not all(one.has_text for one in plans):
             raise
         _log.warning("the text is read instead: %s", refused.message)
