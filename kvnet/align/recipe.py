@@ -19,7 +19,7 @@ from kvnet.align.fit_state import FitPlan, FitState
 from kvnet.align.map import AlignmentMap
 from kvnet.align.own_port import learn_port_of
 from kvnet.align.port import Port
-from kvnet.align.reading import LocalReader, Reader, hold
+from kvnet.align.reading import LocalReader, Reader, Reading, hold
 from kvnet.align.solve import LinearMap, Solver
 from kvnet.align.sources import source_layers_for
 from kvnet.align.standing import beside
@@ -108,20 +108,21 @@ def make_port(
 
 def find_critical_layers(host: ModelHost, *, cancelled: Callable[[], bool] = never) -> tuple[int, ...]:
     """Layers whose memory this model's answers need. Raises Cancelled."""
-    lessons = list(fact_lessons(_PROBE_LESSONS, seed=_PROBE_SEED, num_questions=6))
-    exam = Exam(host, lessons, cancelled=cancelled)
-    readings = hold(LocalReader(host).read([lesson.text for lesson in lessons]), cancelled=cancelled)
-    return critical_layers(exam, readings, cancelled=cancelled)
+    return critical_layers(*_probe(host, "", cancelled), cancelled=cancelled)
 
 
 def find_followers(
     host: ModelHost, layers: tuple[int, ...], *, closing: str = CLOSING, cancelled: Callable[[], bool] = never
 ) -> int:
     """Slots behind each that is read in these layers which this model needs beside it. Raises Cancelled."""
+    return choose_followers(*_probe(host, closing, cancelled), layers, cancelled=cancelled)
+
+
+def _probe(host: ModelHost, closing: str, cancelled: Callable[[], bool]) -> tuple[Exam, tuple[Reading, ...]]:
+    """An exam by which a model is looked into, and what it reads of its texts with a closing behind them."""
     lessons = list(fact_lessons(_PROBE_LESSONS, seed=_PROBE_SEED, num_questions=6))
     exam = Exam(host, lessons, cancelled=cancelled)
-    readings = hold(LocalReader(host).read([one.text + closing for one in lessons]), cancelled=cancelled)
-    return choose_followers(exam, readings, layers, cancelled=cancelled)
+    return exam, hold(LocalReader(host).read([one.text + closing for one in lessons]), cancelled=cancelled)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
