@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import IntEnum, StrEnum
 from typing import Any, NewType
 
@@ -160,16 +160,38 @@ class MemoryHeader:
     start_pos: int
     key_space: KeySpace
     token_digest: str
-    content_digest: str  # SHA-256 over the ordered SHA-256 of every chunk's raw bytes
+    content_digest: str  # SHA-256 over the ordered SHA-256 of every chunk's raw bytes; "" while it is open
     coding: Coding = Coding()
     attention_heads: int = 0  # query heads that the attention metadata tells of; 0: there is none
     derived_from: str = ""  # id of the memory that this one was encoded from
+    prefix_digest: str = ""  # of the start_pos tokens before this memory's; "" if there are none
 
     @property
     def id(self) -> MemoryId:
         """The memory's name: two memories with the same contents have the same id."""
-        digest = hashlib.sha256(b"kvnet/memory/v1\0" + canonical_json(to_plain(self))).digest()
-        return MemoryId("mem_" + base32(digest))
+        plain = to_plain(self)
+        if not self.prefix_digest:
+            del plain["prefix_digest"]  # younger than the memories that have none, whose ids stay
+        return MemoryId(
+            "mem_" + base32(hashlib.sha256(b"kvnet/memory/v1\0" + canonical_json(plain)).digest())
+        )
+
+    @property
+    def through_digest(self) -> str:
+        """What the `prefix_digest` of a memory is that goes on where this one ends. Source: FORMAT.md §2."""
+        if not self.prefix_digest:
+            return self.token_digest
+        return sha256_hex(f"kvnet/prefix/v1\0{self.prefix_digest}{self.token_digest}".encode())
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the memory is still being made: its contents, and with them its id, are not known yet."""
+        return not self.content_digest
+
+    def closes(self, offered: MemoryHeader) -> bool:
+        """Whether this is the memory that was offered: the very same, or what an open one came to be."""
+        opened = replace(self, content_digest="", derived_from="") if offered.is_open else self
+        return bool(self.content_digest) and opened == offered
 
     @property
     def raw_nbytes(self) -> int:

@@ -30,13 +30,17 @@ class Arrivals:
         self._inbound: dict[str, int] = {}
 
     async def open(self, sealed: SignedMessage, *, pulled: MemoryId | None) -> InboundTransfer:
-        """Verify and admit an offer: one that comes by itself, or the answer to our pull of `pulled`."""
+        """Verify and admit an offer: one that comes by itself, or the answer to our pull of `pulled`.
+
+        An empty `pulled` is the pull of a text, which is answered with a memory that is still being read.
+        """
         span = begin_transfer_span(self._services, sealed.signer, direction="in")
         try:
             # Who before what: a stranger's offer is not even parsed.
             peer = require_added(self._services, sealed.signer)
             offer, verified = open_sealed(Offer, sealed, signer=peer.public)
-            span.add(transfer_id=offer.transfer_id, memory=offer.memory.id, agent=offer.agent)
+            memory = "" if offer.memory.is_open else offer.memory.id
+            span.add(transfer_id=offer.transfer_id, memory=memory, agent=offer.agent)
             _check_form(offer, pulled)
             check_parties(offer, sender=verified.signer, receiver=this_receiver(self._services))
             session, incoming, receipt = await self._admit(offer, sealed, verified, peer)
@@ -160,5 +164,7 @@ def _stored_nbytes(services: Services, peer: AddedPeer) -> int:
 def _check_form(offer: Offer, pulled: MemoryId | None) -> None:
     if not is_hex(offer.transfer_id, num_chars=32):
         raise MalformedMessage("offer: the transfer id is not 32 lower-case hex digits")
-    if pulled is not None and offer.memory.id != pulled:
-        raise MalformedMessage(f"offer: of {offer.memory.id} instead of {pulled}, which was asked for")
+    found = "" if offer.memory.is_open else offer.memory.id
+    if pulled is not None and found != pulled:
+        wanted = pulled or "a text that is read for this node"
+        raise MalformedMessage(f"offer: of {found or 'a text'} instead of {wanted}, which was asked for")

@@ -22,7 +22,19 @@ from kvnet.transport.tasks import Running
 from kvnet.v1 import control_pb2 as pb
 from kvnet.v1 import control_pb2_grpc
 from kvnetd import encoding
-from kvnetd.actions import ask, explain, files, memories, packages, peers, remember, rotate, send, status
+from kvnetd.actions import (
+    ask,
+    ask_peer,
+    explain,
+    files,
+    memories,
+    packages,
+    peers,
+    remember,
+    rotate,
+    send,
+    status,
+)
 from kvnetd.actions.dispatch import Dispatcher
 from kvnetd.control_alignments import Context
 from kvnetd.control_deliveries import DeliveryService
@@ -113,7 +125,11 @@ class ControlService(DeliveryService, PairingService):
         yield pb.SendEvent(report=wire.to_wire(report, pb.SendReport))
 
     async def Ask(self, request: pb.AskRequest, context: Context) -> AsyncGenerator[pb.AskEvent, None]:
-        steps = ask.ask(self._services, wire.from_wire(request, ask.Question))
+        question = wire.from_wire(request, ask.Question)
+        if question.peer:
+            steps = ask_peer.ask_peer(self._services, self._transfers, question)
+        else:
+            steps = ask.ask(self._services, question)
         async with aclosing(steps):
             async for step in steps:
                 if isinstance(step, str):

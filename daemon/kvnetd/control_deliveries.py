@@ -8,7 +8,7 @@ from contextlib import aclosing
 from kvnet import wire
 from kvnet.api import LayerProgress, Progress
 from kvnet.v1 import control_pb2 as pb
-from kvnetd.actions import outbox, receipts, repair
+from kvnetd.actions import outbox, receipts, repair, send_text
 from kvnetd.actions.dispatch import Dispatcher
 from kvnetd.control_alignments import AlignmentService, Context
 from kvnetd.services import Services
@@ -25,7 +25,8 @@ class DeliveryService(AlignmentService):
 
     async def Send(self, request: pb.SendRequest, context: Context) -> AsyncGenerator[pb.SendEvent, None]:
         asked = wire.from_wire(request, outbox.Sending)
-        steps = outbox.send_or_queue(self._services, self._transfers, self._dispatcher, asked)
+        act = send_text.send_text if asked.text else outbox.send_or_queue
+        steps = act(self._services, self._transfers, self._dispatcher, asked)
         async with aclosing(steps):
             async for step in steps:
                 if isinstance(step, LayerProgress):

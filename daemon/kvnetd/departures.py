@@ -15,12 +15,21 @@ from kvnet.errors import (
     TooBusy,
     TransferIncomplete,
 )
-from kvnet.identity.peers import AddedPeer
+from kvnet.identity.peers import AddedPeer, Permission
 from kvnet.identity.signing import SignedMessage, VerifiedMessage
 from kvnet.transfer.messages import Offer, PullRequest, chunks_digest, open_sealed, seal
-from kvnet.types import MemoryId, sha256_hex
+from kvnet.types import MemoryHeader, MemoryId, sha256_hex
+from kvnetd.live import begin_reading
 from kvnetd.log import Span
-from kvnetd.outgoing import OutboundTransfer, StoredParts, new_offer, open_parts
+from kvnetd.outgoing import (
+    OutboundTransfer,
+    Source,
+    StoredParts,
+    StoredSource,
+    map_of,
+    new_offer,
+    open_parts,
+)
 from kvnetd.parties import begin_transfer_span, is_hex, require_added, this_receiver
 from kvnetd.services import Services
 from kvnetd.store.offers import KeptOffer
@@ -73,9 +82,11 @@ class Departures:
                 or kept.offer.sender != services.key.node_id
                 or not _may_resume(kept.offer, now, is_parcel=bool(parcel))
             ):
-                offer = self._offer(record, peer, now=now, note=note, agents=agents, text=text)
+                words = {"note": note, "text": text, "map_id": map_of(record)}
+                offer = self._offer(record.header, peer, now=now, agents=agents, **words)
                 kept = KeptOffer(offer, seal(services.key, offer))
-            outbound = await self._outgoing(record, kept.offer, kept.sealed, slot, span)
+            source = await self._stored(record)
+            outbound = self._outgoing(source, kept.offer, kept.sealed, slot, span)
             try:
                 await services.in_store(offers.keep, slot, kept, vault, parcel=parcel)
             except BaseException:
@@ -95,39 +106,70 @@ class Departures:
             request, verified = open_sealed(PullRequest, sealed_request, signer=peer.public)
             now = int(time.time())
             await self._check_pull(request, verified, now)
-            record = self._services.memories.get(request.memory)
-            offer = self._offer(record, peer, now=now, note="", agents=("", ""))
+            source: Source
+            if request.text:
+                self._services.gate.check(peer.public, Permission.ASK)
+                memory, source = await begin_reading(
+                    self._services, request.text, codec=request.codec, start_pos=request.start_pos
+                )
+                map_id = ""
+            else:
+                record = self._services.memories.get(request.memory)
+                memory, source, map_id = record.header, await self._stored(record), map_of(record)
+            offer = self._offer(memory, peer, now=now, note="", agents=("", ""), map_id=map_id)
             # A slot of its own: a pull must never use up the offer of a message.
-            slot = ("pull", offer.transfer_id)
-            sealed = seal(self._services.key, offer)
-            return await self._outgoing(record, offer, sealed, slot, span)
+            return self._outgoing(
+                source, offer, seal(self._services.key, offer), ("pull", offer.transfer_id), span
+            )
         except BaseException as error:
             span.end(error)
             raise
 
-    def pull_request(self, memory: MemoryId, peer: AddedPeer) -> SignedMessage:
-        """A signed request for a peer's memory."""
+    async def prepare_reading(
+        self,
+        memory: MemoryHeader,
+        source: Source,
+        peer: AddedPeer,
+        *,
+        note: str,
+        agents: tuple[str, str],
+        text: str = "",
+    ) -> OutboundTransfer:
+        """An offer for a memory that is read while it is sent. It is of no use a second time."""
+        span = begin_transfer_span(self._services, peer.public, direction="out")
+        offer = self._offer(memory, peer, now=int(time.time()), note=note, agents=agents, text=text)
+        sealed = seal(self._services.key, offer)
+        return self._outgoing(source, offer, sealed, ("read", offer.transfer_id), span)
+
+    def pull_request(
+        self, memory: MemoryId, peer: AddedPeer, *, text: str = "", codec: str = "", start_pos: int = 0
+    ) -> SignedMessage:
+        """A signed request for a peer's memory, or for what it reads of a text."""
         request = PullRequest(
             memory=memory,
             receiver=self._services.key.node_id,
             sender=peer.node_id,
             created_at=int(time.time()),
             nonce=os.urandom(16).hex(),
+            text=text,
+            codec=codec,
+            start_pos=start_pos,
         )
         return seal(self._services.key, request)
 
     def _offer(
         self,
-        record: MemoryRecord,
+        memory: MemoryHeader,
         peer: AddedPeer,
         *,
         now: int,
         note: str,
         agents: tuple[str, str],
         text: str = "",
+        map_id: str = "",
     ) -> Offer:
         return new_offer(
-            record,
+            memory,
             sender=self._services.key.node_id,
             receiver=peer.node_id,
             now=now,
@@ -135,36 +177,33 @@ class Departures:
             agents=agents,
             note=note,
             text=text,
+            map_id=map_id,
         )
 
-    async def _outgoing(
-        self,
-        record: MemoryRecord,
-        offer: Offer,
-        sealed: SignedMessage,
-        slot: tuple[str, ...],
-        span: Span,
+    def _outgoing(
+        self, source: Source, offer: Offer, sealed: SignedMessage, slot: tuple[str, ...], span: Span
     ) -> OutboundTransfer:
         span.add(
             transfer_id=offer.transfer_id,
-            memory=record.id,
+            memory="" if offer.memory.is_open else offer.memory.id,
             agent=offer.agent,
-            raw_bytes=record.header.raw_nbytes,
+            raw_bytes=offer.memory.raw_nbytes,
         )
-        stored = await self._opened(record)
         try:
             return OutboundTransfer(
                 self._services,
-                record=record,
                 offer=offer,
                 sealed_offer=sealed,
-                stored=stored,
+                source=source,
                 span=span,
                 on_close=partial(self._closed, slot),
             )
         except BaseException:
-            stored.sections.close()
+            source.release()
             raise
+
+    async def _stored(self, record: MemoryRecord) -> StoredSource:
+        return StoredSource(self._services, record, await self._opened(record))
 
     async def _opened(self, record: MemoryRecord) -> StoredParts:
         """What is sent, read beside the event loop; closed again where the caller is gone meanwhile."""

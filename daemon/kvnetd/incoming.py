@@ -23,6 +23,7 @@ from kvnet.identity.signing import SignedMessage, VerifiedChunk
 from kvnet.transfer.messages import Offer, seal
 from kvnet.transfer.receiver import ReceiverSession
 from kvnet.types import base32
+from kvnetd.landing import Landing
 from kvnetd.log import Span
 from kvnetd.services import Services, utc_now
 from kvnetd.store.ledger import CompletedTransfer
@@ -61,6 +62,7 @@ class InboundTransfer:
         self.key: NodeKey = services.key
         self.wire_nbytes = 0
         self.resumed_chunks = session.durable_count
+        self._landing: Landing | None = None
         self._services = services
         self._peer = peer
         self._sealed_offer = sealed_offer
@@ -72,6 +74,10 @@ class InboundTransfer:
         self._span = span
         self._began = time.perf_counter()
 
+    def land(self, landing: Landing) -> None:
+        """Let somebody use the memory while it comes; before the first chunk does."""
+        self._landing = landing
+
     async def store(self, chunks: list[VerifiedChunk]) -> None:
         """Make chunks durable."""
         if self._incoming is None:
@@ -80,6 +86,8 @@ class InboundTransfer:
         nbytes = sum(chunk.envelope.wire_nbytes for chunk in chunks)
         self.wire_nbytes += nbytes
         self._on_store(nbytes)
+        if self._landing is not None:
+            self._landing.take(chunks)
 
     async def finish(self, head: VerifiedHead) -> SignedMessage:
         """Memory in place, then receipt and message in one transaction, then the answer."""
@@ -95,6 +103,8 @@ class InboundTransfer:
     async def close(self, error: BaseException | None) -> None:
         """Close the files; what is durable stays for a resume, unless it contradicts the sender."""
         try:
+            if self._landing is not None:
+                self._landing.end(error)
             if isinstance(error, _UNVERIFIED):
                 self._log_verification("failed", error=error.code, message=error.message)
             if self._incoming is not None:
@@ -148,7 +158,7 @@ class InboundTransfer:
             f"verification.{outcome}",
             transfer_id=self.session.offer.transfer_id,
             peer=self._peer.name,
-            memory=self.session.offer.memory.id,
+            memory="" if self.session.memory.is_open else self.session.memory.id,
             chunks=self.session.durable_count,
             wire_bytes=self.wire_nbytes,
             duration_s=round(time.perf_counter() - self._began, 6),

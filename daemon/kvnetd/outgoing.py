@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Protocol
 
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.signing import SignedMessage
-from kvnet.plan import count_chunks, count_transfer_chunks, plan_transfer
+from kvnet.plan import ChunkKey, count_chunks, count_transfer_chunks, plan_transfer
 from kvnet.transfer.messages import Offer
-from kvnet.transfer.sender import SenderSession, WireChunk
+from kvnet.transfer.sender import Part, SenderSession, WireChunk
 from kvnet.types import Compression, Kind, MemoryHeader, NodeId, Scheme, TransferId
 from kvnetd.log import Span
 from kvnetd.services import Services, utc_now
@@ -45,6 +47,59 @@ def open_parts(memories: MemoryStore, bases: BasisStore, record: MemoryRecord) -
     return StoredParts(chunks, sealed_head, basis, sections)
 
 
+class Source(Protocol):
+    """Where the parts of a transfer come from."""
+
+    def know(self, session: SenderSession) -> None:
+        """Tell the session of the chunks that are known before the first of them is sent."""
+        ...
+
+    def parts(self, session: SenderSession, missing: Sequence[ChunkKey]) -> AsyncGenerator[Part, None]:
+        """The parts that the receiver lacks, each once it is there; the session hears of all others too."""
+        ...
+
+    async def finished(self) -> tuple[MemoryRecord, SignedMessage]:
+        """The memory and its signed head, once all parts were given."""
+        ...
+
+    def release(self) -> None:
+        """Let go of what it holds; twice is once."""
+        ...
+
+
+class StoredSource:
+    """A memory that lies in the store. Implements Source."""
+
+    def __init__(self, services: Services, record: MemoryRecord, stored: StoredParts) -> None:
+        self._services = services
+        self._record = record
+        self._stored = stored
+
+    def know(self, session: SenderSession) -> None:
+        """All of them."""
+        for chunk in self._stored.chunks:
+            session.know(chunk)
+
+    async def parts(self, session: SenderSession, missing: Sequence[ChunkKey]) -> AsyncGenerator[Part, None]:
+        """The chunks in order. Raises StateCorrupt if they are not what was stored."""
+        for key in missing:
+            yield self._stored.chunks[key.index], await self._wire(key)
+
+    async def _wire(self, key: ChunkKey) -> bytes:
+        if key.kind is Kind.BASIS:
+            return self._stored.basis[key.start : key.stop]
+        section = self._record.head.sections[key.index]
+        return await self._services.in_pool(read_section, self._stored.sections, section)
+
+    async def finished(self) -> tuple[MemoryRecord, SignedMessage]:
+        """As it was stored."""
+        return self._record, self._stored.sealed_head
+
+    def release(self) -> None:
+        """Close the file."""
+        self._stored.sections.close()
+
+
 class OutboundTransfer:
     """Implements transport's Outbound. `on_close` hears how it ended; None is a success."""
 
@@ -52,45 +107,48 @@ class OutboundTransfer:
         self,
         services: Services,
         *,
-        record: MemoryRecord,
         offer: Offer,
         sealed_offer: SignedMessage,
-        stored: StoredParts,
+        source: Source,
         span: Span,
         on_close: Callable[[BaseException | None], Awaitable[None]],
     ) -> None:
         offer_digest = hashlib.sha256(sealed_offer.body).digest()
         self.key: NodeKey = services.key
-        self.session = SenderSession(offer, offer_digest=offer_digest, chunks=stored.chunks)
+        self.session = SenderSession(offer, offer_digest=offer_digest)
         self.sealed_offer = sealed_offer
-        self.sealed_head = stored.sealed_head
+        self.record: MemoryRecord | None = None  # what was sent, once all of it was
         self._services = services
-        self._record = record
-        self._basis = stored.basis
-        self._sections = stored.sections
+        self._source = source
         self._span = span
         self._on_close = on_close
         self._wire_nbytes = 0
         self._is_delivered = False
+        source.know(self.session)
 
-    async def payload(self, chunk: WireChunk) -> bytes:
-        """The chunk's bytes from the store. Raises StateCorrupt if they are not what was stored."""
-        if chunk.key.kind is Kind.BASIS:
-            data = self._basis[chunk.key.start : chunk.key.stop]
-        else:
-            section = self._record.head.sections[chunk.key.index]
-            data = await self._services.in_pool(read_section, self._sections, section)
-        self._wire_nbytes += len(data)
-        return data
+    async def parts(self, missing: Sequence[ChunkKey]) -> AsyncGenerator[Part, None]:
+        """The parts that the receiver lacks, from wherever they come. Raises as the source."""
+        async with aclosing(self._source.parts(self.session, missing)) as parts:
+            async for chunk, wire in parts:
+                self._wire_nbytes += len(wire)
+                yield chunk, wire
+
+    async def sealed_head(self) -> SignedMessage:
+        """The memory's head, as its maker signed it."""
+        self.record, sealed = await self._source.finished()
+        self.session.close(self.record.header)
+        return sealed
 
     async def delivered(self, receipt: SignedMessage) -> None:
         """Keep the receiver's signed receipt beside our offer."""
         offer = self.session.offer
+        if self.record is None:
+            raise AssertionError("a receipt came before the memory was sealed")
         transfer = CompletedTransfer(
             direction="out",
             peer=offer.receiver,
             transfer_id=offer.transfer_id,
-            memory=offer.memory.id,
+            memory=self.record.id,
             offer_body=kept_body(offer, self.sealed_offer),
             receipt=receipt,
             completed_at=utc_now(),
@@ -110,17 +168,19 @@ class OutboundTransfer:
             resumed_chunks=self.session.resumed_count,
             wire_bytes=self._wire_nbytes,
             tier=receipt.tier if receipt else "",
-            map=_map_of(self._record),
+            map=self.session.offer.map,
         )
+        if self.record is not None:
+            self._span.add(memory=self.record.id)
         self._span.end(failure)
         await self._on_close(failure)
 
     def release(self) -> None:
-        """Close the file; twice is once."""
-        self._sections.close()
+        """Let go of the parts; twice is once."""
+        self._source.release()
 
 
-def _map_of(record: MemoryRecord) -> str:
+def map_of(record: MemoryRecord) -> str:
     """The map that made a memory's coordinates; in other codings the reference is anybody's words."""
     return record.head.w_matrix_reference if record.header.coding.scheme is Scheme.PORT else ""
 
@@ -141,7 +201,7 @@ def basis_chunks(memory: MemoryHeader, basis: bytes) -> tuple[WireChunk, ...]:
 
 
 def new_offer(
-    record: MemoryRecord,
+    memory: MemoryHeader,
     *,
     sender: NodeId,
     receiver: NodeId,
@@ -150,22 +210,24 @@ def new_offer(
     agents: tuple[str, str],
     note: str,
     text: str = "",
+    map_id: str = "",
 ) -> Offer:
     """A fresh offer with its own transfer id; `agents` are the sending and the receiving one.
 
-    `text` is what the memory is of, for a peer whose model cannot use the memory.
+    `map_id` names the map that made a memory's coordinates; `text` is what the memory is of, for a peer whose
+    model cannot use it.
     """
     return Offer(
         transfer_id=TransferId(os.urandom(16).hex()),
-        memory=record.header,
+        memory=memory,
         sender=sender,
         receiver=receiver,
-        chunk_count=count_transfer_chunks(record.header),
+        chunk_count=count_transfer_chunks(memory),
         created_at=now,
         expires_at=now + life_s,
         note=note,
         sender_agent=agents[0],
         agent=agents[1],
         text=text,
-        map=_map_of(record),
+        map=map_id,
     )

@@ -8,12 +8,12 @@ from kvnet.identity.keys import NodeKey
 from kvnet.identity.peers import AddedPeer
 from kvnet.identity.signing import SignedMessage
 from kvnet.transfer.messages import MAX_HELLO_MAPS, PROTOCOL_VERSION, Hello
-from kvnet.types import MemoryId
+from kvnet.types import MemoryHeader, MemoryId
 from kvnetd.alignments import held_maps
 from kvnetd.arrivals import Arrivals
 from kvnetd.departures import Departures
 from kvnetd.incoming import InboundTransfer
-from kvnetd.outgoing import OutboundTransfer
+from kvnetd.outgoing import OutboundTransfer, Source
 from kvnetd.parties import take_rotation, this_receiver
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
@@ -77,9 +77,26 @@ class Transfers:
             record, peer, note=note, agents=agents, text=text, parcel=parcel
         )
 
-    def pull_request(self, memory: MemoryId, peer: AddedPeer) -> SignedMessage:
-        """A signed request for a peer's memory."""
-        return self._departures.pull_request(memory, peer)
+    def pull_request(
+        self, memory: MemoryId, peer: AddedPeer, *, text: str = "", codec: str = "", start_pos: int = 0
+    ) -> SignedMessage:
+        """A signed request for a peer's memory, or for what it reads of a text."""
+        return self._departures.pull_request(memory, peer, text=text, codec=codec, start_pos=start_pos)
+
+    async def prepare_reading(
+        self,
+        memory: MemoryHeader,
+        source: Source,
+        peer: AddedPeer,
+        *,
+        note: str,
+        agents: tuple[str, str],
+        text: str = "",
+    ) -> OutboundTransfer:
+        """A memory that is read while it is sent: as `Departures.prepare_reading` has it."""
+        return await self._departures.prepare_reading(
+            memory, source, peer, note=note, agents=agents, text=text
+        )
 
     async def expire(self) -> None:
         """Clear out transfers that nobody can resume any more, and then calibrations that nothing names."""

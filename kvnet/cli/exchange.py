@@ -18,8 +18,13 @@ from kvnet.texts import read_text
 
 
 def send(
-    memory: Annotated[str, typer.Argument(help="Id, start of an id, or name.")],
     to: Annotated[str, typer.Option(help="A peer, or one agent there: bob or bob/reviewer.")],
+    memory: Annotated[str, typer.Argument(help="Id, start of an id, or name.")] = "",
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Read this file (- is stdin) and send each layer as soon as it is read."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="With --text: what its memory is called here.")] = "",
     note: Annotated[str, typer.Option(help="A few words that arrive with it.")] = "",
     agent: Annotated[str, typer.Option(help="Which agent here sends it.")] = "",
     codec: Annotated[
@@ -44,10 +49,23 @@ def send(
 
     Where the peer is off, the memory waits in the outbox and is delivered when it appears.
     """
+    if bool(memory) is (text is not None):
+        raise RequestError("send: give a memory, or --text FILE to read, and not both")
     if_off = _if_off(wait=wait_for_peer, fail=no_queue)
+    words = read_text(str(text)) if text else ""
     report: SendReport | None = None
     with Node(agent=agent) as node, layer_bar(f"sending to {to}") as show:
-        for step in node.send_stream(memory, to, note=note, codec=codec, with_text=with_text, if_off=if_off):
+        steps = node.send_stream(
+            memory,
+            to,
+            note=note,
+            codec=codec,
+            with_text=with_text,
+            if_off=if_off,
+            text=words,
+            name=name,
+        )
+        for step in steps:
             if isinstance(step, SendReport):
                 report = step
             else:
@@ -77,6 +95,13 @@ def ask(
     text: Annotated[
         Path | None, typer.Option(help="Read this file first (- is stdin), instead of a memory.")
     ] = None,
+    peer: Annotated[
+        str,
+        typer.Option(
+            help="Let this peer read the --text, or send its --memory, and answer while that arrives."
+        ),
+    ] = "",
+    codec: Annotated[str, typer.Option(help="With --peer: in which codec it sends.")] = "",
     max_tokens: Annotated[int, typer.Option(min=1, help="At most so many new tokens.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[
@@ -94,6 +119,8 @@ def ask(
             memory or "",
             align=align,
             context=read_text(str(text)) if text else "",
+            peer=peer,
+            codec=codec,
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,

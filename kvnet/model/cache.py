@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -43,9 +44,47 @@ class _TappedCache(DynamicCache):
         return keys, values
 
 
-def new_cache(config: Any, on_update: Callable[[LayerKV], None] | None = None) -> DynamicCache:
-    """An empty cache; `on_update` sees a layer's whole keys and values inside each forward pass."""
-    return DynamicCache(config=config) if on_update is None else _TappedCache(config, on_update)
+def new_cache(
+    config: Any, on_update: Callable[[LayerKV], None] | None = None, before: Sequence[LayerKV] = ()
+) -> DynamicCache:
+    """A cache that holds copies of `before`; `on_update` sees all of a layer's positions in each pass."""
+    cache = DynamicCache(config=config) if on_update is None else _TappedCache(config, on_update)
+    for layer in before:
+        DynamicCache.update(cache, layer.keys, layer.values, layer.layer_idx)  # untapped
+    return cache
+
+
+class _AwaitedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """A layer whose first `seq_len` positions are known to be, and waited for when they are read."""
+
+    def __init__(self, seq_len: int, take: Callable[[], LayerKV]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._seq_len = seq_len
+        self._take = take
+
+    def get_seq_length(self) -> int:
+        return super().get_seq_length() if self.is_initialized else self._seq_len
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            landed = self._take()
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = landed.keys, landed.values
+        return super().update(key_states, value_states, *args, **kwargs)
+
+
+def awaiting_cache(config: Any, seq_len: int, take: Callable[[int], LayerKV]) -> Cache:
+    """A cache of `seq_len` positions whose layers are taken, `take(layer_idx)`, when a pass comes to them.
+
+    `take` gives keys and values [1, num_kv_heads, seq_len, head_dim] on the model's device, and may wait.
+    """
+    cache = DynamicCache(config=config)
+    cache.layers = [
+        _AwaitedLayer(seq_len, partial(take, layer_idx)) for layer_idx in range(len(cache.layers))
+    ]
+    return cache
 
 
 def export_layers(cache: Cache) -> tuple[LayerKV, ...]:

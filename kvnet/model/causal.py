@@ -66,9 +66,11 @@ class CausalModel:
         """Whether the model can be told at which positions its tokens stand."""
         return "position_ids" in self._accepted
 
-    def new_cache(self, on_update: Callable[[LayerKV], None] | None = None) -> Cache:
-        """An empty cache of this model; `on_update` sees each layer as it is filled."""
-        return new_cache(self._config, on_update)
+    def new_cache(
+        self, on_update: Callable[[LayerKV], None] | None = None, before: Sequence[LayerKV] = ()
+    ) -> Cache:
+        """A cache that holds copies of `before`; `on_update` sees each layer as it is filled."""
+        return new_cache(self._config, on_update, before)
 
     def prefill(
         self,

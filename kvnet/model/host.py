@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -16,10 +17,12 @@ import torch
 from kvnet.codec.basis import Basis
 from kvnet.errors import RequestError, UnsupportedModel
 from kvnet.format.attention import pack_attention
+from kvnet.model.arriving import ArrivingMemory
 from kvnet.model.attention import AttentionRecorder, recording, refuse_unrecordable
 from kvnet.model.cache import (
     Cache,
     LayerKV,
+    awaiting_cache,
     build_cache,
     cache_seq_len,
     export_layers,
@@ -108,6 +111,36 @@ class ModelHost(CausalModel):
             attention=[pack_attention(layer) for layer in recorder.metadata()],
         )
 
+    def refuse_too_long(self, token_ids: Sequence[int]) -> None:
+        """Raise TextTooLong for more tokens than the model holds."""
+        self._refuse_too_long(len(token_ids), "the text has")
+
+    def read_open(
+        self,
+        token_ids: Sequence[int],
+        on_update: Callable[[LayerKV], None],
+        *,
+        before: Sequence[LayerKV] = (),
+        token_block: int | None = None,
+        cancelled: Callable[[], bool] = never,
+    ) -> None:
+        """Read tokens and keep nothing: `on_update` sees each layer, with all positions so far, as it fills.
+
+        `before` are the layers of what stands before them; their positions are shown too.
+        Raises RequestError for no tokens, TextTooLong, Cancelled.
+        """
+        if not token_ids:
+            raise RequestError("the text is empty; a memory needs something to remember")
+        num_before = before[0].keys.shape[-2] if before else 0
+        self._refuse_too_long(num_before + len(token_ids), "the text has")
+
+        def show(layer: LayerKV) -> None:
+            refuse_cancelled(cancelled)
+            on_update(layer)
+
+        cache = self.new_cache(show, before)
+        self.prefill(token_ids, cache, token_block=token_block or len(token_ids))
+
     @contextmanager
     def _recording(self, *, wanted: bool) -> Iterator[AttentionRecorder]:
         """A recording of what is read inside, or a recorder that stays empty."""
@@ -143,6 +176,16 @@ class ModelHost(CausalModel):
         self._refuse_too_long(memory.header.seq_len, "the memory has")
         layers = unpack_memory(memory, dtype=self.geometry.dtype, device=self.device, basis=basis)
         return build_cache(layers, self._config)
+
+    def inject_arriving(self, arriving: ArrivingMemory) -> Cache:
+        """A cache that waits for each layer of a memory on its way in when a pass comes to it.
+
+        Raises IncompatibleModel, TextTooLong. What the pass raises: see `ArrivingMemory.layer`.
+        """
+        header = arriving.header
+        refuse_incompatible(replace(header, start_pos=0), self.geometry)
+        self._refuse_too_long(arriving.num_positions, "the memory has")
+        return awaiting_cache(self._config, arriving.num_positions, arriving.layer)
 
     def inject_slots(self, slots: Slots) -> Cache:
         """A fresh cache: this model's own first token, then `slots` at their positions behind it.
@@ -180,28 +223,31 @@ class ModelHost(CausalModel):
         memory: RawMemory | None = None,
         basis: Basis | None = None,
         slots: Slots | None = None,
+        arriving: ArrivingMemory | None = None,
         context: str | None = None,
         sampling: Sampling | None = None,
         cancelled: Callable[[], bool] = never,
     ) -> Iterator[TextDelta | Generated]:
         """Answer `prompt`, after a memory, or after a `context` that is read here, or after nothing.
 
-        `basis` is the memory's, as for `inject`; `slots` stand for memories that were mapped or joined.
+        `basis` is the memory's, as for `inject`; `slots` stand for memories that were mapped or joined;
+        `arriving` is a memory that need not be there yet: the prompt goes through each layer as it comes.
         Yields TextDelta as text becomes certain, and Generated last.
         Raises RequestError, TextTooLong, Cancelled, and what `inject` raises.
         """
         started = time.perf_counter()
         sampling = sampling or Sampling()
-        follows = memory is not None or slots is not None
+        follows = memory is not None or slots is not None or arriving is not None
         token_ids = self._recomputed_ids(prompt, follows=follows, context=context)
         num_sinks = self.num_sinks if slots else 0
-        num_positions = memory.header.seq_len if memory else num_sinks + slots.span if slots else 0
-        num_remembered = memory.header.seq_len if memory else slots.num_slots if slots else 0
+        num_positions, num_remembered = _extent(memory, slots, arriving, num_sinks)
         self._refuse_too_long(
             num_positions + len(token_ids) + sampling.max_tokens,
             f"memory ({num_positions}), prompt ({len(token_ids)}) and reply ({sampling.max_tokens}) have",
         )
-        if slots is not None:
+        if arriving is not None:
+            cache = self.inject_arriving(arriving)
+        elif slots is not None:
             cache = self.inject_slots(slots)
         else:
             cache = self.inject(memory, basis=basis) if memory else self.new_cache()
@@ -234,6 +280,18 @@ class ModelHost(CausalModel):
             raise RequestError("the prompt is empty; ask something")
         question = self.tokenize_question(prompt, after_memory=follows or context is not None)
         return question if context is None else self.tokenize_context(context) + question
+
+
+def _extent(
+    memory: RawMemory | None, slots: Slots | None, arriving: ArrivingMemory | None, num_sinks: int
+) -> tuple[int, int]:
+    """How many positions lie before the prompt, and how many of them are remembered."""
+    if arriving is not None:
+        return arriving.num_positions, arriving.num_positions
+    if slots is not None:
+        return num_sinks + slots.span, slots.num_slots
+    num_remembered = memory.header.seq_len if memory else 0
+    return num_remembered, num_remembered
 
 
 def _eos_ids(loaded: LoadedModel) -> frozenset[int]:

@@ -17,7 +17,14 @@ from kvnet.codec.pack import TORCH_DTYPES, pack
 from kvnet.codec.presets import Preset, find_preset, fit_groups, with_basis
 from kvnet.errors import IncompatibleModel, MalformedChunk, RequestError, UnknownAlignment, UnknownBasis
 from kvnet.model.cache import LayerKV
-from kvnet.plan import MAX_IMPORTANT_TOKENS, check_coding, count_chunks, plan_chunks, plan_memory
+from kvnet.plan import (
+    MAX_IMPORTANT_TOKENS,
+    ChunkKey,
+    check_coding,
+    count_chunks,
+    plan_chunks,
+    plan_memory,
+)
 from kvnet.rotary import same_rope
 from kvnet.types import (
     Coding,
@@ -94,7 +101,7 @@ def unpack_memory(
     halves: dict[Kind, torch.Tensor] = {}
     layers = []
     for layer_idx, kind, tensor in _decode(memory, basis, device):
-        halves[kind] = tensor if tensor.dtype == wanted else _cast(tensor, wanted)
+        halves[kind] = tensor if tensor.dtype == wanted else cast_finite(tensor, wanted)
         if kind is Kind.VALUE:
             keys, values = (halves.pop(half).unsqueeze(0) for half in (Kind.KEY, Kind.VALUE))
             layers.append(LayerKV(layer_idx, keys, values))  # [H, T, D] -> [1, H, T, D]
@@ -132,7 +139,7 @@ def encode_memory(
     plan = iter(plan_memory(header))
     wanted = TORCH_DTYPES[header.geometry.dtype]
     for layer_idx, kind, whole in _decode(memory, source_basis, "cpu"):
-        tensor = whole if whole.dtype == wanted else _cast(whole, wanted)
+        tensor = whole if whole.dtype == wanted else cast_finite(whole, wanted)
         chain = chain_for(header, layer_idx, kind, basis)
         stop = 0
         while stop < header.seq_len:
@@ -142,6 +149,45 @@ def encode_memory(
         if attention and kind is Kind.VALUE:
             chunks.append(attention[next(plan).layer_idx])
     return RawMemory(replace(header, content_digest=digest_chunks(chunks)), tuple(chunks))
+
+
+def open_header(
+    fingerprint: Fingerprint,
+    geometry: Geometry,
+    token_ids: Sequence[int],
+    preset: Preset,
+    *,
+    basis: Basis | None = None,
+    base: tuple[int, str] = (0, ""),
+) -> MemoryHeader:
+    """What a memory will be that is about to be read and coded as it is read; its contents are open.
+
+    With `base` (how many tokens, and their digest), it is of the tokens behind those.
+    Raises UnknownBasis, RequestError.
+    """
+    plain = MemoryHeader(
+        fingerprint=fingerprint,
+        geometry=geometry,
+        seq_len=len(token_ids),
+        start_pos=base[0],
+        key_space=KeySpace.ROTATED,
+        token_digest=digest_tokens(token_ids),
+        content_digest="",
+        prefix_digest=base[1],
+    )
+    return replace(_recoded(plain, preset, basis, None, ()), derived_from="")
+
+
+def encode_piece(layer: LayerKV, key: ChunkKey, header: MemoryHeader, basis: Basis | None = None) -> bytes:
+    """The raw bytes of one chunk of keys or values.
+
+    `layer` holds all positions so far, of which the last ones are the memory's. Raises as a chain's `encode`.
+    """
+    tensor = layer.keys if key.kind is Kind.KEY else layer.values
+    first = header.start_pos + key.start
+    piece = tensor[0, :, first : first + key.stop - key.start]  # [1, H, T, D] -> [H, t, D]
+    chain = chain_for(header, key.layer_idx, key.kind, basis)
+    return chain.encode(piece, piece_of(header, key.start, key.stop))
 
 
 def digest_chunks(chunks: Sequence[bytes | memoryview]) -> str:
@@ -250,7 +296,8 @@ def _key_space(coding: Coding, geometry: Geometry) -> KeySpace:
     return KeySpace.CONTENT if turned else KeySpace.ROTATED
 
 
-def _cast(tensor: torch.Tensor, wanted: torch.dtype) -> torch.Tensor:
+def cast_finite(tensor: torch.Tensor, wanted: torch.dtype) -> torch.Tensor:
+    """`tensor` as `wanted`. Raises NotFinite where its numbers are too large for that."""
     cast = tensor.to(wanted)
     finite_peak(cast, f"a memory cast to {str(wanted).removeprefix('torch.')}")
     return cast

@@ -5,7 +5,9 @@ Every check here runs before a byte is allocated for the transfer.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Final
 
 from kvnet.compat import require_tier
 from kvnet.errors import (
@@ -19,6 +21,8 @@ from kvnet.errors import (
 from kvnet.plan import MAX_ATTENTION_HEADS, check_coding, count_transfer_chunks, transfer_room_nbytes
 from kvnet.transfer.messages import MAX_NOTE_CHARS, MAX_TEXT_NBYTES, Limits, Offer
 from kvnet.types import Fingerprint, Geometry, NodeId, Scheme, Tier
+
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +66,18 @@ def admit_offer(
         in_coordinates=memory.coding.scheme is Scheme.PORT,
         has_text=bool(offer.text),
     )
-    if memory.start_pos:
-        raise IncompatibleModel(
-            f"memory: starts at position {memory.start_pos}; this version takes whole prefixes, from 0"
+    if bool(memory.start_pos) is not bool(memory.prefix_digest):
+        raise MalformedMessage(
+            f"offer: starts at position {memory.start_pos} behind a prefix of digest "
+            f"{memory.prefix_digest!r:.80}; a memory has both or neither"
         )
-    if memory.seq_len > receiver.limits.max_seq_len:
+    if memory.start_pos and tier not in (Tier.EXACT, Tier.IDENTITY, Tier.TEXT):
+        raise IncompatibleModel(
+            f"memory: starts at position {memory.start_pos}; a map takes whole memories, from 0"
+        )
+    if memory.start_pos + memory.seq_len > receiver.limits.max_seq_len:
         raise TextTooLong(
-            f"memory of {memory.seq_len} tokens: this node's model reads at most "
+            f"memory of {memory.start_pos + memory.seq_len} tokens: this node's model reads at most "
             f"{receiver.limits.max_seq_len}; send a shorter one"
         )
     room = min(receiver.limits.max_transfer_nbytes, receiver.free_nbytes + held_nbytes)
@@ -116,6 +125,9 @@ def _check_shape(offer: Offer, limits: Limits) -> None:
         raise MalformedMessage(
             f"offer: {offer.memory.attention_heads} attention heads, at most {MAX_ATTENTION_HEADS}"
         )
+    digest = offer.memory.content_digest
+    if digest and not _DIGEST.fullmatch(digest):
+        raise MalformedMessage(f"offer: content_digest {digest!r:.80} is neither empty nor `sha256:` and hex")
     wrong = check_coding(offer.memory)
     if wrong:
         raise MalformedMessage(f"offer: its coding is none of FORMAT.md §8: {wrong}")

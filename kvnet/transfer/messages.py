@@ -33,13 +33,13 @@ from kvnet.types import (
     canonical_json,
 )
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_NOTE_CHARS = 2000
 MAX_TEXT_NBYTES = 256 << 10
 MAX_OFFER_NBYTES = MAX_BODY_NBYTES + 6 * MAX_TEXT_NBYTES  # JSON writes a byte of text in at most six
 MAX_HELLO_MAPS = 256
 # Younger than the messages they stand in: a message that does not need one is what it was before.
-_UNSAID_IF_EMPTY = frozenset({"map", "maps", "text"})
+_UNSAID_IF_EMPTY = frozenset({"codec", "map", "maps", "prefix_digest", "text"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,11 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class PullRequest:
-    """Ask a peer to send one of its memories."""
+    """Ask a peer to send one of its memories, or what it reads of a text: `memory` is empty then.
+
+    `codec` is the coding that is wished for. Of the text or the memory only what is behind the first
+    `start_pos` tokens is sent, which the asking node has.
+    """
 
     TYPE: ClassVar[str] = "kvnet/pull/v1"
 
@@ -161,6 +165,9 @@ class PullRequest:
     sender: NodeId
     created_at: int
     nonce: str
+    text: str = field(default="", repr=False, metadata={"max_chars": MAX_TEXT_NBYTES})
+    codec: str = ""
+    start_pos: int = 0
 
 
 class Message(Protocol):
@@ -187,13 +194,21 @@ def require_protocol(protocol: int, *, who: str) -> None:
 
 def seal(key: NodeKey, message: Message) -> SignedMessage:
     """Encode and sign."""
-    said = {n: value for n, value in asdict(message).items() if value or n not in _UNSAID_IF_EMPTY}
-    return sign_message(key, message.TYPE, canonical_json(said))
+    return sign_message(key, message.TYPE, canonical_json(_said(asdict(message))))
+
+
+def _said(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _said(value) if name == "memory" and isinstance(value, dict) else value
+        for name, value in fields.items()
+        if value or name not in _UNSAID_IF_EMPTY
+    }
 
 
 def open_sealed(cls: type[M], sealed: SignedMessage, *, signer: bytes | None) -> tuple[M, VerifiedMessage]:
     """Inverse of `seal`: verify, then decode. The VerifiedMessage carries signer and digest."""
-    max_nbytes = MAX_OFFER_NBYTES if cls.TYPE == Offer.TYPE else MAX_BODY_NBYTES
+    with_text = cls.TYPE in (Offer.TYPE, PullRequest.TYPE)
+    max_nbytes = MAX_OFFER_NBYTES if with_text else MAX_BODY_NBYTES
     verified = verify_message(sealed, type_=cls.TYPE, signer=signer, max_nbytes=max_nbytes)
     return strict_json.decode(cls, verified.body, what=cls.TYPE, max_nbytes=max_nbytes), verified
 

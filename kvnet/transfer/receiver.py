@@ -17,7 +17,7 @@ from kvnet.identity.seal import VerifiedHead
 from kvnet.identity.signing import ChunkBinding, VerifiedChunk
 from kvnet.plan import ChunkKey, plan_transfer, raw_nbytes_range
 from kvnet.transfer.messages import Accept, Commit, Offer, Receipt, chunks_digest, pack_bitmap
-from kvnet.types import Tier
+from kvnet.types import MemoryHeader, Tier
 
 SPARE_REPEATS = 16
 
@@ -54,6 +54,7 @@ class ReceiverSession:
         completed: str = "",
     ) -> None:
         self.offer = offer
+        self.memory: MemoryHeader = offer.memory  # what is received; an open one until the seal closes it
         self.tier = tier
         self.plan: tuple[ChunkKey, ...] = plan_transfer(offer.memory)
         self.binding = ChunkBinding(
@@ -134,7 +135,7 @@ class ReceiverSession:
 
         Raises BadSignature.
         """
-        if head.header.memory != self.offer.memory:
+        if not head.header.memory.closes(self.offer.memory):
             raise BadSignature("seal: describes another memory than the offer")
         if self.offer.map and head.header.w_matrix_reference != self.offer.map:
             raise BadSignature("seal: names another map than the offer; transfer ended")
@@ -143,6 +144,7 @@ class ReceiverSession:
             section.wire_digest != self._seen[section.key.index] for section in sections
         ):
             raise BadSignature("seal: its digests are not those of the chunks received; transfer ended")
+        self.memory = head.header.memory
 
     def chunks_digest(self) -> str:
         """Digest over the chunks received, in order."""
@@ -156,7 +158,7 @@ class ReceiverSession:
             transfer_id=self.offer.transfer_id,
             offer_digest=self.binding.offer_digest.hex(),
             chunks_digest=self.chunks_digest(),
-            memory=self.offer.memory.id,
+            memory=self.memory.id,
             tier=self.tier.value,
             received_at=received_at,
         )

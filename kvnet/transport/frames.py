@@ -11,6 +11,7 @@ import grpc
 from kvnet import wire
 from kvnet.errors import KvnetError, MalformedMessage, PeerUnreachable, TransferIncomplete
 from kvnet.identity.signing import SignedChunk, SignedMessage
+from kvnet.types import MemoryHeader
 from kvnet.v1 import peer_pb2
 
 IDLE_DEADLINE_S = 20.0
@@ -26,6 +27,11 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),  # a peer on the LAN is never behind the web's proxy
 )
+
+
+def reading_deadline_s(memory: MemoryHeader) -> float:
+    """How long a peer may take for the next part of a memory: one that is still read comes as it is read."""
+    return READING_DEADLINE_S if memory.is_open else IDLE_DEADLINE_S
 
 
 class Call(Protocol):

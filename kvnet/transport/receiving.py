@@ -12,7 +12,7 @@ from kvnet.identity.seal import VerifiedHead, verify_head
 from kvnet.identity.signing import SignedChunk, SignedMessage, VerifiedChunk, verify_chunk
 from kvnet.transfer.messages import Commit, open_sealed, seal
 from kvnet.transfer.receiver import AlreadyHeld, ReceiverSession
-from kvnet.transport.frames import FrameStream
+from kvnet.transport.frames import FrameStream, reading_deadline_s
 from kvnet.transport.tasks import run_together
 
 MAX_WAITING_CHUNKS = 16
@@ -67,8 +67,9 @@ async def _read_chunks(
     pool: Executor,
 ) -> None:
     loop = asyncio.get_running_loop()
+    deadline_s = reading_deadline_s(session.offer.memory)
     while not commits:
-        frame = await stream.read()
+        frame = await stream.read(deadline_s=deadline_s)
         if isinstance(frame, SignedMessage):
             commits.append(frame)
         elif isinstance(frame, SignedChunk):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
 from kvnet.errors import MalformedMessage
 from kvnet.identity.keys import NodeKey, public_key_of
 from kvnet.identity.signing import SignedChunk, SignedMessage, sign_chunk
+from kvnet.plan import ChunkKey
 from kvnet.transfer.messages import Accept, Receipt, open_sealed, seal
-from kvnet.transfer.sender import SenderSession, WireChunk
-from kvnet.transport.frames import FrameStream
+from kvnet.transfer.sender import Part, SenderSession, WireChunk
+from kvnet.transport.frames import FrameStream, reading_deadline_s
 from kvnet.transport.tasks import run_together
 
 # Before its accept and its receipt, a receiver hashes all that it holds.
@@ -24,11 +26,14 @@ class Outbound(Protocol):
 
     session: SenderSession
     sealed_offer: SignedMessage
-    sealed_head: SignedMessage
     key: NodeKey
 
-    async def payload(self, chunk: WireChunk) -> bytes | memoryview:
-        """The chunk's wire bytes."""
+    def parts(self, missing: Sequence[ChunkKey]) -> AsyncGenerator[Part, None]:
+        """The chunks that the receiver lacks, each as soon as its wire bytes are there, in any order."""
+        ...
+
+    async def sealed_head(self) -> SignedMessage:
+        """The maker's head of the memory, once all of its parts were given."""
         ...
 
     async def delivered(self, receipt: SignedMessage) -> None:
@@ -75,18 +80,18 @@ async def send_memory(
             _read_acks(stream, session, on_progress),
         )
     await stream.write_control(seal(outbound.key, session.commit()))
-    await stream.write_control(outbound.sealed_head)
+    await stream.write_control(await outbound.sealed_head())
     sealed_receipt = await stream.read_control(deadline_s=RECEIVER_WORK_DEADLINE_S)
     receipt, _ = open_sealed(Receipt, sealed_receipt, signer=receiver_key)
     session.finish(receipt)
     await outbound.delivered(sealed_receipt)
-    return Sent(receipt, session.resumed_count, sum(chunk.wire_nbytes for chunk in missing))
+    return Sent(receipt, session.resumed_count, session.wire_nbytes(key.index for key in missing))
 
 
-async def _write_chunks(stream: FrameStream, outbound: Outbound, missing: tuple[WireChunk, ...]) -> None:
-    for chunk in missing:
-        payload = await outbound.payload(chunk)
-        await stream.write_chunk(_bind(outbound, chunk, payload))
+async def _write_chunks(stream: FrameStream, outbound: Outbound, missing: Sequence[ChunkKey]) -> None:
+    async with aclosing(outbound.parts(missing)) as parts:
+        async for chunk, payload in parts:
+            await stream.write_chunk(_bind(outbound, chunk, payload))
 
 
 def _bind(outbound: Outbound, chunk: WireChunk, payload: bytes | memoryview) -> SignedChunk:
@@ -96,19 +101,19 @@ def _bind(outbound: Outbound, chunk: WireChunk, payload: bytes | memoryview) -> 
 async def _read_acks(
     stream: FrameStream, session: SenderSession, on_progress: Callable[[AckProgress], None] | None
 ) -> None:
-    pending_layers = {chunk.key.layer_idx for chunk in session.chunks}
-    sizes = {chunk.key.index: chunk.wire_nbytes for chunk in session.chunks}
+    pending_layers = {key.layer_idx for key in session.plan}
+    deadline_s = reading_deadline_s(session.offer.memory)
     acked_nbytes = 0
     complete = False
     while not complete:
-        indices = await stream.read()
+        indices = await stream.read(deadline_s=deadline_s)
         if not isinstance(indices, list):
             raise MalformedMessage("expected acknowledgements, got another frame")
         complete = session.acked(indices)
-        acked_nbytes += sum(sizes[index] for index in indices)
+        acked_nbytes += session.wire_nbytes(indices)
         done = sorted(layer for layer in pending_layers if session.layer_done(layer))
         pending_layers.difference_update(done)
         for layer_idx in done:
             if on_progress is not None:
-                on_progress(AckProgress(layer_idx, session.acked_count, len(session.chunks), acked_nbytes))
+                on_progress(AckProgress(layer_idx, session.acked_count, len(session.plan), acked_nbytes))
         await asyncio.sleep(0)

@@ -544,7 +544,7 @@ class EvaluateEvent(_message.Message):
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
 
 class SendRequest(_message.Message):
-    __slots__ = ("memory", "to", "note", "agent", "codec", "with_text", "if_off")
+    __slots__ = ("memory", "to", "note", "agent", "codec", "with_text", "if_off", "text", "name")
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     TO_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
@@ -552,6 +552,8 @@ class SendRequest(_message.Message):
     CODEC_FIELD_NUMBER: _ClassVar[int]
     WITH_TEXT_FIELD_NUMBER: _ClassVar[int]
     IF_OFF_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     memory: str
     to: str
     note: str
@@ -559,7 +561,9 @@ class SendRequest(_message.Message):
     codec: str
     with_text: bool
     if_off: str
-    def __init__(self, memory: _Optional[str] = ..., to: _Optional[str] = ..., note: _Optional[str] = ..., agent: _Optional[str] = ..., codec: _Optional[str] = ..., with_text: _Optional[bool] = ..., if_off: _Optional[str] = ...) -> None: ...
+    text: str
+    name: str
+    def __init__(self, memory: _Optional[str] = ..., to: _Optional[str] = ..., note: _Optional[str] = ..., agent: _Optional[str] = ..., codec: _Optional[str] = ..., with_text: _Optional[bool] = ..., if_off: _Optional[str] = ..., text: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class OutboxEntry(_message.Message):
     __slots__ = ("id", "peer", "peer_name", "agent", "sender_agent", "memory", "note", "codec", "with_text", "queued_at", "expires_at", "attempts", "state", "problem")
@@ -742,7 +746,7 @@ class PullRequest(_message.Message):
     def __init__(self, memory: _Optional[str] = ..., peer: _Optional[str] = ...) -> None: ...
 
 class AskRequest(_message.Message):
-    __slots__ = ("prompt", "memory", "max_tokens", "temperature", "top_p", "stop", "seed", "context", "memories", "align")
+    __slots__ = ("prompt", "memory", "max_tokens", "temperature", "top_p", "stop", "seed", "context", "memories", "align", "peer", "codec")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -753,6 +757,8 @@ class AskRequest(_message.Message):
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     MEMORIES_FIELD_NUMBER: _ClassVar[int]
     ALIGN_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     memory: str
     max_tokens: int
@@ -763,7 +769,9 @@ class AskRequest(_message.Message):
     context: str
     memories: _containers.RepeatedScalarFieldContainer[str]
     align: str
-    def __init__(self, prompt: _Optional[str] = ..., memory: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., context: _Optional[str] = ..., memories: _Optional[_Iterable[str]] = ..., align: _Optional[str] = ...) -> None: ...
+    peer: str
+    codec: str
+    def __init__(self, prompt: _Optional[str] = ..., memory: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., context: _Optional[str] = ..., memories: _Optional[_Iterable[str]] = ..., align: _Optional[str] = ..., peer: _Optional[str] = ..., codec: _Optional[str] = ...) -> None: ...
 
 class KvReport(_message.Message):
     __slots__ = ("tier", "reused_tokens", "recomputed_tokens", "fallback", "ttft_s", "codec", "map")

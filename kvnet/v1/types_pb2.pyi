@@ -49,7 +49,7 @@ class Fingerprint(_message.Message):
     def __init__(self, model: _Optional[str] = ..., architecture: _Optional[str] = ..., config_digest: _Optional[str] = ..., tokenizer_digest: _Optional[str] = ..., weights_digest: _Optional[str] = ..., quantization: _Optional[str] = ...) -> None: ...
 
 class MemoryHeader(_message.Message):
-    __slots__ = ("fingerprint", "geometry", "seq_len", "start_pos", "key_space", "token_digest", "content_digest", "coding", "attention_heads", "derived_from")
+    __slots__ = ("fingerprint", "geometry", "seq_len", "start_pos", "key_space", "token_digest", "content_digest", "coding", "attention_heads", "derived_from", "prefix_digest")
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     GEOMETRY_FIELD_NUMBER: _ClassVar[int]
     SEQ_LEN_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +60,7 @@ class MemoryHeader(_message.Message):
     CODING_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_HEADS_FIELD_NUMBER: _ClassVar[int]
     DERIVED_FROM_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_DIGEST_FIELD_NUMBER: _ClassVar[int]
     fingerprint: Fingerprint
     geometry: Geometry
     seq_len: int
@@ -70,7 +71,8 @@ class MemoryHeader(_message.Message):
     coding: Coding
     attention_heads: int
     derived_from: str
-    def __init__(self, fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., geometry: _Optional[_Union[Geometry, _Mapping]] = ..., seq_len: _Optional[int] = ..., start_pos: _Optional[int] = ..., key_space: _Optional[str] = ..., token_digest: _Optional[str] = ..., content_digest: _Optional[str] = ..., coding: _Optional[_Union[Coding, _Mapping]] = ..., attention_heads: _Optional[int] = ..., derived_from: _Optional[str] = ...) -> None: ...
+    prefix_digest: str
+    def __init__(self, fingerprint: _Optional[_Union[Fingerprint, _Mapping]] = ..., geometry: _Optional[_Union[Geometry, _Mapping]] = ..., seq_len: _Optional[int] = ..., start_pos: _Optional[int] = ..., key_space: _Optional[str] = ..., token_digest: _Optional[str] = ..., content_digest: _Optional[str] = ..., coding: _Optional[_Union[Coding, _Mapping]] = ..., attention_heads: _Optional[int] = ..., derived_from: _Optional[str] = ..., prefix_digest: _Optional[str] = ...) -> None: ...
 
 class HeadIndex(_message.Message):
     __slots__ = ("place",)

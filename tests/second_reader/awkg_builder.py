@@ -243,6 +243,8 @@ def random_draft(seed: int) -> Draft:
     header = make_header(coding, **changes)
     if header["coding"].get("scheme", "raw") != "raw" and rng.random() < 0.5:
         header["derivedFrom"] = "mem_" + base32(rng.randbytes(32))
+    if rng.random() < 0.2:
+        header["prefixDigest"] = "sha256:" + rng.randbytes(32).hex()
     draft = make_draft(header, seed=seed, wanted="zstd" if many else rng.choice(list(PACKERS)))
     if draft.header["compression"] == "zstd" and rng.random() < 0.3:
         packed = [(raw, pack_zstd_undeclared(raw)) for raw in draft.raws]

@@ -88,6 +88,7 @@ _HEADER = {
 _HEADER_DEFAULTS: dict[str, tuple[Any, Any]] = {
     "attentionHeads": (count(), 0),
     "derivedFrom": (_matches(_MEMORY_ID), ""),
+    "prefixDigest": (lambda value: value == "" or digest(value), ""),
     "wMatrixReference": (text, ""),
     "alignment": (_object, {}),
 }
@@ -272,6 +273,8 @@ def memory_id(header: dict[str, Any]) -> str:
     }
     for name in ("keySpace", "tokenDigest", "contentDigest", "attentionHeads", "derivedFrom"):
         memory[_snake(name)] = header[name]
+    if header["prefixDigest"]:
+        memory["prefix_digest"] = header["prefixDigest"]
     digest = hashlib.sha256(b"kvnet/memory/v1\0" + canonical(memory)).digest()
     return "mem_" + base32(digest)
 

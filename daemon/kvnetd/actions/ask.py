@@ -33,6 +33,8 @@ class Question:
     seed: int = 0
     memories: tuple[str, ...] = ()
     align: str = ""  # a kvnet.compat.Policy; the daemon's setting if empty
+    peer: str = ""  # who has the memory, or shall read the context (kvnetd.actions.ask_peer)
+    codec: str = ""  # in which it shall be sent
 
 
 async def ask(services: Services, question: Question) -> AsyncGenerator[str | Answer, None]:
@@ -84,25 +86,29 @@ async def ask(services: Services, question: Question) -> AsyncGenerator[str | An
     )
 
 
-def _generate(
-    services: Services,
-    question: Question,
-    recalled: Recalled,
-    cancelled: Callable[[], bool],
-) -> Iterator[TextDelta | Generated]:
-    sampling = Sampling(
+def sampling_of(question: Question) -> Sampling:
+    """How the reply is drawn."""
+    return Sampling(
         max_tokens=question.max_tokens or DEFAULT_MAX_TOKENS,
         temperature=question.temperature,
         top_p=question.top_p or 1.0,
         stop=question.stop,
         seed=question.seed,
     )
+
+
+def _generate(
+    services: Services,
+    question: Question,
+    recalled: Recalled,
+    cancelled: Callable[[], bool],
+) -> Iterator[TextDelta | Generated]:
     return services.host.generate(
         question.prompt,
         memory=recalled.memory,
         basis=recalled.basis,
         slots=recalled.slots,
         context=question.context or recalled.text,
-        sampling=sampling,
+        sampling=sampling_of(question),
         cancelled=cancelled,
     )

@@ -42,6 +42,8 @@ class Sending:
     codec: str
     with_text: bool
     if_off: str  # of IfOff, QUEUE if empty
+    text: str = ""  # instead of `memory`: read it, and send each layer as it is read (actions.send_text)
+    name: str = ""  # of the memory that comes of it
 
 
 async def send_or_queue(
@@ -53,7 +55,7 @@ async def send_or_queue(
     `fail` nothing waits and nobody is waited for. Raises RequestError, what `send` raises, and with `wait`
     what the entry failed with.
     """
-    wish = _wish(asked.if_off)
+    wish = wish_of(asked.if_off)
     record = await find(services, asked.memory)
     parcel = _parcel(services, record, asked)
     outbox = services.ledger.outbox
@@ -97,7 +99,8 @@ async def remove(services: Services, dispatcher: Dispatcher, wanted: str) -> Out
     return entry
 
 
-def _wish(if_off: str) -> IfOff:
+def wish_of(if_off: str) -> IfOff:
+    """What a caller wishes for. Raises RequestError."""
     try:
         return IfOff(if_off or IfOff.QUEUE)
     except ValueError:

@@ -48,7 +48,7 @@ class Reading:
 
 async def remember(services: Services, reading: Reading) -> AsyncGenerator[Progress | MemoryInfo, None]:
     """Read a text into a memory; yields a Progress per layer and the MemoryInfo last."""
-    _check(reading)
+    check_reading(reading)
     if reading.codec == AUTO:
         reading = replace(reading, codec=await encoding.resolve(services, AUTO))
     compression, level = _compression(services, reading)
@@ -153,7 +153,8 @@ def _notes(services: Services, text: str, began_at: str, duration_s: float) -> L
     )
 
 
-def _check(reading: Reading) -> None:
+def check_reading(reading: Reading) -> None:
+    """Raise RequestError for what no reading can be asked for."""
     name = reading.name
     if len(name) > MAX_NAME_CHARS or name.startswith("mem_") or (name and not name.isprintable()):
         raise RequestError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from functools import partial
 
 from kvnet.api import LayerProgress, SendReport
@@ -67,15 +68,28 @@ async def send(
     record = await _record_to_send(services, record, codec, hello, tier, has_text=bool(text))
     used = {section.compression for section in record.head.sections}
     _require_decoder(hello, record.header.coding, used)
+    outbound = await transfers.prepare(
+        record, peer, note=note, agents=(agent, to_agent), text=text, parcel=parcel
+    )
+    async with aclosing(deliver(services, peer, address, outbound)) as steps:
+        async for step in steps:
+            if isinstance(step, LayerProgress):
+                yield step
+            else:
+                yield report_of(outbound, step, peer, seconds=time.perf_counter() - began)
+
+
+async def deliver(
+    services: Services, peer: AddedPeer, address: str, outbound: OutboundTransfer
+) -> AsyncGenerator[LayerProgress | Sent, None]:
+    """Push a prepared transfer; a LayerProgress as each layer is durable there, Sent last. Closes it."""
     # One item a layer and one for the end: never more.
-    progress: asyncio.Queue[LayerProgress | None] = asyncio.Queue(record.header.geometry.num_layers + 1)
+    num_layers = outbound.session.offer.memory.geometry.num_layers
+    progress: asyncio.Queue[LayerProgress | None] = asyncio.Queue(num_layers + 1)
 
     def on_progress(ack: AckProgress) -> None:
         progress.put_nowait(LayerProgress(ack.layer_idx, ack.chunks_done, ack.chunks_total, ack.wire_nbytes))
 
-    outbound = await transfers.prepare(
-        record, peer, note=note, agents=(agent, to_agent), text=text, parcel=parcel
-    )
     pushing = asyncio.create_task(_push(services, peer, address, outbound, on_progress))
     pushing.add_done_callback(lambda _: progress.put_nowait(None))
     failure: BaseException | None = None
@@ -90,17 +104,25 @@ async def send(
         pushing.cancel()
         await asyncio.wait({pushing})  # it reads from the file that close() closes
         await outbound.close(failure)
-    yield SendReport(
+    yield sent
+
+
+def report_of(outbound: OutboundTransfer, sent: Sent, peer: AddedPeer, *, seconds: float) -> SendReport:
+    """What is said of a transfer that succeeded."""
+    if outbound.record is None:
+        raise AssertionError("a transfer succeeded before its memory was sealed")
+    header = outbound.record.header
+    return SendReport(
         transfer_id=outbound.session.offer.transfer_id,
-        memory=record.id,
+        memory=header.id,
         peer=peer.name,
-        chunks=len(outbound.session.chunks),
-        raw_bytes=record.header.raw_nbytes,
+        chunks=len(outbound.session.plan),
+        raw_bytes=header.raw_nbytes,
         wire_bytes=sent.wire_nbytes,
-        seconds=round(time.perf_counter() - began, 6),
+        seconds=round(seconds, 6),
         tier=sent.receipt.tier,
         resumed_chunks=sent.resumed_chunks,
-        codec=preset_name(record.header.coding),
+        codec=preset_name(header.coding),
     )
 
 
@@ -230,7 +252,7 @@ async def pull(services: Services, transfers: Transfers, *, memory: str, peer_na
     """Fetch one of a peer's memories by its full id."""
     began = time.perf_counter()
     peer = services.peers.find(peer_name)
-    wanted = _full_id(memory)
+    wanted = full_id(memory)
     _, address, _ = await say_hello(services, peer)
     async with dial(services, peer, address) as client:
         inbound = await client.pull(
@@ -241,7 +263,7 @@ async def pull(services: Services, transfers: Transfers, *, memory: str, peer_na
     offer = inbound.session.offer
     return SendReport(
         transfer_id=offer.transfer_id,
-        memory=offer.memory.id,
+        memory=inbound.session.memory.id,
         peer=peer.name,
         chunks=offer.chunk_count,
         raw_bytes=offer.memory.raw_nbytes,
@@ -253,7 +275,8 @@ async def pull(services: Services, transfers: Transfers, *, memory: str, peer_na
     )
 
 
-def _full_id(memory: str) -> MemoryId:
+def full_id(memory: str) -> MemoryId:
+    """A memory's id as a peer wants it. Raises RequestError."""
     if len(memory) != MEMORY_ID_CHARS or not memory.startswith("mem_"):
         raise RequestError(f"memory {memory:.60}: a pull needs the peer's full id, mem_ and 52 characters")
     return MemoryId(memory)

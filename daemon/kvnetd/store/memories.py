@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from kvnet.errors import KvnetError, MalformedChunk, RequestError, StateCorrupt, TooBusy, UnknownMemory
-from kvnet.format.awkg import AwkgHeader, Metadata
+from kvnet.format.awkg import AwkgHeader, Metadata, Section
 from kvnet.format.awkg.sections import unpack_section
 from kvnet.format.compress import effective_level
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.seal import VerifiedHead, seal_head, verify_head
 from kvnet.identity.signing import SignedMessage
-from kvnet.types import MemoryId, RawMemory, canonical_json
+from kvnet.types import MemoryHeader, MemoryId, RawMemory, canonical_json
 from kvnetd.store.disk import full_disk_refused, require_room, write_durably
 from kvnetd.store.failpoints import reach
 from kvnetd.store.places import identity, put_in_place, restore, take_away
@@ -125,29 +125,40 @@ class MemoryStore:
                     wanted=making.compression,
                     level=making.level,
                 )
-                header = AwkgHeader(
-                    memory=memory.header,
-                    sections=sections,
-                    compression=making.compression,
-                    compression_level=effective_level(making.compression, making.level),
-                    checksum=checksum,
-                    created_at=making.created_at,
-                    created_by=making.created_by,
-                    signed_by=key.node_id,
-                    metadata=Metadata(
-                        domain=making.domain,
-                        topic=making.topic,
-                        language_hint=making.language_hint,
-                        quality_score=None,
-                        token_count=memory.header.seq_len,
-                    ),
-                    w_matrix_reference=making.alignment,
-                )
-                head = verify_head(seal_head(key, header))
-                return self._move_in(folder, head, making.notes)
+                return self.seal_in(folder, memory.header, sections, checksum, making, key)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
+
+    def seal_in(
+        self,
+        folder: Path,
+        memory: MemoryHeader,
+        sections: tuple[Section, ...],
+        checksum: str,
+        making: Making,
+        key: NodeKey,
+    ) -> MemoryRecord:
+        """Sign the head of a memory made here, whose sections lie in `folder`, and move it into place."""
+        header = AwkgHeader(
+            memory=memory,
+            sections=sections,
+            compression=making.compression,
+            compression_level=effective_level(making.compression, making.level),
+            checksum=checksum,
+            created_at=making.created_at,
+            created_by=making.created_by,
+            signed_by=key.node_id,
+            metadata=Metadata(
+                domain=making.domain,
+                topic=making.topic,
+                language_hint=making.language_hint,
+                quality_score=None,
+                token_count=memory.seq_len,
+            ),
+            w_matrix_reference=making.alignment,
+        )
+        return self._move_in(folder, verify_head(seal_head(key, header)), making.notes)
 
     def adopt(self, folder: Path, head: VerifiedHead, notes: LocalNotes) -> MemoryRecord:
         """Move a folder that already holds the sections into place.

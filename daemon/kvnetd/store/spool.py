@@ -103,7 +103,7 @@ class IncomingTransfer:
         self._held.update(fresh)
 
     def finish(self, memories: MemoryStore, head: VerifiedHead, *, stored_at: str) -> MemoryRecord:
-        """Turn the complete transfer into a memory under its maker's seal.
+        """Turn the complete transfer into a memory under its maker's seal, which the session has checked.
 
         Raises BadSignature when its contents belie its id, its seal or its basis.
         """
@@ -128,6 +128,8 @@ class IncomingTransfer:
 
     def _check_contents(self, head: VerifiedHead) -> None:
         header, transfer_id = head.header, self._offer.transfer_id
+        if not header.memory.closes(self._offer.memory):
+            raise BadSignature(f"transfer {transfer_id}: its seal is of another memory than was offered")
         contents = Contents(self._offer.memory)
         for section in header.sections:
             held = self._held[section.key.index]
@@ -138,7 +140,7 @@ class IncomingTransfer:
                 index = section.key.index
                 raise BadSignature(f"transfer {transfer_id}: chunk {index} is not as its seal says")
             contents.add(section, read_frame(self._sections, section, held.offset))
-        if contents.content_digest != self._offer.memory.content_digest:
+        if contents.content_digest != header.memory.content_digest:
             raise BadSignature(f"transfer {transfer_id}: the contents are not the memory offered")
         if contents.checksum != header.checksum:
             raise BadSignature(f"transfer {transfer_id}: the checksum in its seal is not that of its chunks")

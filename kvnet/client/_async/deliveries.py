@@ -27,6 +27,13 @@ from kvnet.v1 import control_pb2 as pb
 class AsyncDeliveryCalls(AsyncFileCalls):
     """What a node delivers, and what it keeps."""
 
+    async def send_text(self, text: str, to: str, *, name: str = "", **options: Any) -> SendReport:
+        """Read a text and send each layer of it as soon as it is read; `name` is what it is called here.
+
+        Options are those of `send_stream`.
+        """
+        return await self.send("", to, text=text, name=name, **options)
+
     async def send(self, memory: str | MemoryInfo, to: str, **options: Any) -> SendReport:
         """Send a memory to a peer, or to one agent there (`to="bob/reviewer"`).
 
@@ -48,15 +55,20 @@ class AsyncDeliveryCalls(AsyncFileCalls):
         codec: str = "",
         with_text: bool = False,
         if_off: str = "queue",
+        text: str = "",
+        name: str = "",
     ) -> AsyncGenerator[LayerProgress | SendReport, None]:
         """`send`, yielding a LayerProgress as each layer is durable at the peer, the report last.
 
         `codec` is one of `kvnet.codec.presets.CODECS`; the daemon's setting if not given. `with_text` sends
         the text that was kept beside it too, for a model that cannot use the memory. `if_off` says what to do
         where the peer is off: `queue` it in the outbox, `wait` until it is delivered from there, or `fail`.
+        `text` is read instead of a memory that is here, as by `send_text`.
         """
         request = pb.SendRequest(
-            memory=id_of(memory),
+            memory=id_of(memory) if memory else "",
+            text=require_text(text, what="text"),
+            name=require_text(name, what="name"),
             to=require_text(to, what="peer"),
             note=require_text(note, what="note"),
             agent=self.agent,

@@ -145,6 +145,8 @@ class Node(DeliveryCalls, PairingCalls):
         memory: str | MemoryInfo | Sequence[str | MemoryInfo] = "",
         *,
         context: str = "",
+        peer: str = "",
+        codec: str = "",
         align: str = "",
         max_tokens: int = 0,
         temperature: float = 0.0,
@@ -156,8 +158,9 @@ class Node(DeliveryCalls, PairingCalls):
 
         Several memories are put one behind the other, in the order given. `align` says what may be done with
         those of other models, as `kvnet.compat.Policy` names it: `align`, `text` or `error`. `context` is a
-        text that this node reads before the prompt, instead of a memory. Zero means the daemon's default: 64
-        tokens, greedy.
+        text that this node reads before the prompt, instead of a memory. With `peer`, that node reads the
+        context, or has the memory (by its full id), and the answer begins while it arrives, in the codec that
+        is named. Zero means the daemon's default: 64 tokens, greedy.
         """
         first, *others = ids_of(memory) or [""]
         request = pb.AskRequest(
@@ -166,6 +169,8 @@ class Node(DeliveryCalls, PairingCalls):
             memories=others,
             align=require_text(align, what="align"),
             context=require_text(context, what="text"),
+            peer=require_text(peer, what="peer"),
+            codec=require_text(codec, what="codec"),
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,

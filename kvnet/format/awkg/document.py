@@ -42,6 +42,8 @@ def pack_head(header: AwkgHeader) -> bytes:
     Raises RequestError for more sections or text than a header of 1 MiB takes.
     """
     plain = _to_plain(_document_of(header))
+    if not header.memory.prefix_digest:
+        del plain["prefixDigest"]  # as in the files from before there was one
     try:
         strict_json.check_strings(plain, WHAT)
         document = canonical_json(plain)
@@ -132,6 +134,7 @@ def _document_of(header: AwkgHeader) -> HeaderDocument:
         sections=tuple(map(_packed_section, header.sections)),
         attention_heads=memory.attention_heads,
         derived_from=memory.derived_from,
+        prefix_digest=memory.prefix_digest,
         w_matrix_reference=header.w_matrix_reference,
         alignment=header.alignment,
     )
@@ -160,6 +163,7 @@ def _header_of(document: HeaderDocument) -> AwkgHeader:
         coding=document.coding,
         attention_heads=document.attention_heads,
         derived_from=document.derived_from,
+        prefix_digest=document.prefix_digest,
     )
     return AwkgHeader(
         memory=memory,

@@ -110,6 +110,7 @@ class HeaderDocument:
     sections: tuple[SectionDocument, ...]
     attention_heads: int = 0
     derived_from: str = ""
+    prefix_digest: str = ""
     w_matrix_reference: str = ""
     alignment: Mapping[str, Any] = field(default_factory=dict)
 
@@ -130,6 +131,8 @@ def check_forms(document: HeaderDocument) -> None:
             raise MalformedFile(f"{WHAT}: sha256 of section {i} is not 64 lower-case hex digits")
     if not _is_time(document.created_at):
         raise MalformedFile(f"{WHAT}: createdAt is {document.created_at!r:.40}, wanted YYYY-MM-DDThh:mm:ssZ")
+    if document.prefix_digest and not _DIGEST.fullmatch(document.prefix_digest):
+        raise MalformedFile(f"{WHAT}: prefixDigest is not `sha256:` and 64 lower-case hex digits")
     if not _MEMORY_ID.fullmatch(document.derived_from):
         raise MalformedFile(f"{WHAT}: derivedFrom is {document.derived_from!r:.60}, wanted a memory id")
 

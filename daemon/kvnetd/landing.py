@@ -1,0 +1,56 @@
+"""A transfer on its way in that is used meanwhile: what is durable is decoded, for the model to take."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from kvnet.format.compress import decompress
+from kvnet.identity.signing import VerifiedChunk
+from kvnet.model.arriving import ArrivingMemory
+from kvnetd.services import Services
+
+
+class Landing:
+    """From the spool into an arriving memory. Everything but `first_layer` and `settled` returns at once."""
+
+    def __init__(self, services: Services, arriving: ArrivingMemory) -> None:
+        self.arriving = arriving
+        self._services = services
+        self._decoding: set[asyncio.Task[None]] = set()
+        self._first_layer = asyncio.Event()
+
+    def take(self, chunks: Sequence[VerifiedChunk]) -> None:
+        """Decode chunks that are verified and durable."""
+        for chunk in chunks:
+            task = asyncio.create_task(self._decode(chunk))
+            self._decoding.add(task)
+            task.add_done_callback(self._decoding.discard)
+
+    def end(self, failure: BaseException | None) -> None:
+        """Nothing more comes: whoever waits for a layer that is not there hears why."""
+        if failure is not None:
+            self.arriving.fail(failure)
+            self._first_layer.set()
+
+    async def first_layer(self) -> None:
+        """Wait until the model has something to begin with, or will hear that it never has."""
+        await self._first_layer.wait()
+
+    async def _decode(self, chunk: VerifiedChunk) -> None:
+        try:
+            await self._services.in_pool(self._add, chunk)
+        except Exception as failure:  # belongs to whoever waits for the layer
+            self.end(failure)
+        if self.arriving.has_layer(0):
+            self._first_layer.set()
+
+    def _add(self, chunk: VerifiedChunk) -> None:
+        envelope = chunk.envelope
+        raw = decompress(
+            chunk.signed.payload,
+            envelope.compression,
+            envelope.raw_nbytes,
+            itemsize=self.arriving.header.geometry.dtype.itemsize,
+        )
+        self.arriving.add(envelope.key, raw)
