@@ -51,6 +51,7 @@ def test_memory_id_changes_with_every_field() -> None:
         replace(header, token_digest="sha256:0"),
         replace(header, content_digest="sha256:0"),
         replace(header, key_space=KeySpace.CONTENT),
+        replace(header, start_pos=1, prefix_digest="sha256:0"),
         replace(header, coding=INT8),
         replace(header, coding=replace(INT8, hadamard=True)),
         replace(header, coding=make_basis()[0]),

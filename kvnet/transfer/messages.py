@@ -39,7 +39,7 @@ MAX_TEXT_NBYTES = 256 << 10
 MAX_OFFER_NBYTES = MAX_BODY_NBYTES + 6 * MAX_TEXT_NBYTES  # JSON writes a byte of text in at most six
 MAX_HELLO_MAPS = 256
 # Younger than the messages they stand in: a message that does not need one is what it was before.
-_UNSAID_IF_EMPTY = frozenset({"codec", "map", "maps", "prefix_digest", "text"})
+_UNSAID_IF_EMPTY = frozenset({"codec", "map", "maps", "start_pos", "text"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +198,11 @@ def seal(key: NodeKey, message: Message) -> SignedMessage:
 
 
 def _said(fields: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _said(value) if name == "memory" and isinstance(value, dict) else value
-        for name, value in fields.items()
-        if value or name not in _UNSAID_IF_EMPTY
-    }
+    said = {name: value for name, value in fields.items() if value or name not in _UNSAID_IF_EMPTY}
+    memory = said.get("memory")
+    if isinstance(memory, dict) and not memory["prefix_digest"]:
+        said["memory"] = {name: value for name, value in memory.items() if name != "prefix_digest"}
+    return said
 
 
 def open_sealed(cls: type[M], sealed: SignedMessage, *, signer: bytes | None) -> tuple[M, VerifiedMessage]:

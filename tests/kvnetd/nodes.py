@@ -210,10 +210,9 @@ async def deliver(
     of_memory, of_basis = wire_chunks(memory, wanted), wire_basis(memory.header, basis)
     chunks, payloads = of_memory[0] + of_basis[0], of_memory[1] + of_basis[1]
     sender = SenderSession(session.offer, offer_digest=session.binding.offer_digest, chunks=chunks)
-    for chunk in sender.accepted(session.accept()):
-        index = chunk.key.index
+    for index in (key.index for key in sender.accepted(session.accept())):
         if not indices or index in indices:
-            signed = sign_chunk(key, sender.envelope(chunk), payloads[index])
+            signed = sign_chunk(key, sender.envelope(chunks[index]), payloads[index])
             verified = verify_chunk(signed, session.binding)
             session.receive(verified)
             await inbound.store([verified])

@@ -135,7 +135,7 @@ async def test_message_of_a_stranger_is_refused_before_its_body_is_parsed(
 
 
 @pytest.mark.parametrize(
-    ("type_", "most"), [(Offer.TYPE, MAX_OFFER_NBYTES), (PullRequest.TYPE, MAX_BODY_NBYTES)]
+    ("type_", "most"), [(Offer.TYPE, MAX_OFFER_NBYTES), (PullRequest.TYPE, MAX_OFFER_NBYTES)]
 )
 async def test_control_body_over_its_bound_is_refused(transfers: Transfers, type_: str, most: int) -> None:
     take = transfers.open_inbound if type_ == Offer.TYPE else transfers.open_outbound

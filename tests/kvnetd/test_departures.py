@@ -101,10 +101,10 @@ async def test_compact_memory_goes_out_with_the_pieces_of_its_basis(
     outbound = await prepare(record)
     chunks = outbound.session.chunks
     assert outbound.session.offer.chunk_count == len(chunks) == 6 + 2
-    pieces = [await outbound.payload(chunk) for chunk in chunks]
+    pieces = [bytes(wire) async for _, wire in outbound.parts(outbound.session.plan)]
     assert b"".join(pieces[6:]) == basis
     assert [hashlib.sha256(piece).digest() for piece in pieces] == [chunk.wire_digest for chunk in chunks]
-    assert outbound.sealed_head == read_head(services.memories.root / record.id).sealed
+    assert await outbound.sealed_head() == read_head(services.memories.root / record.id).sealed
     await outbound.close(None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from kvnet.errors import (
     TransferIncomplete,
     UnknownMemory,
 )
+from kvnet.transfer.sender import Part
 from kvnet.types import MemoryId
 from tests.builders import STRANGER, make_fingerprint
 from tests.kvnetd.exchange import failure_at, pull_memory, send_memory
@@ -145,13 +147,14 @@ async def test_send_that_is_cancelled_is_logged_so_and_can_be_resumed(
     alice.remember()
     reading = asyncio.Event()
 
-    async def hang(*args: Any) -> bytes:
+    async def hang(*args: Any) -> AsyncGenerator[Part, None]:
         reading.set()
         await asyncio.sleep(30)
-        return b""
+        for nothing in ():
+            yield nothing
 
     with monkeypatch.context() as patched:
-        patched.setattr("kvnetd.outgoing.OutboundTransfer.payload", hang)
+        patched.setattr("kvnetd.outgoing.OutboundTransfer.parts", hang)
         async with failure_at(bob):
             sending = asyncio.create_task(send_memory(alice))
             await asyncio.wait_for(reading.wait(), 10)

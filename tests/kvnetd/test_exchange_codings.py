@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +17,9 @@ from kvnet.errors import (
     IncompatibleModel,
     PeerUnreachable,
 )
+from kvnet.plan import ChunkKey
 from kvnet.transfer.admission import Receiver
-from kvnet.transfer.sender import WireChunk
+from kvnet.transfer.sender import Part
 from kvnet.types import Compression, Kind, RawMemory
 from tests.builders import INT8, make_basis, make_memory
 from tests.kvnetd.exchange import failure_at, pull_memory, send_memory
@@ -73,18 +76,20 @@ async def test_compact_message_that_broke_off_in_its_basis_is_resumed(
     memory = make_memory(coding=coding, num_kv_heads=64)
     alice.services.bases.put(basis)
     alice.remember(memory)
-    payload = OutboundTransfer.payload
+    parts = OutboundTransfer.parts
 
-    async def cut(outbound: OutboundTransfer, chunk: WireChunk) -> bytes:
-        if chunk.key.kind is Kind.BASIS and chunk.key.start:
-            async with asyncio.timeout(10):
-                while not outbound.session.acked_count:  # noqa: ASYNC110  # so that there is something to resume
-                    await asyncio.sleep(0.01)
-            raise PeerUnreachable("the link broke")
-        return await payload(outbound, chunk)
+    async def cut(outbound: OutboundTransfer, missing: Sequence[ChunkKey]) -> AsyncGenerator[Part, None]:
+        async with aclosing(parts(outbound, missing)) as given:
+            async for chunk, wire in given:
+                if chunk.key.kind is Kind.BASIS and chunk.key.start:
+                    async with asyncio.timeout(10):
+                        while not outbound.session.acked_count:  # noqa: ASYNC110  # for something to resume
+                            await asyncio.sleep(0.01)
+                    raise PeerUnreachable("the link broke")
+                yield chunk, wire
 
     with monkeypatch.context() as patched:
-        patched.setattr(OutboundTransfer, "payload", cut)
+        patched.setattr(OutboundTransfer, "parts", cut)
         async with failure_at(bob):
             with pytest.raises(PeerUnreachable):
                 await send_memory(alice, memory=memory.header.id, codec="")

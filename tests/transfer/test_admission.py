@@ -87,11 +87,26 @@ def test_offer_that_differs_in_one_field_is_refused_by_its_name(field: str, chan
     assert list(refused.value.details) == [field]
 
 
-def test_memory_that_is_no_whole_prefix_is_refused() -> None:
-    with pytest.raises(IncompatibleModel, match="whole prefixes"):
+def test_memory_behind_other_tokens_says_which_they_are() -> None:
+    with pytest.raises(MalformedMessage, match="both or neither"):
         admit(offer_of(start_pos=1))
+    with pytest.raises(MalformedMessage, match="both or neither"):
+        admit(offer_of(prefix_digest=SOME_DIGEST))
+    assert admit(offer_of(start_pos=1, prefix_digest=SOME_DIGEST)) is Tier.EXACT
 
 
+def test_memory_whose_prefix_makes_it_too_long_is_refused() -> None:
+    with pytest.raises(TextTooLong):
+        admit(offer_of(start_pos=1 << 20, prefix_digest=SOME_DIGEST))
+
+
+def test_memory_that_is_still_read_is_admitted_and_a_digest_that_is_none_is_not() -> None:
+    assert admit(offer_of(content_digest="")) is Tier.EXACT
+    with pytest.raises(MalformedMessage, match="content_digest"):
+        admit(offer_of(content_digest="sha256:salt"))
+
+
+SOME_DIGEST = "sha256:" + "0" * 64
 CODINGS = {
     "int8": INT8,
     "int4 with hadamard": replace(INT8, key_bits=4, value_bits=4, hadamard=True),

@@ -61,7 +61,7 @@ class Transfer(RuleBasedStateMachine):
             held=self.on_disk,
         )
         missing = self.sender.accepted(self.receiver.accept())
-        assert {chunk.key.index for chunk in missing} == set(range(len(_CHUNKS))) - set(self.on_disk)
+        assert {key.index for key in missing} == set(range(len(_CHUNKS))) - set(self.on_disk)
 
     @rule(target=frames, index=_indices)
     def send(self, index: int) -> tuple[int, SignedChunk]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,11 +16,11 @@ from kvnet.format.compress import decompress
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.seal import VerifiedHead
 from kvnet.identity.signing import SignedMessage, VerifiedChunk
-from kvnet.plan import count_chunks
+from kvnet.plan import ChunkKey, count_chunks
 from kvnet.transfer.admission import admit_offer
 from kvnet.transfer.messages import PROTOCOL_VERSION, Hello, Offer, PullRequest, open_sealed, seal
 from kvnet.transfer.receiver import ReceiverSession
-from kvnet.transfer.sender import SenderSession, WireChunk
+from kvnet.transfer.sender import Part, SenderSession
 from kvnet.transport.client import PeerClient
 from kvnet.types import MemoryId, RawMemory, TransferId, content_digest
 from tests.builders import (
@@ -47,7 +48,7 @@ class MemoryOutbound:
         chunks, self._payloads = of_memory[0] + of_basis[0], of_memory[1] + of_basis[1]
         self.key = key
         self.sealed_offer = seal(key, offer)
-        self.sealed_head = make_head(memory, key=key).sealed
+        self.head = make_head(memory, key=key)
         digest = hashlib.sha256(self.sealed_offer.body).digest()
         self.session = SenderSession(offer, offer_digest=digest, chunks=chunks)
         self.failures: list[BaseException | None] = []
@@ -55,12 +56,17 @@ class MemoryOutbound:
         self.sent: list[int] = []
         self.die_after = len(chunks) + 1
 
-    async def payload(self, chunk: WireChunk) -> bytes:
-        """The chunk's bytes, until the link is cut."""
-        if len(self.sent) == self.die_after:
-            raise ConnectionAbortedError("the sender dies here")
-        self.sent.append(chunk.key.index)
-        return self._payloads[chunk.key.index]
+    async def parts(self, missing: Sequence[ChunkKey]) -> AsyncGenerator[Part, None]:
+        """The chunks in order, until the link is cut."""
+        for key in missing:
+            if len(self.sent) == self.die_after:
+                raise ConnectionAbortedError("the sender dies here")
+            self.sent.append(key.index)
+            yield self.session.chunks[key.index], self._payloads[key.index]
+
+    async def sealed_head(self) -> SignedMessage:
+        """The head, as it was made."""
+        return self.head.sealed
 
     async def delivered(self, receipt: SignedMessage) -> None:
         """Keep the receipt."""

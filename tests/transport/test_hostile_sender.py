@@ -210,7 +210,7 @@ async def test_reordered_and_repeated_chunks_are_allowed(pair: Pair) -> None:
             assert isinstance(indices, list)
             acked += indices
         await alice.stream.write_control(seal(SENDER, alice.session.commit()))
-        await alice.stream.write_control(alice.outbound.sealed_head)
+        await alice.stream.write_control(alice.outbound.head.sealed)
         receipt, _ = open_sealed(Receipt, await alice.stream.read_control(), signer=RECEIVER.public)
         alice.session.finish(receipt)
     assert pair.bob.memories == {MEMORY.header.id: MEMORY}
