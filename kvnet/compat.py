@@ -12,10 +12,15 @@ from typing import Final
 
 from kvnet.errors import AlignmentRefused, IncompatibleModel
 from kvnet.rotary import same_rope
-from kvnet.types import Fingerprint, Geometry, Tier
+from kvnet.types import DType, Fingerprint, Geometry, Rope, Tier, sha256_hex
 
 Differences = dict[str, list[str]]
 Side = tuple[Fingerprint, Geometry]
+
+# What a node that hosts no model says of it (FORMAT.md §3).
+_NOTHING: Final = sha256_hex(b"")
+NO_MODEL: Final = Fingerprint("none", "none", _NOTHING, _NOTHING, _NOTHING, "none")
+NO_GEOMETRY: Final = Geometry(1, 1, 2, DType.FLOAT32, Rope("default", 10000.0))
 
 _SAME_FAMILY: Final = frozenset({"weights_digest", "quantization", "dtype"})
 _BY_STRENGTH: Final = (Tier.EXACT, Tier.IDENTITY, Tier.MAPPED, Tier.MAPPED_TOKENS, Tier.TEXT)
@@ -57,8 +62,11 @@ def decide_tier(source: Side, receiver: Side, *, has_map: bool = False, in_coord
     there is a map, else REFUSED. Other weights of one architecture may be a fine-tune or a stranger, which no
     field tells; somebody who fitted a map between them did not find them the same, so the map is used.
     A memory `in_coordinates` of a port is mapped, whatever its model: it holds no keys and values.
+    KEPT where the receiver hosts no model, and so uses none.
     Source: DESIGN, Words.
     """
+    if receiver[0].digest == NO_MODEL.digest:
+        return Tier.KEPT
     found = set(differences(source, receiver))
     if not found and not in_coordinates:
         return Tier.EXACT
@@ -90,6 +98,8 @@ def decide_route(tier: Tier, *, policy: Policy = Policy.ALIGN, has_text: bool = 
 
 def reach(tier: Tier, *, policy: Policy = Policy.ALIGN, has_text: bool = False) -> Tier:
     """The tier that an answer would report: `tier`, or TEXT or REFUSED where that is the route."""
+    if tier is Tier.KEPT:
+        return tier
     route = decide_route(tier, policy=policy, has_text=has_text)
     return {Route.INJECT: tier, Route.TEXT: Tier.TEXT, Route.REFUSE: Tier.REFUSED}[route]
 
@@ -104,6 +114,8 @@ def require_tier(
 ) -> Tier:
     """What `reach` says of a memory that may use a map or a text; REFUSED is raised as IncompatibleModel."""
     tier = decide_tier(source, receiver, has_map=has_map, in_coordinates=in_coordinates)
+    if tier is Tier.KEPT:
+        return tier
     if in_coordinates and tier is Tier.REFUSED and not has_text:
         raise IncompatibleModel(
             f"memory of {source[0].model} in coordinates: no admitted map here ends in their port for "
@@ -142,6 +154,8 @@ def advise(tier: Tier, *, policy: Policy = Policy.ALIGN, peer: str = "PEER") -> 
         return f"host the same weights and precision for an exact memory; if it is not understood, {fit}"
     if tier in (Tier.MAPPED, Tier.MAPPED_TOKENS):
         return "host the memory's own model to use it without a map"
+    if tier is Tier.KEPT:
+        return "the node hosts no model; ask on one that does"
     if tier is Tier.TEXT:
         return f"{fit}, so that it need not be read again"
     if policy is Policy.ERROR:

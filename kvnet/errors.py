@@ -109,6 +109,12 @@ class UnknownModel(RequestError):
     code = "unknown_model"
 
 
+class NoModelHosted(RequestError):
+    """The node hosts no model, and what was asked of it needs one."""
+
+    code = "no_model"
+
+
 class UnsupportedModel(RequestError):
     """The checkpoint is not one this node can host: its cache, its weight files or its numbers."""
 
@@ -264,6 +270,12 @@ class IncompatibleModel(PeerError):
     """The memory was made by a model that this node cannot continue from."""
 
     code = "incompatible_model"
+
+
+class MissingPrefix(PeerError):
+    """A memory goes on behind another one, which is not here or not of whom it may be: send that first."""
+
+    code = "missing_prefix"
 
 
 class ProtocolMismatch(PeerError):

@@ -94,6 +94,7 @@ class Tier(StrEnum):
     MAPPED = "mapped"
     MAPPED_TOKENS = "mapped+tokens"
     TEXT = "text"
+    KEPT = "kept"  # by a node that hosts no model: it passes memories on, and reads none
     REFUSED = "refused"
     NONE = "none"  # the question was asked without a memory
 

@@ -6,12 +6,13 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Iterable
 from enum import Enum
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from kvnet.errors import (
     AlreadyRunning,
@@ -42,6 +43,11 @@ ERROR_METADATA_KEY = "kvnet-error-bin"
 MAX_ERROR_NBYTES = 4096
 _MAX_DETAILS_NBYTES = 3000
 _MAX_MESSAGE_NBYTES = 2000
+
+# Of protobuf's encoding: how a field of bytes begins, the number of Frame.chunk, and the longest length.
+_LENGTH_DELIMITED = 2
+_CHUNK_FIELD = 2
+_MAX_LENGTH_NBYTES = 5
 
 # The first class that matches decides; subclasses stand before their bases.
 _STATUS: tuple[tuple[type[KvnetError], grpc.StatusCode], ...] = (
@@ -155,14 +161,81 @@ def message_from_wire(message: peer_pb2.SignedMessage) -> SignedMessage:
     return SignedMessage(message.type, message.body, message.signer, message.signature)
 
 
-def chunk_to_wire(chunk: SignedChunk) -> peer_pb2.Chunk:
-    """A chunk for the peer API."""
-    return peer_pb2.Chunk(envelope=chunk.envelope, signature=chunk.signature, payload=bytes(chunk.payload))
+def frame_of_control(message: SignedMessage) -> bytes:
+    """A control message as a frame of the peer API."""
+    return peer_pb2.Frame(control=message_to_wire(message)).SerializeToString()
 
 
-def chunk_from_wire(chunk: peer_pb2.Chunk) -> SignedChunk:
-    """Inverse of `chunk_to_wire`; nothing is verified."""
-    return SignedChunk(chunk.envelope, chunk.signature, chunk.payload)
+def frame_of_ack(indices: Iterable[int]) -> bytes:
+    """Indices of durable chunks as a frame of the peer API."""
+    return peer_pb2.Frame(ack=peer_pb2.Ack(index=indices)).SerializeToString()
+
+
+def frame_of_chunk(chunk: SignedChunk) -> bytes:
+    """A chunk as a frame of the peer API: protobuf's own bytes, with one copy of the payload, not three."""
+    parts = (_field(1, chunk.envelope), _field(2, chunk.signature), _field_head(3, len(chunk.payload)))
+    nbytes = sum(map(len, parts)) + len(chunk.payload)
+    return b"".join((_field_head(_CHUNK_FIELD, nbytes), *parts, chunk.payload))
+
+
+def read_frame(data: bytes) -> SignedMessage | SignedChunk | list[int] | None:
+    """Inverse of the three; None for an empty frame. Nothing is verified, and a payload is not copied.
+
+    Raises MalformedMessage for bytes that are no frame.
+    """
+    chunk = _chunk_within(data)
+    if chunk is not None:
+        return chunk
+    try:
+        frame = peer_pb2.Frame.FromString(data)
+    except DecodeError as exc:
+        raise MalformedMessage(f"frame: {len(data)} bytes that are no frame") from exc
+    which = frame.WhichOneof("frame")
+    if which == "control":
+        return message_from_wire(frame.control)
+    if which == "chunk":
+        return SignedChunk(frame.chunk.envelope, frame.chunk.signature, frame.chunk.payload)
+    return list(frame.ack.index) if which == "ack" else None
+
+
+def _chunk_within(data: bytes) -> SignedChunk | None:
+    """The chunk in a frame that is laid out as `frame_of_chunk` does; protobuf reads all others."""
+    start, stop = _field_within(data, _CHUNK_FIELD, 0)
+    envelope_at, envelope_stop = _field_within(data, 1, start)
+    signature_at, signature_stop = _field_within(data, 2, envelope_stop)
+    payload_at, payload_stop = _field_within(data, 3, signature_stop)
+    if not 0 < start < payload_at <= payload_stop == stop == len(data):
+        return None
+    payload = memoryview(data)[payload_at:]
+    return SignedChunk(data[envelope_at:envelope_stop], data[signature_at:signature_stop], payload)
+
+
+def _field(number: int, value: bytes) -> bytes:
+    return _field_head(number, len(value)) + value
+
+
+def _field_head(number: int, nbytes: int) -> bytes:
+    """What stands before a value of so many bytes: its tag, and its length as a varint."""
+    head = bytearray((number << 3 | _LENGTH_DELIMITED,))
+    while nbytes > 0x7F:
+        head.append(nbytes & 0x7F | 0x80)
+        nbytes >>= 7
+    head.append(nbytes)
+    return bytes(head)
+
+
+def _field_within(data: bytes, number: int, at: int) -> tuple[int, int]:
+    """Where the value of the field at `at` starts and stops; past everything where it is another."""
+    nowhere = (len(data) + 1, len(data) + 1)
+    if at >= len(data) or data[at] != number << 3 | _LENGTH_DELIMITED:
+        return nowhere
+    nbytes = 0
+    for step, byte in enumerate(data[at + 1 : at + 1 + _MAX_LENGTH_NBYTES]):
+        nbytes |= (byte & 0x7F) << 7 * step
+        if byte < 0x80:
+            start = at + 2 + step
+            return start, start + nbytes
+    return nowhere
 
 
 def _carried(metadata: Any) -> KvnetError | None:

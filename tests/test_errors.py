@@ -79,6 +79,7 @@ REACHED_BY = {
     "transfer_incomplete": (
         "transfer/test_receiver.py::test_commit_before_the_last_chunk_is_durable_is_refused"
     ),
+    "missing_prefix": "kvnetd/test_chains.py::test_memory_without_the_one_before_it_is_refused",
     "incompatible_model": "test_compat.py::test_any_other_field_is_refused_and_named_with_both_values",
     "protocol_mismatch": (
         "transport/test_push_pull.py::test_server_refuses_other_protocols_and_short_nonces"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import types
@@ -163,8 +164,48 @@ def test_signed_messages_and_chunks_cross_unchanged() -> None:
     message = sign_message(SENDER, "kvnet/test/v1", b"body")
     chunk = SignedChunk(b"envelope", b"signature", memoryview(b"payload"))
     assert wire.message_from_wire(wire.message_to_wire(message)) == message
-    assert wire.chunk_from_wire(wire.chunk_to_wire(chunk)) == chunk
-    assert isinstance(wire.chunk_to_wire(chunk), peer_pb2.Chunk)
+    assert wire.read_frame(wire.frame_of_control(message)) == message
+    assert wire.read_frame(wire.frame_of_chunk(chunk)) == chunk
+    assert wire.read_frame(wire.frame_of_ack([0, 7, 1 << 20])) == [0, 7, 1 << 20]
+    assert wire.read_frame(b"") is None
+
+
+@pytest.mark.parametrize("nbytes", [0, 1, 127, 128, 1 << 14, (1 << 20) + 1])
+def test_frame_of_a_chunk_is_protobufs_own(nbytes: int) -> None:
+    """What is laid out by hand here, protobuf reads, and the other way round; a payload is not copied."""
+    payload = bytes(nbytes)
+    chunk = SignedChunk(bytes(208), bytes(64), payload)
+    theirs = peer_pb2.Frame.FromString(wire.frame_of_chunk(chunk)).chunk
+    assert (theirs.envelope, theirs.signature, theirs.payload) == (bytes(208), bytes(64), payload)
+    packed = peer_pb2.Frame(chunk=theirs).SerializeToString()
+    assert wire.read_frame(packed) == chunk
+    if nbytes:
+        assert packed == wire.frame_of_chunk(chunk)
+        found = wire.read_frame(packed)
+        assert isinstance(found, SignedChunk)
+        assert isinstance(found.payload, memoryview)
+
+
+def test_frame_that_says_a_field_twice_is_read_as_protobuf_reads_it() -> None:
+    chunk = SignedChunk(b"envelope", b"signature", b"payload")
+    twice = wire.frame_of_chunk(chunk) * 2
+    assert wire.read_frame(twice) == chunk
+    both = wire.frame_of_chunk(chunk) + wire.frame_of_ack([3])
+    assert wire.read_frame(both) == [3]
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5, 20, 100, 250])
+def test_torn_frame_is_malformed(cut: int) -> None:
+    whole = wire.frame_of_chunk(SignedChunk(bytes(208), bytes(64), b"payload"))
+    with pytest.raises(MalformedMessage, match="no frame"):
+        wire.read_frame(whole[:-cut])
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_are_a_frame_or_malformed(data: bytes) -> None:
+    for begun in (data, b"\x12" + data, b"\x12" + bytes([len(data)]) + data):
+        with contextlib.suppress(MalformedMessage):
+            wire.read_frame(begun)
 
 
 def failed_call(

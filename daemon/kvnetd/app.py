@@ -14,14 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from kvnet.discovery import Advert, Discovery, Event, PeerSeen, choose_links, list_links
 from kvnet.errors import AlreadyRunning, StateCorrupt
 from kvnet.identity.keys import NodeKey, short_id
 from kvnet.identity.peers import PeerList
-from kvnet.model.host import ModelHost
-from kvnet.model.loader import Device, DTypeChoice, ModelSpec, Quantization
 from kvnet.model.reference.catalog import packaged_alignments
 from kvnet.model.runner import ModelRunner
 from kvnet.paths import Home
@@ -36,7 +34,9 @@ from kvnetd.directory import Directory
 from kvnetd.kept import sweep_states
 from kvnetd.log import EventLog
 from kvnetd.meeting import interfaces_of
-from kvnetd.readings import Readings
+from kvnetd.no_model import NONE, no_host
+from kvnetd.probing import probe_reading
+from kvnetd.rates import Rates
 from kvnetd.services import Listening, Services
 from kvnetd.store.alignments import AlignmentStore
 from kvnetd.store.bases import BasisStore
@@ -47,6 +47,11 @@ from kvnetd.store.models import ModelNotes
 from kvnetd.store.spool import Spool
 from kvnetd.transfers import Transfers
 from kvnetd.trust import make_gate
+
+if TYPE_CHECKING:  # torch: imported where a model is loaded, and nowhere else in here
+    from kvnet.model.host import ModelHost
+    from kvnet.model.loader import Device, DTypeChoice, Quantization
+    from kvnet.transport.answering import ReadBackend
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +87,8 @@ async def node(config: Config, stopping: asyncio.Event) -> AsyncIterator[Service
         span = stack.enter_context(log.span("node", version=VERSION, pid=os.getpid()))
         services = await _build(stack, config, key, log)
         transfers = Transfers(services)
-        server = PeerServer(transfers, services.gate, Readings(services))
+        stack.push_async_callback(transfers.close)
+        server = PeerServer(transfers, services.gate, _reader(services))
         port = await server.start(host=config.listen_host, port=config.listen_port)
         stack.push_async_callback(server.stop, STOP_GRACE_S)
         services.listening.address = _address(config.listen_host, port)
@@ -120,15 +126,7 @@ async def _build(stack: AsyncExitStack, config: Config, key: NodeKey, log: Event
     spool = await loop.run_in_executor(store_thread, Spool, home.store / "incoming", bases, vault)
     runner = ModelRunner()
     stack.push_async_callback(runner.close)
-    spec = ModelSpec(
-        config.model,
-        quantization=cast("Quantization", config.quantization),  # ModelSpec checks all three again
-        dtype=cast("DTypeChoice", config.dtype),
-        device=cast("Device", config.device),
-    )
-    with log.span("model", model=config.model, quantization=config.quantization) as span:
-        host = await runner.run(ModelHost.load, spec, home.cache)
-        span.add(device=str(host.device))
+    host = no_host() if config.model == NONE else await _load(config, runner, log)
     return Services(
         config=config,
         key=key,
@@ -147,7 +145,33 @@ async def _build(stack: AsyncExitStack, config: Config, key: NodeKey, log: Event
         store_thread=store_thread,
         pool=pool,
         listening=Listening(),
+        rates=await loop.run_in_executor(store_thread, Rates, home.store / "rates.json"),
     )
+
+
+async def _load(config: Config, runner: ModelRunner, log: EventLog) -> ModelHost:
+    from kvnet.model.host import ModelHost
+    from kvnet.model.loader import ModelSpec
+
+    spec = ModelSpec(
+        config.model,
+        quantization=cast("Quantization", config.quantization),  # ModelSpec checks all three again
+        dtype=cast("DTypeChoice", config.dtype),
+        device=cast("Device", config.device),
+    )
+    with log.span("model", model=config.model, quantization=config.quantization) as span:
+        host = await runner.run(ModelHost.load, spec, config.home.cache)
+        span.add(device=str(host.device))
+    return host
+
+
+def _reader(services: Services) -> ReadBackend | None:
+    """Who reads for peers: nobody where there is no model."""
+    if services.config.model == NONE:
+        return None
+    from kvnetd.readings import Readings
+
+    return Readings(services)
 
 
 async def _discover(stack: AsyncExitStack, services: Services, port: int, dispatcher: Dispatcher) -> None:
@@ -194,8 +218,9 @@ def _address(host: str, port: int) -> str:
 async def _keep_house(services: Services, transfers: Transfers) -> None:
     """Follow interfaces that come and go, and clear out transfers, fits and trainings nobody resumes."""
     sweep = partial(services.in_pool, sweep_states, services.config.home.root)
+    probe = partial(probe_reading, services)
     while True:
-        for chore in (transfers.expire, services.directory.refresh, sweep):
+        for chore in (probe, transfers.expire, services.directory.refresh, sweep):
             try:
                 await chore()
             except Exception:  # a chore that fails now must not end the others for good

@@ -22,19 +22,7 @@ from kvnet.transport.tasks import Running
 from kvnet.v1 import control_pb2 as pb
 from kvnet.v1 import control_pb2_grpc
 from kvnetd import encoding
-from kvnetd.actions import (
-    ask,
-    ask_peer,
-    explain,
-    files,
-    memories,
-    packages,
-    peers,
-    remember,
-    rotate,
-    send,
-    status,
-)
+from kvnetd.actions import files, memories, packages, peers, rotate, send, status
 from kvnetd.actions.dispatch import Dispatcher
 from kvnetd.control_alignments import Context
 from kvnetd.control_deliveries import DeliveryService
@@ -42,6 +30,19 @@ from kvnetd.control_pairing import PairingService
 from kvnetd.services import Services, utc_now
 from kvnetd.transfers import Transfers
 
+# What only a model can do: refused on a node that hosts none, before anything is imported for it.
+_NEEDS_MODEL = frozenset(
+    {
+        "Ask",
+        "Calibrate",
+        "EvaluateAlignment",
+        "Explain",
+        "FitAlignment",
+        "MakePort",
+        "Remember",
+        "TrainAlignment",
+    }
+)
 TOKEN_METADATA_KEY = "kvnet-token"  # noqa: S105  # a header's name
 _log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class ControlService(DeliveryService, PairingService):
     ) -> None:
         super().__init__(services, transfers, dispatcher)
         self._shutdown = shutdown
+        self.require_model = services.require_model
 
     async def Status(self, request: pb.StatusRequest, context: Context) -> pb.NodeStatus:
         return wire.to_wire(await status.status(self._services), pb.NodeStatus)
@@ -70,6 +72,8 @@ class ControlService(DeliveryService, PairingService):
     async def Remember(
         self, request: pb.RememberRequest, context: Context
     ) -> AsyncGenerator[pb.RememberEvent, None]:
+        from kvnetd.actions import remember
+
         steps = remember.remember(self._services, wire.from_wire(request, remember.Reading))
         async with aclosing(steps):
             async for step in steps:
@@ -125,8 +129,12 @@ class ControlService(DeliveryService, PairingService):
         yield pb.SendEvent(report=wire.to_wire(report, pb.SendReport))
 
     async def Ask(self, request: pb.AskRequest, context: Context) -> AsyncGenerator[pb.AskEvent, None]:
+        from kvnetd.actions import ask, ask_live, ask_peer
+
         question = wire.from_wire(request, ask.Question)
-        if question.peer:
+        if question.stream_to:
+            steps = ask_live.ask_live(self._services, self._transfers, self._dispatcher, question)
+        elif question.peer:
             steps = ask_peer.ask_peer(self._services, self._transfers, question)
         else:
             steps = ask.ask(self._services, question)
@@ -138,6 +146,8 @@ class ControlService(DeliveryService, PairingService):
                     yield pb.AskEvent(answer=wire.to_wire(step, pb.Answer))
 
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.Explanation:
+        from kvnetd.actions import explain
+
         found = await explain.explain(self._services, request.memory, model=request.model)
         return wire.to_wire(found, pb.Explanation)
 
@@ -239,14 +249,22 @@ def _guard_methods(service: ControlService, running: Running) -> None:
     for name, method in inspect.getmembers(ControlService, inspect.isfunction):
         if name[0].isupper():
             wrap = _stream_guard if inspect.isasyncgenfunction(method) else _unary_guard
-            setattr(service, name, wrap(getattr(service, name), running))
+            check = service.require_model if name in _NEEDS_MODEL else _nothing
+            setattr(service, name, wrap(getattr(service, name), running, check))
 
 
-def _unary_guard(method: Callable[..., Awaitable[Any]], running: Running) -> Callable[..., Awaitable[Any]]:
+def _nothing() -> None:
+    """What most calls have to be checked for."""
+
+
+def _unary_guard(
+    method: Callable[..., Awaitable[Any]], running: Running, check: Callable[[], None]
+) -> Callable[..., Awaitable[Any]]:
     @functools.wraps(method)
     async def guarded(request: Any, context: Context) -> Any:
         with running.task():
             try:
+                check()
                 return await method(request, context)
             except Exception as failure:  # what is not ours is a bug: told as one, written to the log
                 await _abort(context, failure)
@@ -255,12 +273,13 @@ def _unary_guard(method: Callable[..., Awaitable[Any]], running: Running) -> Cal
 
 
 def _stream_guard(
-    method: Callable[..., AsyncGenerator[Any, None]], running: Running
+    method: Callable[..., AsyncGenerator[Any, None]], running: Running, check: Callable[[], None]
 ) -> Callable[..., AsyncGenerator[Any, None]]:
     @functools.wraps(method)
     async def guarded(request: Any, context: Context) -> AsyncGenerator[Any, None]:
         with running.task():
             try:
+                check()
                 async with aclosing(method(request, context)) as items:
                     async for item in items:
                         yield item

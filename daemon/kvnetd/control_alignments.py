@@ -12,7 +12,7 @@ from kvnet import wire
 from kvnet.api import Progress, TrainProgress
 from kvnet.v1 import control_pb2 as pb
 from kvnet.v1 import control_pb2_grpc
-from kvnetd.actions import align, examine, fit, train
+from kvnetd.actions import align
 from kvnetd.services import Services
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -52,11 +52,15 @@ class AlignmentService(control_pb2_grpc.ControlServicer):
         return wire.to_wire(await align.remove(self._services, request.alignment), pb.AlignmentInfo)
 
     async def MakePort(self, request: pb.MakePortRequest, context: Context) -> pb.AlignmentInfo:
+        from kvnetd.actions import fit
+
         return wire.to_wire(await fit.make_port(self._services, rank=request.rank), pb.AlignmentInfo)
 
     async def FitAlignment(
         self, request: pb.FitAlignmentRequest, context: Context
     ) -> AsyncGenerator[pb.FitEvent, None]:
+        from kvnetd.actions import fit
+
         steps = fit.fit(self._services, wire.from_wire(request, fit.FitRequest))
         async with aclosing(steps):
             async for step in steps:
@@ -68,6 +72,8 @@ class AlignmentService(control_pb2_grpc.ControlServicer):
     async def TrainAlignment(
         self, request: pb.TrainAlignmentRequest, context: Context
     ) -> AsyncGenerator[pb.TrainEvent, None]:
+        from kvnetd.actions import train
+
         steps = train.train(self._services, wire.from_wire(request, train.TrainRequest))
         async with aclosing(steps):
             async for step in steps:
@@ -79,6 +85,8 @@ class AlignmentService(control_pb2_grpc.ControlServicer):
     async def EvaluateAlignment(
         self, request: pb.EvaluateAlignmentRequest, context: Context
     ) -> AsyncGenerator[pb.EvaluateEvent, None]:
+        from kvnetd.actions import examine
+
         steps = examine.evaluate(self._services, wire.from_wire(request, examine.EvaluateRequest))
         async with aclosing(steps):
             async for step in steps:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from kvnet import wire
 from kvnet.api import LayerProgress, Progress
 from kvnet.v1 import control_pb2 as pb
-from kvnetd.actions import outbox, receipts, repair, send_text
+from kvnetd.actions import estimate, outbox, receipts, repair, send_many
 from kvnetd.actions.dispatch import Dispatcher
 from kvnetd.control_alignments import AlignmentService, Context
 from kvnetd.services import Services
@@ -25,7 +25,14 @@ class DeliveryService(AlignmentService):
 
     async def Send(self, request: pb.SendRequest, context: Context) -> AsyncGenerator[pb.SendEvent, None]:
         asked = wire.from_wire(request, outbox.Sending)
-        act = send_text.send_text if asked.text else outbox.send_or_queue
+        act = outbox.send_or_queue
+        if "," in asked.to:
+            act = send_many.send_many
+        elif asked.text:
+            self._services.require_model()
+            from kvnetd.actions.send_text import send_text
+
+            act = send_text
         steps = act(self._services, self._transfers, self._dispatcher, asked)
         async with aclosing(steps):
             async for step in steps:
@@ -33,6 +40,12 @@ class DeliveryService(AlignmentService):
                     yield pb.SendEvent(progress=wire.to_wire(step, pb.LayerProgress))
                 else:
                     yield pb.SendEvent(report=wire.to_wire(step, pb.SendReport))
+
+    async def EstimateSend(self, request: pb.EstimateRequest, context: Context) -> pb.Estimate:
+        found = await estimate.estimate(
+            self._services, memory=request.memory, to=request.to, codec=request.codec
+        )
+        return wire.to_wire(found, pb.Estimate)
 
     async def ListOutbox(self, request: pb.ListOutboxRequest, context: Context) -> pb.OutboxList:
         found = await outbox.list_outbox(self._services)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from dataclasses import replace
 from functools import partial
 
 from kvnet.errors import (
@@ -18,10 +19,11 @@ from kvnet.errors import (
 from kvnet.identity.peers import AddedPeer, Permission
 from kvnet.identity.signing import SignedMessage, VerifiedMessage
 from kvnet.transfer.messages import Offer, PullRequest, chunks_digest, open_sealed, seal
-from kvnet.types import MemoryHeader, MemoryId, sha256_hex
-from kvnetd.live import begin_reading
+from kvnet.types import MemoryHeader, MemoryId, NodeId, sha256_hex
+from kvnetd import chains
 from kvnetd.log import Span
 from kvnetd.outgoing import (
+    Beside,
     OutboundTransfer,
     Source,
     StoredParts,
@@ -58,17 +60,22 @@ class Departures:
         agents: tuple[str, str],
         text: str = "",
         parcel: str = "",
+        beside: Beside | None = None,
+        relay_to: tuple[NodeId, ...] | None = None,
     ) -> OutboundTransfer:
         """An offer for one of our memories; the unfinished one from before, if there is, so it resumes.
 
         `text` goes with it, for a model that cannot use the memory. `parcel` is the entry of the outbox that
         is done with once this is delivered. Its offer from before is made again however old it is: the peer
         answers with the receipt if it was delivered after all, resumes it, or refuses it.
+        With `relay_to` it goes to many: through this peer to those, or, if that is empty, to this one, which
+        may hold already what another passed on.
 
         Raises TooBusy while the same message is already on its way, or the memory is just written anew.
         """
         sections = chunks_digest([chunk.wire_digest for chunk in record.wire_chunks()])
-        slot = ("send", record.id, sections, peer.node_id, note, *agents, sha256_hex(text.encode()))
+        slot: tuple[str, ...] = ("send", record.id, sections, peer.node_id, note, *agents)
+        slot += (sha256_hex(text.encode()), *(beside.slot if beside else ()))
         services, now = self._services, int(time.time())
         if slot in self._outbound:
             raise TooBusy(f"memory {record.id[:16]}: is already on its way to {peer.name}; wait for it")
@@ -83,7 +90,10 @@ class Departures:
                 or not _may_resume(kept.offer, now, is_parcel=bool(parcel))
             ):
                 words = {"note": note, "text": text, "map_id": map_of(record)}
-                offer = self._offer(record.header, peer, now=now, agents=agents, **words)
+                words["behind"] = next(chains.behind(services, record), "")
+                offer = self._offer(record.header, peer, now=now, agents=agents, beside=beside, **words)
+                if relay_to is not None:
+                    offer = replace(offer, relay_to=relay_to, wire_digest=sections)
                 kept = KeptOffer(offer, seal(services.key, offer))
             source = await self._stored(record)
             outbound = self._outgoing(source, kept.offer, kept.sealed, slot, span)
@@ -109,14 +119,18 @@ class Departures:
             source: Source
             if request.text:
                 self._services.gate.check(peer.public, Permission.ASK)
+                self._services.require_model()
+                from kvnetd.live import begin_reading  # torch
+
                 memory, source = await begin_reading(
                     self._services, request.text, codec=request.codec, start_pos=request.start_pos
                 )
-                map_id = ""
+                map_id, behind = "", ""
             else:
                 record = self._services.memories.get(request.memory)
                 memory, source, map_id = record.header, await self._stored(record), map_of(record)
-            offer = self._offer(memory, peer, now=now, note="", agents=("", ""), map_id=map_id)
+                behind = next(chains.behind(self._services, record), "")
+            offer = self._offer(memory, peer, now=now, note="", agents=("", ""), map_id=map_id, behind=behind)
             # A slot of its own: a pull must never use up the offer of a message.
             return self._outgoing(
                 source, offer, seal(self._services.key, offer), ("pull", offer.transfer_id), span
@@ -167,6 +181,8 @@ class Departures:
         agents: tuple[str, str],
         text: str = "",
         map_id: str = "",
+        behind: str = "",
+        beside: Beside | None = None,
     ) -> Offer:
         return new_offer(
             memory,
@@ -178,6 +194,8 @@ class Departures:
             note=note,
             text=text,
             map_id=map_id,
+            behind=behind,
+            beside=beside,
         )
 
     def _outgoing(

@@ -8,19 +8,14 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 from kvnet.api import Calibration
-from kvnet.codec.basis import Basis
 from kvnet.codec.presets import AUTO, CODECS, PRESETS, preset_name
 from kvnet.errors import MalformedMessage, RequestError, UnknownBasis
 from kvnet.format import strict_json
 from kvnet.format.attention import unpack_attention
-from kvnet.model.calibration import calibrate as learn_basis
-from kvnet.model.memory import encode_memory
-from kvnet.model.pruning import prunable_heads
-from kvnet.model.quality import Choice, choose_preset
 from kvnet.model.reference.catalog import reference_basis
 from kvnet.plan import plan_memory
 from kvnet.types import (
@@ -35,9 +30,14 @@ from kvnet.types import (
     Scheme,
     sha256_hex,
 )
+from kvnetd.no_model import NONE
 from kvnetd.services import Services, utc_now, utc_seconds
 from kvnetd.store.bases import BasisStore
 from kvnetd.store.records import LocalNotes, Making, MemoryRecord, Step
+
+if TYPE_CHECKING:  # what has torch is imported where it is used: a node without a model never loads it
+    from kvnet.codec.basis import Basis
+    from kvnet.model.quality import Choice
 
 # The calibration each store was last asked for: a model answers many questions with the same one.
 _last_parsed: Final[WeakKeyDictionary[BasisStore, Basis]] = WeakKeyDictionary()
@@ -53,6 +53,10 @@ async def encode(
     prune: bool = False,
 ) -> tuple[RawMemory, LocalNotes]:
     """A memory in another coding, and its notes with what was done; the same ones if nothing is asked for."""
+    services.require_model()
+    from kvnet.model.memory import encode_memory
+    from kvnet.model.pruning import prunable_heads
+
     preset = await resolve(services, codec)
     pruned = (
         prunable_heads(attention_of(memory), num_kv_heads=memory.header.geometry.num_kv_heads)
@@ -107,6 +111,8 @@ async def preset_to_send(services: Services, record: MemoryRecord, codec: str) -
     is_coded = record.header.coding.scheme is not Scheme.RAW
     if is_coded and codec in ("", preset_name(record.header.coding)):
         return None
+    if services.config.model == NONE and not codec:
+        return None  # what it was given it passes on as it is
     preset = await resolve(services, codec or services.config.codec)
     return None if preset == "exact" else preset
 
@@ -163,7 +169,9 @@ async def _encoding_of(
         same_basis = known.header.coding.basis == (basis.digest if basis else "")
         same_dtype = known.header.geometry.dtype is dtype
         same_heads = known.header.coding.pruned_heads == record.header.coding.pruned_heads
-        same = preset_name(known.header.coding) == preset and same_basis and same_dtype and same_heads
+        same_place = known.header.start_pos == record.header.start_pos
+        same_coding = preset_name(known.header.coding) == preset and same_basis and same_heads
+        same = same_coding and same_dtype and same_place
         if same and known.id not in services.memories.damaged:
             return known
     return None
@@ -187,6 +195,8 @@ async def chosen(services: Services) -> Choice:
     known = _noted_choice(services.models.get(fingerprint).get("auto"), digest)
     if known is not None:
         return known
+    from kvnet.model.quality import choose_preset
+
     choice = await services.runner.run(choose_preset, services.host, basis=basis)
     noted = {"basis": digest, "choice": asdict(choice)}
     await services.in_store(services.models.note, fingerprint, auto=noted)
@@ -197,6 +207,8 @@ def _noted_choice(noted: object, basis: str) -> Choice | None:
     """What was noted for the model with this calibration; None for anything else, which is measured again."""
     if not isinstance(noted, dict) or noted.get("basis") != basis:
         return None
+    from kvnet.model.quality import Choice
+
     try:
         choice = strict_json.from_plain(Choice, noted.get("choice"), what="models.json")
     except MalformedMessage:
@@ -206,6 +218,8 @@ def _noted_choice(noted: object, basis: str) -> Choice | None:
 
 async def calibrate(services: Services, texts: tuple[str, ...]) -> Calibration:
     """Learn a basis for the hosted model from texts, keep it, and encode with it from now on."""
+    from kvnet.model.calibration import calibrate as learn_basis
+
     began = time.perf_counter()
     with services.log.span("calibration", model=services.host.name) as span:
         found = await services.runner.run(learn_basis, services.host, texts)
@@ -273,6 +287,8 @@ async def basis_bytes(services: Services, digest: str) -> bytes:
 
 
 async def _read_basis(services: Services, digest: str, geometry: Geometry | None = None) -> Basis:
+    from kvnet.codec.basis import Basis
+
     data = await basis_bytes(services, digest)
     basis = await services.runner.run(Basis.from_bytes, data, geometry or services.host.geometry)
     _last_parsed[services.bases] = basis

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from kvnet.api import InboxMessage
 from kvnet.errors import (
@@ -22,6 +23,7 @@ from kvnet.identity.seal import VerifiedHead
 from kvnet.identity.signing import SignedMessage, VerifiedChunk
 from kvnet.transfer.messages import Offer, seal
 from kvnet.transfer.receiver import ReceiverSession
+from kvnet.transport.tasks import run_together
 from kvnet.types import base32
 from kvnetd.landing import Landing
 from kvnetd.log import Span
@@ -41,6 +43,18 @@ _UNVERIFIED = (
 )
 
 
+class Head(Protocol):
+    """What comes before the memory, and is read here meanwhile (`heads.HeadReading`)."""
+
+    async def keep(self) -> None:
+        """Wait until it is read, and store it."""
+        ...
+
+    def abandon(self) -> None:
+        """Stop."""
+        ...
+
+
 class InboundTransfer:
     """Implements transport's Inbound. Without `incoming` it is a transfer that was completed before."""
 
@@ -57,6 +71,7 @@ class InboundTransfer:
         span: Span,
         on_store: Callable[[int], object],
         on_close: Callable[[], object],
+        head: Head | None = None,
     ) -> None:
         self.session = session
         self.key: NodeKey = services.key
@@ -71,8 +86,14 @@ class InboundTransfer:
         self._is_message = is_message
         self._on_store = on_store
         self._on_close = on_close
+        self._head = head
         self._span = span
         self._began = time.perf_counter()
+
+    @property
+    def incoming(self) -> IncomingTransfer | None:
+        """Its part of the spool; None of a transfer that was completed before."""
+        return self._incoming
 
     def land(self, landing: Landing) -> None:
         """Let somebody use the memory while it comes; before the first chunk does."""
@@ -82,7 +103,10 @@ class InboundTransfer:
         """Make chunks durable."""
         if self._incoming is None:
             raise ReplayedMessage("chunk: the transfer was completed before")
-        await self._services.in_store(self._incoming.store, chunks)
+        await run_together(  # while the disk is waited for, the processor is free
+            self._services.in_pool(self._incoming.sum_up, chunks),
+            self._services.in_store(self._incoming.store, chunks),
+        )
         nbytes = sum(chunk.envelope.wire_nbytes for chunk in chunks)
         self.wire_nbytes += nbytes
         self._on_store(nbytes)
@@ -94,6 +118,8 @@ class InboundTransfer:
         if self._receipt is None and self._incoming is not None:
             if self._services.peers.trusted(self._peer.public) is None:
                 raise PeerNotAdded(f"{self._peer.name}: was removed while it was sending")
+            if self._head is not None:
+                await self._head.keep()
             self._receipt = await self._services.in_store(self._adopt, self._incoming, head)
             self._log_verification("completed")
         if self._receipt is None:
@@ -105,6 +131,8 @@ class InboundTransfer:
         try:
             if self._landing is not None:
                 self._landing.end(error)
+            if self._head is not None:
+                self._head.abandon()
             if isinstance(error, _UNVERIFIED):
                 self._log_verification("failed", error=error.code, message=error.message)
             if self._incoming is not None:
@@ -150,8 +178,17 @@ class InboundTransfer:
             receipt=receipt,
             completed_at=now,
         )
-        services.ledger.complete(transfer, message if self._is_message else None)
+        services.ledger.complete(transfer, message if self._is_message and not offer.quiet else None)
+        if offer.label:
+            self._point(offer.label, record.id)
         return receipt
+
+    def _point(self, label: str, memory: str) -> None:
+        """Let the sender's label point here, but for a name that is in use for what others made."""
+        ledger, name = self._services.ledger, f"{self._peer.name}/{label}"
+        known = ledger.memory_named(name)
+        if known is None or known in ledger.memories_from(self._peer.node_id):
+            ledger.name(name, memory)
 
     def _log_verification(self, outcome: str, **fields: str) -> None:
         self._services.log.write(

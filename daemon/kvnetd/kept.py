@@ -9,16 +9,15 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, Generic, Protocol, Self, TypeVar
-
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
+from typing import TYPE_CHECKING, Final, Generic, Protocol, Self, TypeVar
 
 from kvnet.errors import KvnetError, StoreFull
 from kvnet.files.durable import sync_folder
 from kvnet.types import canonical_json
 from kvnetd.store.disk import require_room
+
+if TYPE_CHECKING:  # else imported where it is used: a node without a model sweeps, and has no torch
+    import torch
 
 FITS: Final = "fits"  # folders in the state folder
 TRAININGS: Final = "trainings"
@@ -55,6 +54,9 @@ class KeptState(Generic[S]):
 
     def load(self) -> S | None:
         """What an earlier call left; None if it left nothing that can be read."""
+        import safetensors.torch
+        from safetensors import SafetensorError
+
         try:
             self._state = self._kind.from_tensors(safetensors.torch.load_file(self._path))
         except FileNotFoundError:
@@ -74,6 +76,9 @@ class KeptState(Generic[S]):
         """Write what was noted last. A disk that has no room for it costs a resume, not the work."""
         if self._state is None:
             return
+        import safetensors.torch
+        from safetensors import SafetensorError
+
         self._saved_at = time.monotonic()
         # A file holds rows; a solver may have left columns.
         tensors = {name: tensor.contiguous() for name, tensor in self._state.to_tensors().items()}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from kvnet.format.compress import decompress
 from kvnet.identity.signing import VerifiedChunk
-from kvnet.model.arriving import ArrivingMemory
 from kvnetd.services import Services
+
+if TYPE_CHECKING:
+    from kvnet.model.arriving import ArrivingMemory
 
 
 class Landing:

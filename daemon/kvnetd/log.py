@@ -27,9 +27,10 @@ FIELDS = frozenset(
         "codec",
         *("source", "receiver", "lessons", "rows", "admitted", "gap_recovered"),
         *("model", "quantization", "device", "version", "pid", "address", "port"),
+        *("mode", "predicted_s"),
         *("tokens", "chunks", "resumed_chunks", "raw_bytes", "wire_bytes", "count"),
         *("reused_tokens", "recomputed_tokens", "new_tokens", "finish_reason"),
-        *("entry", "attempts"),
+        *("entry", "attempts", "origin"),
         *("duration_s", "ttft_s", "error", "message"),
     }
 )

@@ -13,6 +13,7 @@ from kvnet.errors import KvnetError, StateCorrupt
 from kvnet.extras import require_node_extra
 from kvnet.paths import Home, find_home
 from kvnetd.config import load_config
+from kvnetd.no_model import NONE
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,10 +21,11 @@ def main(arguments: list[str] | None = None) -> int:
     flags = vars(_parser().parse_args(arguments))
     as_json = bool(flags.pop("json"))
     try:
-        require_node_extra()
         named = flags.pop("home")
         home = Home(Path(named).absolute()) if named else find_home()
         config = load_config(home, flags)
+        if config.model != NONE:
+            require_node_extra()
         # gRPC's core would write a line for every stranger whose handshake fails.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         # Here, not above: a bad setting must not cost the seconds that torch takes to import.
@@ -47,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--home", help="state folder (default: KVNET_HOME or the platform's data folder)")
     parser.add_argument("--json", action="store_true", help="say that it is ready as one JSON line")
     parser.add_argument("--name", help="what this node calls itself")
-    parser.add_argument("--model", help="ref-a, ref-b, ref-c, a folder, random:tinyllama or a hub id")
+    parser.add_argument("--model", help="ref-a, ref-b, ref-c, a folder, random:tinyllama, a hub id, or none")
     parser.add_argument("--quantization", help="none, int8 or nf4")
     parser.add_argument("--dtype", help="auto, float32, float16 or bfloat16")
     parser.add_argument("--device", help="auto, cpu or cuda")

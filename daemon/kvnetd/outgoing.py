@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -14,7 +16,15 @@ from kvnet.identity.signing import SignedMessage
 from kvnet.plan import ChunkKey, count_chunks, count_transfer_chunks, plan_transfer
 from kvnet.transfer.messages import Offer
 from kvnet.transfer.sender import Part, SenderSession, WireChunk
-from kvnet.types import Compression, Kind, MemoryHeader, NodeId, Scheme, TransferId
+from kvnet.types import (
+    Compression,
+    Kind,
+    MemoryHeader,
+    NodeId,
+    Scheme,
+    TransferId,
+    sha256_hex,
+)
 from kvnetd.log import Span
 from kvnetd.services import Services, utc_now
 from kvnetd.store.bases import BasisStore
@@ -23,6 +33,8 @@ from kvnetd.store.memories import MemoryStore
 from kvnetd.store.records import MemoryRecord
 from kvnetd.store.sections import SectionsFile, read_section
 from kvnetd.store.texts import kept_body
+
+MAX_READ_AHEAD = 3  # chunks that are read before the link takes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +57,22 @@ def open_parts(memories: MemoryStore, bases: BasisStore, record: MemoryRecord) -
     chunks = (*record.wire_chunks(), *basis_chunks(record.header, basis))
     sealed_head, sections = memories.open_stored(record)
     return StoredParts(chunks, sealed_head, basis, sections)
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What an offer says of a memory that is sent in parts: as `Offer` has it."""
+
+    prefix_text: str = ""
+    quiet: bool = False
+    label: str = ""
+
+    @property
+    def slot(self) -> tuple[str, ...]:
+        """What tells its message from others of the same memory; nothing for a whole one."""
+        if self == Beside():
+            return ()
+        return ("part", sha256_hex(self.prefix_text.encode()), str(self.quiet), self.label)
 
 
 class Source(Protocol):
@@ -81,9 +109,20 @@ class StoredSource:
             session.know(chunk)
 
     async def parts(self, session: SenderSession, missing: Sequence[ChunkKey]) -> AsyncGenerator[Part, None]:
-        """The chunks in order. Raises StateCorrupt if they are not what was stored."""
-        for key in missing:
-            yield self._stored.chunks[key.index], await self._wire(key)
+        """The chunks in order, the next ones read meanwhile. Raises StateCorrupt for what is damaged."""
+        ahead: deque[asyncio.Task[bytes]] = deque()
+        to_come = iter(missing)
+        try:
+            for key in missing:
+                while len(ahead) <= MAX_READ_AHEAD and (coming := next(to_come, None)) is not None:
+                    ahead.append(asyncio.create_task(self._wire(coming)))
+                yield self._stored.chunks[key.index], await ahead[0]
+                ahead.popleft()
+        finally:
+            if ahead:  # they read from a file that is closed next
+                await asyncio.wait(ahead)
+            for task in ahead:
+                task.exception()
 
     async def _wire(self, key: ChunkKey) -> bytes:
         if key.kind is Kind.BASIS:
@@ -152,7 +191,7 @@ class OutboundTransfer:
             offer_body=kept_body(offer, self.sealed_offer),
             receipt=receipt,
             completed_at=utc_now(),
-            offer_signature=b"" if offer.text else self.sealed_offer.signature,
+            offer_signature=b"" if offer.text or offer.prefix_text else self.sealed_offer.signature,
         )
         await self._services.in_store(self._services.ledger.complete, transfer, None)
         self._is_delivered = True
@@ -174,6 +213,10 @@ class OutboundTransfer:
             self._span.add(memory=self.record.id)
         self._span.end(failure)
         await self._on_close(failure)
+
+    def tell(self, **fields: str | float) -> None:
+        """Write more into the log's last line."""
+        self._span.add(**fields)
 
     def release(self) -> None:
         """Let go of the parts; twice is once."""
@@ -211,12 +254,15 @@ def new_offer(
     note: str,
     text: str = "",
     map_id: str = "",
+    behind: str = "",
+    beside: Beside | None = None,
 ) -> Offer:
     """A fresh offer with its own transfer id; `agents` are the sending and the receiving one.
 
     `map_id` names the map that made a memory's coordinates; `text` is what the memory is of, for a peer whose
-    model cannot use it.
+    model cannot use it. `behind` is the memory here of the tokens before it.
     """
+    beside = beside or Beside()
     return Offer(
         transfer_id=TransferId(os.urandom(16).hex()),
         memory=memory,
@@ -230,4 +276,8 @@ def new_offer(
         agent=agents[1],
         text=text,
         map=map_id,
+        behind=behind,
+        prefix_text=beside.prefix_text,
+        quiet=beside.quiet,
+        label=beside.label,
     )

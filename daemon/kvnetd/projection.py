@@ -6,7 +6,6 @@ A map amplifies what a wire loses, so what is mapped is mapped first and quantis
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -21,13 +20,12 @@ from kvnet.model.cache import export_layers
 from kvnet.model.coordinates import memory_of_coordinates
 from kvnet.model.host import ModelHost
 from kvnet.model.slots import Slots, rows_of_layers, slots_of
-from kvnet.types import Compression, Fingerprint, MemoryHeader, RawMemory, Scheme
+from kvnet.types import Compression, MemoryHeader, RawMemory, Scheme
 from kvnetd import encoding
-from kvnetd.alignments import (
+from kvnetd.alignments import misuse_of, port_digest
+from kvnetd.mapping import (
     LoadedMap,
     loaded_map,
-    misuse_of,
-    port_digest,
     refuse_nothing_read,
     refuse_other_geometry,
     refuse_strange,
@@ -35,27 +33,7 @@ from kvnetd.alignments import (
 from kvnetd.services import Services, utc_now
 from kvnetd.store.records import LocalNotes, MemoryRecord, Step
 
-PORT_BITS: Final = {"": 8, "port8": 8, "port4": 4}  # codec -> bits of a coordinate
 _COMPRESSION: Final = (Compression.ZSTD, 3)
-
-
-def map_into_port(
-    services: Services, source: Fingerprint, receiver: Fingerprint, *, held: Collection[str]
-) -> MapManifest | None:
-    """The first admitted map of this node from one model into a port of the other, which is here too.
-
-    It is one of those that the receiver has as well, `held` by id: coordinates say nothing without it.
-    """
-    for record in services.alignments.maps_to(receiver):
-        manifest = record.manifest
-        if (
-            isinstance(manifest, MapManifest)
-            and manifest.port
-            and manifest.source.digest == source.digest
-            and manifest.id in held
-        ):
-            return manifest
-    return None
 
 
 async def project(

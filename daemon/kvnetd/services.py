@@ -10,23 +10,27 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from kvnet.errors import StateCorrupt, StoreFull
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.peers import PeerList
-from kvnet.model.host import ModelHost
 from kvnet.model.runner import ModelRunner
 from kvnet.transport.gate import Gate
 from kvnetd.config import Config
 from kvnetd.directory import Directory
 from kvnetd.log import EventLog
+from kvnetd.no_model import refuse_without_model
+from kvnetd.rates import Rates
 from kvnetd.store.alignments import AlignmentStore
 from kvnetd.store.bases import BasisStore
 from kvnetd.store.ledger import Ledger
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.models import ModelNotes
 from kvnetd.store.spool import Spool
+
+if TYPE_CHECKING:
+    from kvnet.model.host import ModelHost
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,6 +65,11 @@ class Services:
     store_thread: Executor
     pool: Executor
     listening: Listening
+    rates: Rates = field(default_factory=Rates)
+
+    def require_model(self) -> None:
+        """Raise NoModelHosted on a node without one."""
+        refuse_without_model(self.host)
 
     async def in_store(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking store call on the store's one thread. Its OSErrors leave as KvnetErrors."""

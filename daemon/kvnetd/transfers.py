@@ -8,13 +8,15 @@ from kvnet.identity.keys import NodeKey
 from kvnet.identity.peers import AddedPeer
 from kvnet.identity.signing import SignedMessage
 from kvnet.transfer.messages import MAX_HELLO_MAPS, PROTOCOL_VERSION, Hello
-from kvnet.types import MemoryHeader, MemoryId
+from kvnet.types import MemoryHeader, MemoryId, NodeId
 from kvnetd.alignments import held_maps
 from kvnetd.arrivals import Arrivals
 from kvnetd.departures import Departures
 from kvnetd.incoming import InboundTransfer
-from kvnetd.outgoing import OutboundTransfer, Source
-from kvnetd.parties import take_rotation, this_receiver
+from kvnetd.outgoing import Beside, OutboundTransfer, Source
+from kvnetd.parties import require_added, take_rotation, this_receiver
+from kvnetd.passing import PassedOn
+from kvnetd.relaying import Relays
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
 from kvnetd.store.sweep import drop_unused_bases
@@ -25,7 +27,8 @@ class Transfers:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._arrivals = Arrivals(services)
+        self._relays = Relays(services)
+        self._arrivals = Arrivals(services, self._relays)
         self._departures = Departures(services)
         self.key: NodeKey = services.key
         self.pool: Executor = services.pool
@@ -33,6 +36,7 @@ class Transfers:
     def hello(self, nonce: bytes) -> Hello:
         """Who this node is, what it hosts and takes, bound to the caller's nonce."""
         receiver = this_receiver(self._services)
+        base_s, token_s = self._services.rates.reading(receiver.fingerprint.digest).fit
         return Hello(
             protocol=PROTOCOL_VERSION,
             nonce=nonce.hex(),
@@ -44,15 +48,29 @@ class Transfers:
             limits=receiver.limits,
             free_nbytes=receiver.free_nbytes,
             maps=held_maps(self._services)[:MAX_HELLO_MAPS],
+            prefill_us=round(1e6 * base_s),
+            prefill_token_ns=round(1e9 * token_s),
         )
 
     async def rotate(self, statement: bytes, caller: bytes) -> None:
         """A peer has a new key: as `parties.take_rotation` has it."""
         await take_rotation(self._services, statement, caller=caller)
 
-    async def open_inbound(self, sealed_offer: SignedMessage) -> InboundTransfer:
-        """A peer offers a memory; once complete, a message about it waits in the inbox."""
-        return await self._arrivals.open(sealed_offer, pulled=None)
+    async def open_inbound(self, sealed_offer: SignedMessage) -> InboundTransfer | PassedOn:
+        """A peer offers a memory; once complete, a message about it waits in the inbox.
+
+        One that is a copy brings no message. Either goes on to whom its offer names.
+        """
+        inbound = await self._arrivals.open(sealed_offer, pulled=None)
+        try:
+            return await self._relays.pass_on(inbound, require_added(self._services, sealed_offer.signer))
+        except BaseException as failure:
+            await inbound.close(failure)
+            raise
+
+    async def close(self) -> None:
+        """Break off what this node passes on."""
+        await self._relays.close()
 
     async def open_pulled(self, sealed_offer: SignedMessage, *, wanted: MemoryId) -> InboundTransfer:
         """A peer answers our pull: it must offer what was asked for, and no message comes of it."""
@@ -71,10 +89,19 @@ class Transfers:
         agents: tuple[str, str],
         text: str = "",
         parcel: str = "",
+        beside: Beside | None = None,
+        relay_to: tuple[NodeId, ...] | None = None,
     ) -> OutboundTransfer:
         """One of our memories, about to be sent as a message: as `Departures.prepare` has it."""
         return await self._departures.prepare(
-            record, peer, note=note, agents=agents, text=text, parcel=parcel
+            record,
+            peer,
+            note=note,
+            agents=agents,
+            text=text,
+            parcel=parcel,
+            beside=beside,
+            relay_to=relay_to,
         )
 
     def pull_request(

@@ -25,6 +25,7 @@ from kvnet.api.pairing import (
 from kvnet.api.replies import (
     Answer,
     Calibration,
+    Estimate,
     ExportReport,
     InboxMessage,
     KvReport,
@@ -49,6 +50,7 @@ __all__ = [
     "Calibration",
     "CurvePoint",
     "Difference",
+    "Estimate",
     "Evaluation",
     "Explanation",
     "ExportReport",

@@ -60,6 +60,8 @@ class MemoryInfo:
     signed_by: str  # the node whose signature its file bears, "" for a damaged one
     tier: str  # "" for a damaged one
     needs_basis: str  # sha256:<hex> of a calibration that is not here, without which it cannot be decoded
+    start_pos: int = 0  # tokens before its own, which it goes on behind
+    behind: str = ""  # id of the memory of those; "" where there are none, or it is not here
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,31 @@ class SendReport:
     resumed_chunks: int
     codec: str
     queued: str = ""  # id of the entry of the outbox that waits for the peer; "" once it is delivered
+    mode: str = ""  # of kvnet.cost.Mode, where one was asked for: how it was sent
+    predicted_s: float = 0.0  # and what that was estimated to take
+    problem: str = ""  # why this one of several receivers was not served; "" for one that was
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What handing a memory to a peer would take, in seconds from the offer to the receipt.
+
+    None is a way that is closed. `split_tokens` are read at the peer from the text, the others sent.
+    """
+
+    memory: str
+    peer: str
+    codec: str
+    tokens: int
+    wire_bytes: int
+    transfer_s: float
+    text_s: float | None
+    split_s: float | None
+    split_tokens: int
+    choice: str  # of kvnet.cost.Mode: what `send --mode auto` does
+    why_no_text: str  # why only the transfer has a price, or ""
+    link_bytes_per_s: int
+    reading_tokens_per_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +238,8 @@ class Answer:
     tokens: int
     finish_reason: str
     seconds: float
+    memory: str = ""  # with stream_to: the newest memory of what was asked and answered,
+    live_problem: str = ""  # and why the peer lacks a part of it, or ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kvnet.api import Answer, KvReport, SendReport
-from kvnet.cli.output import Json, nbytes_text, print_json, seconds_text
+from kvnet.cli.output import Json, nbytes_text, print_json, print_table, seconds_text
 from kvnet.cli.progress import layer_bar
 from kvnet.client import Node
 from kvnet.codec.presets import CODECS
@@ -18,7 +18,9 @@ from kvnet.texts import read_text
 
 
 def send(
-    to: Annotated[str, typer.Option(help="A peer, or one agent there: bob or bob/reviewer.")],
+    to: Annotated[
+        str, typer.Option(help="A peer, an agent there, or several: bob, bob/reviewer, bob,carol.")
+    ],
     memory: Annotated[str, typer.Argument(help="Id, start of an id, or name.")] = "",
     text: Annotated[
         Path | None,
@@ -32,6 +34,13 @@ def send(
         typer.Option(
             help=f"One of {', '.join(CODECS)}, or port8 or port4, mapped here into the port of the peer's "
             "model; the daemon's setting if not given."
+        ),
+    ] = "",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="transfer; text, which the peer reads; split: it reads the head while the tail arrives; "
+            "or auto, as `kvnet estimate` says."
         ),
     ] = "",
     with_text: Annotated[
@@ -53,7 +62,7 @@ def send(
         raise RequestError("send: give a memory, or --text FILE to read, and not both")
     if_off = _if_off(wait=wait_for_peer, fail=no_queue)
     words = read_text(str(text)) if text else ""
-    report: SendReport | None = None
+    reports: list[SendReport] = []
     with Node(agent=agent) as node, layer_bar(f"sending to {to}") as show:
         steps = node.send_stream(
             memory,
@@ -64,13 +73,17 @@ def send(
             if_off=if_off,
             text=words,
             name=name,
+            mode=mode,
         )
         for step in steps:
             if isinstance(step, SendReport):
-                report = step
+                reports.append(step)
             else:
                 show(step.chunks_done, step.chunks_total)
-    _print_report(report, "to", as_json=as_json)
+    if "," in to:
+        _print_reports(reports, as_json=as_json)
+    else:
+        _print_report(reports[0] if reports else None, "to", as_json=as_json)
 
 
 def pull(
@@ -109,6 +122,12 @@ def ask(
     ] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="For sampling.")] = 0,
+    stream_to: Annotated[
+        str, typer.Option(help="Let this peer have what comes of it, while it is generated.")
+    ] = "",
+    name: Annotated[
+        str, typer.Option(help="With --stream-to: what the newest of it is called here, and NODE/NAME there.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Answer a prompt, after memories, after a text that is read here, or after nothing."""
@@ -126,6 +145,8 @@ def ask(
             top_p=top_p,
             stop=tuple(stop or ()),
             seed=seed,
+            stream_to=stream_to,
+            name=name,
         )
         for step in steps:
             if isinstance(step, Answer):
@@ -139,6 +160,9 @@ def ask(
         return
     print()
     print(kv_text(answer.kv), file=sys.stderr)
+    if answer.memory:
+        lacking = f"; {answer.live_problem}" if answer.live_problem else ""
+        print(f"[live memory {answer.memory[:16]} at {stream_to} too{lacking}]", file=sys.stderr)
 
 
 def kv_text(kv: KvReport) -> str:
@@ -156,6 +180,28 @@ def _if_off(*, wait: bool, fail: bool) -> str:
     return "wait" if wait else "fail" if fail else "queue"
 
 
+def _print_reports(reports: list[SendReport], *, as_json: bool) -> None:
+    """A line for each of several receivers, and status 1 where one of them was not served."""
+    if as_json:
+        for report in reports:
+            print_json(report)
+    else:
+        columns = ("peer", "chunks", "there already", "uploaded", "time", "tier", "")
+        rows = [
+            (
+                *(report.peer, report.chunks, report.resumed_chunks, nbytes_text(report.wire_bytes)),
+                *(seconds_text(report.seconds), report.tier or "-"),
+                report.problem or (report.queued and f"waits as {report.queued}"),
+            )
+            for report in reports
+        ]
+        print_table(columns, rows, empty="nobody was sent to")
+        uploaded = nbytes_text(sum(report.wire_bytes for report in reports))
+        print(f"{uploaded} uploaded for {len(reports)} receivers")
+    if any(report.problem for report in reports):
+        raise typer.Exit(1)
+
+
 def _print_report(report: SendReport | None, word: str, *, as_json: bool) -> None:
     if report is None:
         raise AssertionError("the daemon ended the transfer without a report")
@@ -168,6 +214,8 @@ def _print_report(report: SendReport | None, word: str, *, as_json: bool) -> Non
             f"{report.peer} appears; see `kvnet outbox ls`"
         )
         return
+    if report.mode:
+        print(f"mode {report.mode}, estimated {seconds_text(report.predicted_s)}")
     resumed = f", {report.resumed_chunks} were there already" if report.resumed_chunks else ""
     print(
         f"{report.memory[:16]} {word} {report.peer}: {report.chunks} signed chunks{resumed}, "

@@ -11,6 +11,7 @@ from kvnet.cli import (
     align,
     demo,
     doctor,
+    estimate,
     exchange,
     explain,
     files,
@@ -61,6 +62,7 @@ app.add_typer(memory.mem, name="mem")
 app.add_typer(memory.inbox, name="inbox")
 app.command()(exchange.send)
 app.command()(exchange.pull)
+app.command()(estimate.estimate)
 app.add_typer(outbox.outbox, name="outbox")
 app.add_typer(outbox.receipt, name="receipt")
 app.command()(exchange.ask)

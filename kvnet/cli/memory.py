@@ -45,6 +45,9 @@ def remember(
         bool | None,
         typer.Option(help="Keep the text beside the memory, here alone; the daemon's setting if not given."),
     ] = None,
+    after: Annotated[
+        str, typer.Option(help="Read on behind this memory, and keep the new text's part alone.")
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Let the model read a text and keep what it read as a memory."""
@@ -66,6 +69,7 @@ def remember(
             topic=topic,
             language=language,
             keep_text=keep_text,
+            after=after,
         )
         for step in steps:
             if isinstance(step, MemoryInfo):
@@ -107,10 +111,11 @@ def mem_ls(
         (
             *(m.id[:16], m.name, m.tokens, m.codec, nbytes_text(m.stored_nbytes), m.model, _origin(m)),
             m.created_at or "damaged",
+            _behind(m),
         )
         for m in found
     ]
-    columns = ("id", "name", "tokens", "codec", "size", "model", "from", "made at")
+    columns = ("id", "name", "tokens", "codec", "size", "model", "from", "made at", "")
     print_table(columns, rows, empty="no memories yet; make one with `kvnet remember`")
 
 
@@ -173,12 +178,21 @@ def _print_memory(memory: MemoryInfo | None, *, as_json: bool) -> None:
     if memory.header is None:
         print(f"damaged: {memory.problem}; remove it with `kvnet mem rm` and have it made or sent again")
         return
+    if memory.start_pos:
+        print(_behind(memory))
     geometry = memory.header.geometry
     print(
         f"{memory.tokens} tokens, {memory.layers} layers of [1, {geometry.num_kv_heads}, {memory.tokens}, "
         f"{geometry.head_dim}] {geometry.dtype}, {nbytes_text(memory.nbytes)}, "
         f"stored as {memory.codec} in {nbytes_text(memory.stored_nbytes)}, read by {memory.model}"
     )
+
+
+def _behind(memory: MemoryInfo) -> str:
+    if memory.behind:
+        return f"behind {memory.behind[:16]}"
+    lacking = f"behind {memory.start_pos} tokens whose memory is not here"
+    return lacking if memory.start_pos else ""
 
 
 def _origin(memory: MemoryInfo) -> str:

@@ -19,7 +19,10 @@ from kvnet.identity.keys import grouped
 from kvnet.paths import find_home
 
 Model = Annotated[
-    str | None, typer.Option(help="ref-a, ref-b, ref-c, a folder, random:tinyllama or a hub id.")
+    str | None,
+    typer.Option(
+        help="ref-a, ref-b, ref-c, a folder, random:tinyllama, a hub id, or none: keep and pass on."
+    ),
 ]
 Quantization = Annotated[
     str | None, typer.Option("--quantization", "--quant", help="Weights as none, int8 or nf4.")

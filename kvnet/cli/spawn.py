@@ -13,7 +13,6 @@ from pathlib import Path
 from kvnet.api import NodeStatus
 from kvnet.client import Node
 from kvnet.errors import AlreadyRunning, KvnetError, NotRunning, OperatorError, error_from_code
-from kvnet.extras import require_node_extra
 from kvnet.paths import Home
 
 READY_DEADLINE_S = 900.0
@@ -23,8 +22,7 @@ _RETRY_S = 1.0
 
 
 def daemon_command(home: Home, flags: dict[str, str]) -> list[str]:
-    """What runs the daemon in the foreground. Raises MissingExtra without `kvnet[node]`."""
-    require_node_extra()
+    """What runs the daemon in the foreground."""
     pairs = [part for key, value in flags.items() for part in (f"--{key}", value)]
     return [sys.executable, "-m", "kvnetd.main", "--home", str(home.root), *pairs]
 

@@ -20,7 +20,7 @@ from kvnet.types import NodeId
 
 MAX_PEERS = 256
 MAX_NAME_CHARS = 40
-FILE_VERSION = 2
+FILE_VERSION = 3
 OLDEST_FILE_VERSION = 1  # of the fields below it has the first four
 
 
@@ -31,6 +31,7 @@ class Permission(StrEnum):
     PULL = "pull"  # fetch memories of this node by their id
     READ = "read"  # have this node's model read texts
     ASK = "ask"  # have what it sent used in answers of this node
+    RELAY = "relay"  # have this node pass on what it sends, to peers of this node that it names
 
 
 class Verified(StrEnum):

@@ -113,6 +113,37 @@ def build_cache(layers: Sequence[LayerKV], config: Any) -> DynamicCache:
     return cache
 
 
+def layers_between(layers: Sequence[LayerKV], start: int, stop: int) -> tuple[LayerKV, ...]:
+    """Views of positions start..stop of every layer."""
+    return tuple(
+        LayerKV(layer.layer_idx, layer.keys[..., start:stop, :], layer.values[..., start:stop, :])
+        for layer in layers
+    )
+
+
+def join_layers(parts: Sequence[Sequence[LayerKV]]) -> tuple[LayerKV, ...]:
+    """Layers of tokens that follow each other, put behind one another."""
+    return tuple(
+        LayerKV(
+            same[0].layer_idx,
+            torch.cat([layer.keys for layer in same], -2),
+            torch.cat([layer.values for layer in same], -2),
+        )
+        for same in zip(*parts, strict=True)
+    )
+
+
+def copy_layers(cache: Cache, start: int, stop: int) -> tuple[LayerKV, ...]:
+    """Copies of positions start..stop of every layer of a cache that was used."""
+    copies = []
+    for layer_idx, layer in enumerate(cache.layers):
+        if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
+            raise AssertionError(f"layer {layer_idx} keeps no plain keys and values, or was never filled")
+        keys, values = (half[..., start:stop, :].clone() for half in (layer.keys, layer.values))
+        copies.append(LayerKV(layer_idx, keys, values))
+    return tuple(copies)
+
+
 def extend_cache(cache: Cache, layers: Sequence[LayerKV], device: torch.device) -> Cache:
     """The same cache with the slots of `layers` behind its own."""
     for layer in layers:

@@ -27,15 +27,23 @@ from kvnet.model.cache import (
     cache_seq_len,
     export_layers,
     extend_cache,
+    layers_between,
 )
 from kvnet.model.causal import CausalModel
 from kvnet.model.fingerprint import fingerprint_of
 from kvnet.model.generation import Generated, TextDelta, decode, never, refuse_cancelled
 from kvnet.model.loader import LoadedModel, ModelSpec, load
-from kvnet.model.memory import pack_memory, refuse_incompatible, refuse_other_geometry, unpack_memory
+from kvnet.model.memory import (
+    Prefix,
+    pack_memory,
+    refuse_incompatible,
+    refuse_other_geometry,
+    unpack_memory,
+)
 from kvnet.model.sampling import Sampling
+from kvnet.model.segments import Cutter, Segment, interleaved
 from kvnet.model.slots import Slots, to_layers
-from kvnet.model.text import leading_bos, tokenize_context, tokenize_question
+from kvnet.model.text import leading_bos, tokenize_behind, tokenize_context, tokenize_question
 from kvnet.types import Fingerprint, RawMemory
 
 _RECORDING_PROBE: Final = 8  # tokens that show whether the model can be recorded
@@ -68,6 +76,10 @@ class ModelHost(CausalModel):
         """Ids of a text that begins at position 0, with the BOS if the model has one."""
         return tokenize_context(self.tokenizer, text)
 
+    def tokenize_behind(self, text: str) -> list[int]:
+        """Ids of a text that goes on behind others."""
+        return tokenize_behind(self.tokenizer, text)
+
     def tokenize_question(self, prompt: str, *, after_memory: bool) -> list[int]:
         """Ids of a prompt, as a user turn if the model is a chat model; no BOS after a memory."""
         return tokenize_question(self.tokenizer, prompt, after_memory=after_memory)
@@ -80,8 +92,9 @@ class ModelHost(CausalModel):
         token_block: int | None = None,
         cancelled: Callable[[], bool] = never,
         attention: bool = False,
+        prefix: Prefix | None = None,
     ) -> RawMemory:
-        """Read `text` and return the memory of it.
+        """Read `text`, behind `prefix` if there is one, and return the memory of it.
 
         `on_layer` sees each layer once, while the next one is still being computed. `token_block`
         bounds the activations of a long text; layers are then complete only in the last block.
@@ -92,23 +105,46 @@ class ModelHost(CausalModel):
         """
         if not text.strip():
             raise RequestError("the text is empty; a memory needs something to remember")
-        token_ids = self.tokenize_context(text)
-        self._refuse_too_long(len(token_ids), "the text has")
+        token_ids = self.tokenize_behind(text) if prefix else self.tokenize_context(text)
+        return self.capture_tokens(
+            token_ids,
+            on_layer=on_layer,
+            token_block=token_block,
+            cancelled=cancelled,
+            attention=attention,
+            prefix=prefix,
+        )
+
+    def capture_tokens(
+        self,
+        token_ids: Sequence[int],
+        *,
+        on_layer: Callable[[LayerKV], None] | None = None,
+        token_block: int | None = None,
+        cancelled: Callable[[], bool] = never,
+        attention: bool = False,
+        prefix: Prefix | None = None,
+    ) -> RawMemory:
+        """`capture` of a text's tokens."""
+        num_before = prefix.num_tokens if prefix else 0
+        num_positions = num_before + len(token_ids)
+        self._refuse_too_long(num_positions, "the text has")
 
         def on_update(layer: LayerKV) -> None:
             refuse_cancelled(cancelled)
-            if on_layer is not None and layer.keys.shape[-2] == len(token_ids):
+            if on_layer is not None and layer.keys.shape[-2] == num_positions:
                 on_layer(layer)
 
-        cache = self.new_cache(on_update)
+        cache = self.new_cache(on_update, prefix.layers if prefix else ())
         with self._recording(wanted=attention) as recorder:
             self.prefill(token_ids, cache, token_block=token_block or len(token_ids))
         return pack_memory(
-            export_layers(cache),
+            layers_between(export_layers(cache), num_before, num_positions),
             fingerprint=self.fingerprint,
             geometry=self.geometry,
             token_ids=token_ids,
             attention=[pack_attention(layer) for layer in recorder.metadata()],
+            base=(num_before, prefix.digest if prefix else ""),
         )
 
     def refuse_too_long(self, token_ids: Sequence[int]) -> None:
@@ -227,12 +263,14 @@ class ModelHost(CausalModel):
         context: str | None = None,
         sampling: Sampling | None = None,
         cancelled: Callable[[], bool] = never,
-    ) -> Iterator[TextDelta | Generated]:
+        segment_tokens: int = 0,
+    ) -> Iterator[TextDelta | Segment | Generated]:
         """Answer `prompt`, after a memory, or after a `context` that is read here, or after nothing.
 
         `basis` is the memory's, as for `inject`; `slots` stand for memories that were mapped or joined;
         `arriving` is a memory that need not be there yet: the prompt goes through each layer as it comes.
-        Yields TextDelta as text becomes certain, and Generated last.
+        Yields TextDelta as text becomes certain, and Generated last; with `segment_tokens` also a Segment of
+        keys and values behind the memory whenever so many tokens were generated, and at the end.
         Raises RequestError, TextTooLong, Cancelled, and what `inject` raises.
         """
         started = time.perf_counter()
@@ -256,14 +294,33 @@ class ModelHost(CausalModel):
         reused_tokens = cache_seq_len(cache) - len(token_ids) - num_sinks
         if reused_tokens != num_remembered:
             raise AssertionError(f"{reused_tokens} positions were reused, the memory has {num_remembered}")
-        continuation = yield from decode(
+        cutter = Cutter(cache, num_positions, segment_tokens) if segment_tokens else None
+        if cutter:
+            cutter.prompt(token_ids)
+        num_fed = 0
+
+        def step(token_id: int) -> torch.Tensor:
+            nonlocal num_fed
+            logits = self.next_logits([token_id], cache, num_gaps=num_gaps)
+            num_fed += 1
+            if cutter:
+                cutter.generated(token_id)
+            return logits
+
+        pieces = decode(
             logits,
-            lambda token_id: self.next_logits([token_id], cache, num_gaps=num_gaps),
+            step,
             tokenizer=self.tokenizer,
             eos_ids=self.eos_ids,
             sampling=sampling,
             cancelled=cancelled,
         )
+        continuation = yield from interleaved(pieces, cutter)
+        if cutter:
+            for token_id in continuation.token_ids[num_fed:]:  # the last one, which nothing was read behind
+                step(token_id)
+            cutter.cut()
+            yield from cutter.due()
         yield Generated(
             text=continuation.text,
             token_ids=continuation.token_ids,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,19 @@ from kvnet.types import (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What new tokens are read behind: all layers of the tokens before them, and the digest of those."""
+
+    layers: tuple[LayerKV, ...]
+    digest: str
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions that it takes, from 0 on."""
+        return self.layers[0].keys.shape[-2]
+
+
 def digest_tokens(token_ids: Sequence[int]) -> str:
     """SHA-256 over the ids as little-endian uint32."""
     return sha256_hex(np.asarray(token_ids, dtype="<u4").tobytes())
@@ -55,11 +68,12 @@ def pack_memory(
     geometry: Geometry,
     token_ids: Sequence[int],
     attention: Sequence[bytes] = (),
+    base: tuple[int, str] = (0, ""),
 ) -> RawMemory:
-    """A memory of `token_ids`, whose layers a model with this fingerprint filled from position 0.
+    """A memory of `token_ids`, whose layers, without those before, a model with this fingerprint filled.
 
     Keys and values are raw: bit for bit what the layers hold. `attention` is empty, or has one packed
-    section (FORMAT.md §8.4) for each layer.
+    section (FORMAT.md §8.4) for each layer. `base` is what they follow: how many tokens, and their digest.
     """
     seq_len = len(token_ids)
     chunks = []
@@ -74,11 +88,12 @@ def pack_memory(
         fingerprint=fingerprint,
         geometry=geometry,
         seq_len=seq_len,
-        start_pos=0,
+        start_pos=base[0],
         key_space=KeySpace.ROTATED,
         token_digest=digest_tokens(token_ids),
         content_digest=digest_chunks(chunks),
         attention_heads=_count_heads(attention, seq_len),
+        prefix_digest=base[1],
     )
     return RawMemory(header, tuple(chunks))
 
@@ -149,6 +164,28 @@ def encode_memory(
         if attention and kind is Kind.VALUE:
             chunks.append(attention[next(plan).layer_idx])
     return RawMemory(replace(header, content_digest=digest_chunks(chunks)), tuple(chunks))
+
+
+def cut_memory(
+    memory: RawMemory, token_ids: Sequence[int], start: int, *, basis: Basis | None = None
+) -> RawMemory:
+    """The tokens from `start` on of a memory that begins at position 0, as a memory behind the others.
+
+    `token_ids` are all of its tokens. Raises as `unpack_memory`.
+    """
+    header = memory.header
+    layers = unpack_memory(memory, basis=basis)
+    tail = pack_memory(
+        [
+            LayerKV(layer.layer_idx, layer.keys[..., start:, :], layer.values[..., start:, :])
+            for layer in layers
+        ],
+        fingerprint=header.fingerprint,
+        geometry=header.geometry,
+        token_ids=token_ids[start:],
+        base=(start, digest_tokens(token_ids[:start])),
+    )
+    return replace(tail, header=replace(tail.header, derived_from=header.id))
 
 
 def open_header(

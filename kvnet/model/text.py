@@ -24,6 +24,11 @@ def tokenize_context(tokenizer: Any, text: str) -> list[int]:
     return [*leading_bos(tokenizer), *tokenizer.encode(text, add_special_tokens=False)]
 
 
+def tokenize_behind(tokenizer: Any, text: str) -> list[int]:
+    """A text that goes on behind other tokens."""
+    return list(tokenizer.encode(text, add_special_tokens=False))
+
+
 def tokenize_with_spans(tokenizer: Any, text: str) -> tuple[list[int], tuple[tuple[int, int], ...]]:
     """`tokenize_context`, and for each id the characters of `text` it covers: first, and one after the last.
 

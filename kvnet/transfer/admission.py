@@ -19,10 +19,20 @@ from kvnet.errors import (
     TextTooLong,
 )
 from kvnet.plan import MAX_ATTENTION_HEADS, check_coding, count_transfer_chunks, transfer_room_nbytes
-from kvnet.transfer.messages import MAX_NOTE_CHARS, MAX_TEXT_NBYTES, Limits, Offer
+from kvnet.transfer.messages import (
+    MAX_NOTE_CHARS,
+    MAX_RELAYED,
+    MAX_TEXT_NBYTES,
+    Limits,
+    Offer,
+    relay_id,
+)
 from kvnet.types import Fingerprint, Geometry, NodeId, Scheme, Tier
 
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_NODE_ID: Final = re.compile(r"[a-z2-7]{52}")
+_MEMORY_ID: Final = re.compile(r"mem_[a-z2-7]{52}")
+MAX_LABEL_CHARS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,7 @@ def admit_offer(
         check_time(offer, receiver=receiver, now=now)
     _check_shape(offer, receiver.limits)
     _check_words(offer)
+    _check_relays(offer)
     memory = offer.memory
     tier = require_tier(
         (memory.fingerprint, memory.geometry),
@@ -71,7 +82,7 @@ def admit_offer(
             f"offer: starts at position {memory.start_pos} behind a prefix of digest "
             f"{memory.prefix_digest!r:.80}; a memory has both or neither"
         )
-    if memory.start_pos and tier not in (Tier.EXACT, Tier.IDENTITY, Tier.TEXT):
+    if memory.start_pos and tier not in (Tier.EXACT, Tier.IDENTITY, Tier.TEXT, Tier.KEPT):
         raise IncompatibleModel(
             f"memory: starts at position {memory.start_pos}; a map takes whole memories, from 0"
         )
@@ -147,9 +158,39 @@ def _check_words(offer: Offer) -> None:
     text_nbytes = len(offer.text.encode())
     if text_nbytes > MAX_TEXT_NBYTES:
         raise MalformedMessage(f"offer: a text of {text_nbytes} bytes, at most {MAX_TEXT_NBYTES}")
+    prefix_nbytes = len(offer.prefix_text.encode())
+    if prefix_nbytes > MAX_TEXT_NBYTES:
+        raise MalformedMessage(f"offer: a prefix_text of {prefix_nbytes} bytes, at most {MAX_TEXT_NBYTES}")
+    if (offer.behind or offer.prefix_text) and not offer.memory.start_pos:
+        raise MalformedMessage("offer: tells of tokens before a memory that begins at position 0")
+    if offer.behind and not _MEMORY_ID.fullmatch(offer.behind):
+        raise MalformedMessage(f"offer: behind {offer.behind!r:.80}, which is no memory's id")
+    if len(offer.label) > MAX_LABEL_CHARS or not (offer.label.isprintable() or not offer.label):
+        raise MalformedMessage(
+            f"offer: label {offer.label!r:.80}, wanted at most {MAX_LABEL_CHARS} printable characters"
+        )
     in_coordinates = offer.memory.coding.scheme is Scheme.PORT
     if bool(offer.map) is not in_coordinates:
         raise MalformedMessage(
             f"offer: names the map {offer.map!r:.60} of a memory in {offer.memory.coding.scheme} coding; "
             "a memory in coordinates names the map that made them, and no other names one"
         )
+
+
+def _check_relays(offer: Offer) -> None:
+    """What an offer says of copies that are passed on."""
+    named = (*offer.relay_to, *((offer.origin,) if offer.origin else ()))
+    if offer.wire_digest and not _DIGEST.fullmatch(offer.wire_digest):
+        raise MalformedMessage(f"offer: wire_digest {offer.wire_digest!r:.80} is not `sha256:` and hex")
+    if named and (not offer.wire_digest or offer.memory.is_open):
+        raise MalformedMessage("offer: to be passed on, and does not say which bytes; it needs a wire_digest")
+    if len(offer.relay_to) > MAX_RELAYED:
+        raise MalformedMessage(f"offer: passed on to {len(offer.relay_to)} nodes, at most {MAX_RELAYED}")
+    if not all(_NODE_ID.fullmatch(node_id) for node_id in named):
+        raise MalformedMessage("offer: relay_to or origin holds something else than node ids")
+    if named and len({*named, offer.sender, offer.receiver}) != len(named) + 2:
+        raise MalformedMessage("offer: names a node twice among sender, receiver, origin and relay_to")
+    if offer.origin and (offer.note or offer.text or offer.agent or offer.sender_agent):
+        raise MalformedMessage("offer: a copy that is passed on is no message, and carries no words of one")
+    if offer.origin and offer.transfer_id != relay_id(offer.origin, offer.memory.id, offer.wire_digest):
+        raise MalformedMessage("offer: passed on under another transfer id than its origin and bytes make")

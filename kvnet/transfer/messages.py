@@ -38,8 +38,12 @@ MAX_NOTE_CHARS = 2000
 MAX_TEXT_NBYTES = 256 << 10
 MAX_OFFER_NBYTES = MAX_BODY_NBYTES + 6 * MAX_TEXT_NBYTES  # JSON writes a byte of text in at most six
 MAX_HELLO_MAPS = 256
+MAX_RELAYED = 64  # receivers to whom one offer is passed on
 # Younger than the messages they stand in: a message that does not need one is what it was before.
-_UNSAID_IF_EMPTY = frozenset({"codec", "map", "maps", "start_pos", "text"})
+_UNSAID_IF_EMPTY = frozenset(
+    {"codec", "map", "maps", "origin", "relay_to", "start_pos", "text", "wire_digest"}
+    | {"behind", "label", "prefill_token_ns", "prefill_us", "prefix_text", "quiet"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,8 @@ class Hello:
     limits: Limits
     free_nbytes: int
     maps: tuple[HeldMap, ...] = ()  # those that it would choose first come first
+    prefill_us: int = 0  # how long it takes to read a text: so much,
+    prefill_token_ns: int = 0  # and so much for each token; 0 where it never measured
 
     def maps_from(self, source: Fingerprint) -> tuple[str, ...]:
         """Ids of the node's maps from this model to the one it hosts."""
@@ -94,6 +100,14 @@ class Offer:
     `text` is what the memory is of, for a model that cannot use the memory: nothing but the sender's
     signature says that the two belong together. `map` is the id of the map that made a memory's coordinates,
     and empty of a memory in any other coding.
+
+    `relay_to` names further receivers, to whom this one may pass the memory on while it comes. Such a copy is
+    no message: its offer names the `origin`, who offers the same memory itself, and takes what the copy left
+    out. `wire_digest` says for both which bytes are meant: the chunks digest of the memory without its basis.
+
+    `behind` is the sender's memory of the tokens before this one's. `prefix_text` is a text that begins with
+    them: a receiver without a memory of them reads them from it, while the chunks arrive. No message comes of
+    what is `quiet`; the receiver lets `label`, under the sender's name, point at what arrived last.
     """
 
     TYPE: ClassVar[str] = "kvnet/offer/v1"
@@ -110,6 +124,13 @@ class Offer:
     agent: str = ""
     text: str = field(default="", repr=False, metadata={"max_chars": MAX_TEXT_NBYTES})
     map: str = ""
+    relay_to: tuple[NodeId, ...] = ()
+    wire_digest: str = ""
+    origin: str = ""  # id, of a copy that is passed on: who sends the message itself
+    behind: str = ""
+    prefix_text: str = field(default="", repr=False, metadata={"max_chars": MAX_TEXT_NBYTES})
+    quiet: bool = False
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +232,12 @@ def open_sealed(cls: type[M], sealed: SignedMessage, *, signer: bytes | None) ->
     max_nbytes = MAX_OFFER_NBYTES if with_text else MAX_BODY_NBYTES
     verified = verify_message(sealed, type_=cls.TYPE, signer=signer, max_nbytes=max_nbytes)
     return strict_json.decode(cls, verified.body, what=cls.TYPE, max_nbytes=max_nbytes), verified
+
+
+def relay_id(origin: str, memory: MemoryId, wire_digest: str) -> TransferId:
+    """The transfer id of every copy that is passed on of what `origin` sends. Source: FORMAT.md §5."""
+    named = "\0".join(("kvnet/relay/v1", origin, memory, wire_digest))
+    return TransferId(hashlib.sha256(named.encode()).hexdigest()[:32])
 
 
 def pack_bitmap(held: frozenset[int] | set[int], count: int) -> str:

@@ -15,7 +15,7 @@ from kvnet.errors import BadSignature, ConflictingChunk, MalformedChunk, Replaye
 from kvnet.identity.keys import public_key_of
 from kvnet.identity.seal import VerifiedHead
 from kvnet.identity.signing import ChunkBinding, VerifiedChunk
-from kvnet.plan import ChunkKey, plan_transfer, raw_nbytes_range
+from kvnet.plan import ChunkKey, count_chunks, plan_transfer, raw_nbytes_range
 from kvnet.transfer.messages import Accept, Commit, Offer, Receipt, chunks_digest, pack_bitmap
 from kvnet.types import MemoryHeader, Tier
 
@@ -129,6 +129,10 @@ class ReceiverSession:
             raise TransferIncomplete(f"commit: {missing} of {len(self.plan)} chunks are missing; send again")
         if commit.chunks_digest != self.chunks_digest():
             raise BadSignature("commit: its digest is not that of the chunks received; transfer ended")
+        if self.offer.wire_digest and not self._completed:
+            of_memory = [self._seen[index] for index in range(count_chunks(self.offer.memory))]
+            if chunks_digest(of_memory) != self.offer.wire_digest:
+                raise BadSignature("commit: the chunks received are not those of the offer; transfer ended")
 
     def check_seal(self, head: VerifiedHead) -> None:
         """Check the file head that came with the memory: it must describe what was offered and received.

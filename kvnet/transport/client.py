@@ -19,7 +19,7 @@ from kvnet.identity.signing import SignedMessage
 from kvnet.transfer.messages import PROTOCOL_VERSION, Hello, open_sealed, require_protocol
 from kvnet.transport.asking import Texts, ask_readings
 from kvnet.transport.doorman import NAMESPACE_KEY
-from kvnet.transport.frames import FrameStream, ReadStream
+from kvnet.transport.frames import PULL, PUSH, FrameStream, ReadStream
 from kvnet.transport.gate import Gate
 from kvnet.transport.readings import Reading, ReadRequest
 from kvnet.transport.receiving import Inbound, receive_memory
@@ -29,6 +29,7 @@ from kvnet.v1 import peer_pb2, peer_pb2_grpc
 
 HELLO_DEADLINE_S = 10.0
 CLOSE_DEADLINE_S = 10.0
+PROBE_DEADLINE_S = 30.0
 
 InboundT = TypeVar("InboundT", bound=Inbound)
 StreamT = TypeVar("StreamT", FrameStream, ReadStream)
@@ -105,11 +106,19 @@ class PeerClient:
         except grpc.RpcError as exc:
             raise wire.peer_status_to_error(exc, peer=self._peer) from exc
 
+    async def probe(self, payload: bytes) -> None:
+        """Send at most a MiB that means nothing; returns when the peer has it. Raises PeerUnreachable."""
+        request = peer_pb2.ProbeRequest(payload=payload)
+        try:
+            await self._stub.Probe(request, timeout=PROBE_DEADLINE_S, metadata=self._metadata)
+        except grpc.RpcError as exc:
+            raise wire.peer_status_to_error(exc, peer=self._peer) from exc
+
     async def push(
         self, outbound: Outbound, on_progress: Callable[[AckProgress], None] | None = None
     ) -> Sent:
         """Send a memory."""
-        async with self._stream(FrameStream, self._stub.Push(metadata=self._metadata)) as stream:
+        async with self._stream(FrameStream, self._frames(PUSH)) as stream:
             return await send_memory(stream, outbound, on_progress)
 
     async def pull(
@@ -119,7 +128,7 @@ class PeerClient:
         pool: Executor,
     ) -> InboundT:
         """Fetch a memory: ask for it, then take the peer's offer as any other."""
-        async with self._stream(FrameStream, self._stub.Pull(metadata=self._metadata)) as stream:
+        async with self._stream(FrameStream, self._frames(PULL)) as stream:
             await stream.write_control(sealed_request)
             inbound = await open_inbound(await stream.read_control())
             failure: BaseException | None = None
@@ -144,6 +153,9 @@ class PeerClient:
             async with aclosing(readings):
                 async for reading in readings:
                     yield reading
+
+    def _frames(self, method: str) -> grpc.aio.StreamStreamCall[bytes, bytes]:
+        return self._channel.stream_stream(method)(metadata=self._metadata)
 
     @asynccontextmanager
     async def _stream(

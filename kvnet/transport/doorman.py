@@ -25,6 +25,7 @@ _NEEDED: dict[str, Permission | None] = {
     "/kvnet.v1.Peer/Pull": Permission.PULL,
     "/kvnet.v1.Peer/Read": Permission.READ,
     "/kvnet.v1.Peer/Rotate": None,
+    "/kvnet.v1.Peer/Probe": Permission.SEND,
 }
 # A reading ends by a frame of its own (frames.ReadStream.write_refusal): its caller may be in the middle of a
 # write, to which grpcio loses the reason of an abort. Nothing is read meanwhile.

@@ -18,6 +18,10 @@ IDLE_DEADLINE_S = 20.0
 READING_DEADLINE_S = 120.0  # one text, from the reading before it to its own
 MAX_MESSAGE_NBYTES = 4 << 20
 
+# The calls whose messages are frames, as bytes.
+PUSH = "/kvnet.v1.Peer/Push"
+PULL = "/kvnet.v1.Peer/Pull"
+
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_NBYTES),
@@ -99,36 +103,31 @@ class _Stream:
 
 
 class FrameStream(_Stream):
-    """The frames of a transfer."""
+    """The frames of a transfer. Its call hands over bytes as they are, without gRPC's serializers."""
 
     _again = "send again to resume"
 
     async def write_control(self, message: SignedMessage) -> None:
         """Send a signed control message."""
-        await self._write(peer_pb2.Frame(control=wire.message_to_wire(message)))
+        await self._write(wire.frame_of_control(message))
 
     async def write_chunk(self, chunk: SignedChunk) -> None:
         """Send a signed chunk."""
-        await self._write(peer_pb2.Frame(chunk=wire.chunk_to_wire(chunk)))
+        await self._write(wire.frame_of_chunk(chunk))
 
     async def write_ack(self, indices: list[int]) -> None:
         """Tell the sender which chunks are durable."""
-        await self._write(peer_pb2.Frame(ack=peer_pb2.Ack(index=indices)))
+        await self._write(wire.frame_of_ack(indices))
 
     async def read(self, *, deadline_s: float = 0.0) -> SignedMessage | SignedChunk | list[int]:
         """The next frame: a control message, a chunk, or acknowledged indices.
 
         Raises TransferIncomplete when the other side ends the stream, PeerUnreachable on silence.
         """
-        frame = await self._read(deadline_s=deadline_s)
-        which = frame.WhichOneof("frame")
-        if which == "control":
-            return wire.message_from_wire(frame.control)
-        if which == "chunk":
-            return wire.chunk_from_wire(frame.chunk)
-        if which == "ack":
-            return list(frame.ack.index)
-        raise MalformedMessage(f"{self.peer}: sent an empty frame")
+        found = wire.read_frame(await self._read(deadline_s=deadline_s))
+        if found is None:
+            raise MalformedMessage(f"{self.peer}: sent an empty frame")
+        return found
 
     async def read_control(self, *, deadline_s: float = 0.0) -> SignedMessage:
         """The next frame, which must be a control message."""

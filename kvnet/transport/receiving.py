@@ -37,19 +37,23 @@ class Inbound(Protocol):
         ...
 
 
-_Item = VerifiedChunk | AlreadyHeld | None
+_Verifying = asyncio.Future[VerifiedChunk]
 
 
 async def receive_memory(stream: FrameStream, inbound: Inbound, pool: Executor) -> None:
     """Accept, take chunks until all are durable, check commit and seal, answer with the receipt."""
     session = inbound.session
     await stream.write_control(seal(inbound.key, session.accept()))
-    waiting: asyncio.Queue[_Item] = asyncio.Queue(maxsize=MAX_WAITING_CHUNKS)
+    waiting: asyncio.Queue[_Verifying | None] = asyncio.Queue(maxsize=MAX_WAITING_CHUNKS)
     commits: list[SignedMessage] = []
-    await run_together(
-        _read_chunks(stream, session, waiting, commits, pool),
-        _store_chunks(stream, inbound, waiting),
-    )
+    try:
+        await run_together(
+            _read_chunks(stream, session, waiting, commits, pool),
+            _store_chunks(stream, inbound, waiting),
+        )
+    finally:
+        while not waiting.empty():
+            _forsake(waiting.get_nowait())
     commit, _ = open_sealed(Commit, commits[0], signer=public_key_of(session.offer.sender))
     session.commit(commit)
     sealed_head = await stream.read_control()
@@ -62,7 +66,7 @@ async def receive_memory(stream: FrameStream, inbound: Inbound, pool: Executor) 
 async def _read_chunks(
     stream: FrameStream,
     session: ReceiverSession,
-    waiting: asyncio.Queue[_Item],
+    waiting: asyncio.Queue[_Verifying | None],
     commits: list[SignedMessage],
     pool: Executor,
 ) -> None:
@@ -73,28 +77,42 @@ async def _read_chunks(
         if isinstance(frame, SignedMessage):
             commits.append(frame)
         elif isinstance(frame, SignedChunk):
-            # Hashing a MiB takes longer than a turn of the loop may.
-            verified = await loop.run_in_executor(pool, verify_chunk, frame, session.binding)
-            decided = session.receive(verified)
-            await waiting.put(decided if isinstance(decided, AlreadyHeld) else decided.chunk)
+            # Hashing a MiB takes longer than a turn of the loop may; the next one is read meanwhile.
+            await waiting.put(loop.run_in_executor(pool, verify_chunk, frame, session.binding))
         else:
             raise MalformedMessage("expected a chunk or a commit, got acknowledgements")
     await waiting.put(None)
 
 
-async def _store_chunks(stream: FrameStream, inbound: Inbound, waiting: asyncio.Queue[_Item]) -> None:
-    ended = False
+async def _store_chunks(
+    stream: FrameStream, inbound: Inbound, waiting: asyncio.Queue[_Verifying | None]
+) -> None:
+    """Store what came as it came: everything that waits is one batch, so that one sync serves all of it."""
+    session, ended = inbound.session, False
     while not ended:
-        batch = [await waiting.get()]
-        while not waiting.empty():
-            batch.append(waiting.get_nowait())
-        ended = batch[-1] is None
-        fresh = [item for item in batch if isinstance(item, VerifiedChunk)]
-        repeated = [item.index for item in batch if isinstance(item, AlreadyHeld)]
+        fresh: list[VerifiedChunk] = []
+        repeated: list[int] = []
+        item = await waiting.get()
+        while item is not None:
+            decided = session.receive(await item)
+            if isinstance(decided, AlreadyHeld):
+                repeated.append(decided.index)
+            else:
+                fresh.append(decided.chunk)
+            if waiting.empty() or len(fresh) == MAX_WAITING_CHUNKS:
+                break
+            item = waiting.get_nowait()
+        ended = item is None
         if fresh:
             await inbound.store(fresh)
         indices = [chunk.envelope.key.index for chunk in fresh]
         for index in indices:
-            inbound.session.durable(index)
+            session.durable(index)
         if indices or repeated:
             await stream.write_ack(indices + repeated)
+
+
+def _forsake(verifying: _Verifying | None) -> None:
+    """Nobody waits for it any more: it is not begun if it can be helped, and its failure is nobody's."""
+    if verifying is not None and not verifying.cancel():
+        verifying.add_done_callback(lambda done: done.cancelled() or done.exception())

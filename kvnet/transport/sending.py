@@ -79,6 +79,8 @@ async def send_memory(
             _write_chunks(stream, outbound, missing),
             _read_acks(stream, session, on_progress),
         )
+    else:
+        await _write_chunks(stream, outbound, missing)  # none: but the session hears of all of them
     await stream.write_control(seal(outbound.key, session.commit()))
     await stream.write_control(await outbound.sealed_head())
     sealed_receipt = await stream.read_control(deadline_s=RECEIVER_WORK_DEADLINE_S)

@@ -70,7 +70,7 @@ class ShutdownReply(_message.Message):
     def __init__(self, pid: _Optional[int] = ...) -> None: ...
 
 class RememberRequest(_message.Message):
-    __slots__ = ("text", "name", "codec", "dtype", "compression", "level", "attention", "prune", "domain", "topic", "language", "keep_text")
+    __slots__ = ("text", "name", "codec", "dtype", "compression", "level", "attention", "prune", "domain", "topic", "language", "keep_text", "after")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +83,7 @@ class RememberRequest(_message.Message):
     TOPIC_FIELD_NUMBER: _ClassVar[int]
     LANGUAGE_FIELD_NUMBER: _ClassVar[int]
     KEEP_TEXT_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
     text: str
     name: str
     codec: str
@@ -95,7 +96,8 @@ class RememberRequest(_message.Message):
     topic: str
     language: str
     keep_text: bool
-    def __init__(self, text: _Optional[str] = ..., name: _Optional[str] = ..., codec: _Optional[str] = ..., dtype: _Optional[str] = ..., compression: _Optional[str] = ..., level: _Optional[int] = ..., attention: _Optional[bool] = ..., prune: _Optional[bool] = ..., domain: _Optional[str] = ..., topic: _Optional[str] = ..., language: _Optional[str] = ..., keep_text: _Optional[bool] = ...) -> None: ...
+    after: str
+    def __init__(self, text: _Optional[str] = ..., name: _Optional[str] = ..., codec: _Optional[str] = ..., dtype: _Optional[str] = ..., compression: _Optional[str] = ..., level: _Optional[int] = ..., attention: _Optional[bool] = ..., prune: _Optional[bool] = ..., domain: _Optional[str] = ..., topic: _Optional[str] = ..., language: _Optional[str] = ..., keep_text: _Optional[bool] = ..., after: _Optional[str] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("done", "total")
@@ -114,7 +116,7 @@ class RememberEvent(_message.Message):
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., memory: _Optional[_Union[MemoryInfo, _Mapping]] = ...) -> None: ...
 
 class MemoryInfo(_message.Message):
-    __slots__ = ("id", "name", "tokens", "layers", "nbytes", "model", "origin", "created_at", "header", "problem", "codec", "stored_nbytes", "signed_by", "tier", "needs_basis")
+    __slots__ = ("id", "name", "tokens", "layers", "nbytes", "model", "origin", "created_at", "header", "problem", "codec", "stored_nbytes", "signed_by", "tier", "needs_basis", "start_pos", "behind")
     ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +132,8 @@ class MemoryInfo(_message.Message):
     SIGNED_BY_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     NEEDS_BASIS_FIELD_NUMBER: _ClassVar[int]
+    START_POS_FIELD_NUMBER: _ClassVar[int]
+    BEHIND_FIELD_NUMBER: _ClassVar[int]
     id: str
     name: str
     tokens: int
@@ -145,7 +149,9 @@ class MemoryInfo(_message.Message):
     signed_by: str
     tier: str
     needs_basis: str
-    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., tokens: _Optional[int] = ..., layers: _Optional[int] = ..., nbytes: _Optional[int] = ..., model: _Optional[str] = ..., origin: _Optional[str] = ..., created_at: _Optional[str] = ..., header: _Optional[_Union[_types_pb2.MemoryHeader, _Mapping]] = ..., problem: _Optional[str] = ..., codec: _Optional[str] = ..., stored_nbytes: _Optional[int] = ..., signed_by: _Optional[str] = ..., tier: _Optional[str] = ..., needs_basis: _Optional[str] = ...) -> None: ...
+    start_pos: int
+    behind: str
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., tokens: _Optional[int] = ..., layers: _Optional[int] = ..., nbytes: _Optional[int] = ..., model: _Optional[str] = ..., origin: _Optional[str] = ..., created_at: _Optional[str] = ..., header: _Optional[_Union[_types_pb2.MemoryHeader, _Mapping]] = ..., problem: _Optional[str] = ..., codec: _Optional[str] = ..., stored_nbytes: _Optional[int] = ..., signed_by: _Optional[str] = ..., tier: _Optional[str] = ..., needs_basis: _Optional[str] = ..., start_pos: _Optional[int] = ..., behind: _Optional[str] = ...) -> None: ...
 
 class ListMemoriesRequest(_message.Message):
     __slots__ = ("all",)
@@ -544,7 +550,7 @@ class EvaluateEvent(_message.Message):
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., evaluation: _Optional[_Union[Evaluation, _Mapping]] = ...) -> None: ...
 
 class SendRequest(_message.Message):
-    __slots__ = ("memory", "to", "note", "agent", "codec", "with_text", "if_off", "text", "name")
+    __slots__ = ("memory", "to", "note", "agent", "codec", "with_text", "if_off", "text", "name", "mode")
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     TO_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
@@ -554,6 +560,7 @@ class SendRequest(_message.Message):
     IF_OFF_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
     memory: str
     to: str
     note: str
@@ -563,7 +570,8 @@ class SendRequest(_message.Message):
     if_off: str
     text: str
     name: str
-    def __init__(self, memory: _Optional[str] = ..., to: _Optional[str] = ..., note: _Optional[str] = ..., agent: _Optional[str] = ..., codec: _Optional[str] = ..., with_text: _Optional[bool] = ..., if_off: _Optional[str] = ..., text: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+    mode: str
+    def __init__(self, memory: _Optional[str] = ..., to: _Optional[str] = ..., note: _Optional[str] = ..., agent: _Optional[str] = ..., codec: _Optional[str] = ..., with_text: _Optional[bool] = ..., if_off: _Optional[str] = ..., text: _Optional[str] = ..., name: _Optional[str] = ..., mode: _Optional[str] = ...) -> None: ...
 
 class OutboxEntry(_message.Message):
     __slots__ = ("id", "peer", "peer_name", "agent", "sender_agent", "memory", "note", "codec", "with_text", "queued_at", "expires_at", "attempts", "state", "problem")
@@ -704,7 +712,7 @@ class LayerProgress(_message.Message):
     def __init__(self, layer_idx: _Optional[int] = ..., chunks_done: _Optional[int] = ..., chunks_total: _Optional[int] = ..., wire_bytes: _Optional[int] = ...) -> None: ...
 
 class SendReport(_message.Message):
-    __slots__ = ("transfer_id", "memory", "peer", "chunks", "raw_bytes", "wire_bytes", "seconds", "tier", "resumed_chunks", "codec", "queued")
+    __slots__ = ("transfer_id", "memory", "peer", "chunks", "raw_bytes", "wire_bytes", "seconds", "tier", "resumed_chunks", "codec", "queued", "mode", "predicted_s", "problem")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
@@ -716,6 +724,9 @@ class SendReport(_message.Message):
     RESUMED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     QUEUED_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_S_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     memory: str
     peer: str
@@ -727,7 +738,10 @@ class SendReport(_message.Message):
     resumed_chunks: int
     codec: str
     queued: str
-    def __init__(self, transfer_id: _Optional[str] = ..., memory: _Optional[str] = ..., peer: _Optional[str] = ..., chunks: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., tier: _Optional[str] = ..., resumed_chunks: _Optional[int] = ..., codec: _Optional[str] = ..., queued: _Optional[str] = ...) -> None: ...
+    mode: str
+    predicted_s: float
+    problem: str
+    def __init__(self, transfer_id: _Optional[str] = ..., memory: _Optional[str] = ..., peer: _Optional[str] = ..., chunks: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., tier: _Optional[str] = ..., resumed_chunks: _Optional[int] = ..., codec: _Optional[str] = ..., queued: _Optional[str] = ..., mode: _Optional[str] = ..., predicted_s: _Optional[float] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class SendEvent(_message.Message):
     __slots__ = ("progress", "report")
@@ -736,6 +750,46 @@ class SendEvent(_message.Message):
     progress: LayerProgress
     report: SendReport
     def __init__(self, progress: _Optional[_Union[LayerProgress, _Mapping]] = ..., report: _Optional[_Union[SendReport, _Mapping]] = ...) -> None: ...
+
+class EstimateRequest(_message.Message):
+    __slots__ = ("memory", "to", "codec")
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    memory: str
+    to: str
+    codec: str
+    def __init__(self, memory: _Optional[str] = ..., to: _Optional[str] = ..., codec: _Optional[str] = ...) -> None: ...
+
+class Estimate(_message.Message):
+    __slots__ = ("memory", "peer", "codec", "tokens", "wire_bytes", "transfer_s", "text_s", "split_s", "split_tokens", "choice", "why_no_text", "link_bytes_per_s", "reading_tokens_per_s")
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WIRE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
+    TEXT_S_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_S_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CHOICE_FIELD_NUMBER: _ClassVar[int]
+    WHY_NO_TEXT_FIELD_NUMBER: _ClassVar[int]
+    LINK_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    READING_TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    memory: str
+    peer: str
+    codec: str
+    tokens: int
+    wire_bytes: int
+    transfer_s: float
+    text_s: float
+    split_s: float
+    split_tokens: int
+    choice: str
+    why_no_text: str
+    link_bytes_per_s: int
+    reading_tokens_per_s: int
+    def __init__(self, memory: _Optional[str] = ..., peer: _Optional[str] = ..., codec: _Optional[str] = ..., tokens: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., transfer_s: _Optional[float] = ..., text_s: _Optional[float] = ..., split_s: _Optional[float] = ..., split_tokens: _Optional[int] = ..., choice: _Optional[str] = ..., why_no_text: _Optional[str] = ..., link_bytes_per_s: _Optional[int] = ..., reading_tokens_per_s: _Optional[int] = ...) -> None: ...
 
 class PullRequest(_message.Message):
     __slots__ = ("memory", "peer")
@@ -746,7 +800,7 @@ class PullRequest(_message.Message):
     def __init__(self, memory: _Optional[str] = ..., peer: _Optional[str] = ...) -> None: ...
 
 class AskRequest(_message.Message):
-    __slots__ = ("prompt", "memory", "max_tokens", "temperature", "top_p", "stop", "seed", "context", "memories", "align", "peer", "codec")
+    __slots__ = ("prompt", "memory", "max_tokens", "temperature", "top_p", "stop", "seed", "context", "memories", "align", "peer", "codec", "stream_to", "name")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -759,6 +813,8 @@ class AskRequest(_message.Message):
     ALIGN_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
+    STREAM_TO_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     prompt: str
     memory: str
     max_tokens: int
@@ -771,7 +827,9 @@ class AskRequest(_message.Message):
     align: str
     peer: str
     codec: str
-    def __init__(self, prompt: _Optional[str] = ..., memory: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., context: _Optional[str] = ..., memories: _Optional[_Iterable[str]] = ..., align: _Optional[str] = ..., peer: _Optional[str] = ..., codec: _Optional[str] = ...) -> None: ...
+    stream_to: str
+    name: str
+    def __init__(self, prompt: _Optional[str] = ..., memory: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., context: _Optional[str] = ..., memories: _Optional[_Iterable[str]] = ..., align: _Optional[str] = ..., peer: _Optional[str] = ..., codec: _Optional[str] = ..., stream_to: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class KvReport(_message.Message):
     __slots__ = ("tier", "reused_tokens", "recomputed_tokens", "fallback", "ttft_s", "codec", "map")
@@ -792,18 +850,22 @@ class KvReport(_message.Message):
     def __init__(self, tier: _Optional[str] = ..., reused_tokens: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., fallback: _Optional[str] = ..., ttft_s: _Optional[float] = ..., codec: _Optional[str] = ..., map: _Optional[str] = ...) -> None: ...
 
 class Answer(_message.Message):
-    __slots__ = ("text", "kv", "tokens", "finish_reason", "seconds")
+    __slots__ = ("text", "kv", "tokens", "finish_reason", "seconds", "memory", "live_problem")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     KV_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    LIVE_PROBLEM_FIELD_NUMBER: _ClassVar[int]
     text: str
     kv: KvReport
     tokens: int
     finish_reason: str
     seconds: float
-    def __init__(self, text: _Optional[str] = ..., kv: _Optional[_Union[KvReport, _Mapping]] = ..., tokens: _Optional[int] = ..., finish_reason: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+    memory: str
+    live_problem: str
+    def __init__(self, text: _Optional[str] = ..., kv: _Optional[_Union[KvReport, _Mapping]] = ..., tokens: _Optional[int] = ..., finish_reason: _Optional[str] = ..., seconds: _Optional[float] = ..., memory: _Optional[str] = ..., live_problem: _Optional[str] = ...) -> None: ...
 
 class AskEvent(_message.Message):
     __slots__ = ("delta", "answer")

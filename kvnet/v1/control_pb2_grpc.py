@@ -145,6 +145,11 @@ class ControlStub:
                 request_serializer=kvnet_dot_v1_dot_control__pb2.PullRequest.SerializeToString,
                 response_deserializer=kvnet_dot_v1_dot_control__pb2.SendEvent.FromString,
                 _registered_method=True)
+        self.EstimateSend = channel.unary_unary(
+                '/kvnet.v1.Control/EstimateSend',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.EstimateRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.Estimate.FromString,
+                _registered_method=True)
         self.ListOutbox = channel.unary_unary(
                 '/kvnet.v1.Control/ListOutbox',
                 request_serializer=kvnet_dot_v1_dot_control__pb2.ListOutboxRequest.SerializeToString,
@@ -391,6 +396,13 @@ class ControlServicer:
 
     def Pull(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EstimateSend(self, request, context):
+        """What `Send` would take, by each way.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -644,6 +656,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Pull,
                     request_deserializer=kvnet_dot_v1_dot_control__pb2.PullRequest.FromString,
                     response_serializer=kvnet_dot_v1_dot_control__pb2.SendEvent.SerializeToString,
+            ),
+            'EstimateSend': grpc.unary_unary_rpc_method_handler(
+                    servicer.EstimateSend,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.EstimateRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.Estimate.SerializeToString,
             ),
             'ListOutbox': grpc.unary_unary_rpc_method_handler(
                     servicer.ListOutbox,
@@ -1346,6 +1363,33 @@ class Control:
             '/kvnet.v1.Control/Pull',
             kvnet_dot_v1_dot_control__pb2.PullRequest.SerializeToString,
             kvnet_dot_v1_dot_control__pb2.SendEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EstimateSend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/EstimateSend',
+            kvnet_dot_v1_dot_control__pb2.EstimateRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.Estimate.FromString,
             options,
             channel_credentials,
             insecure,

@@ -63,6 +63,8 @@ class ControlStub:
     EvaluateAlignment: _grpc.UnaryStreamMultiCallable[_control_pb2.EvaluateAlignmentRequest, _control_pb2.EvaluateEvent]
     Send: _grpc.UnaryStreamMultiCallable[_control_pb2.SendRequest, _control_pb2.SendEvent]
     Pull: _grpc.UnaryStreamMultiCallable[_control_pb2.PullRequest, _control_pb2.SendEvent]
+    EstimateSend: _grpc.UnaryUnaryMultiCallable[_control_pb2.EstimateRequest, _control_pb2.Estimate]
+    """What `Send` would take, by each way."""
     ListOutbox: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListOutboxRequest, _control_pb2.OutboxList]
     """Memories that wait for their peers, and the receipts of those that were delivered."""
     RetryOutboxEntry: _grpc.UnaryUnaryMultiCallable[_control_pb2.OutboxEntryRequest, _control_pb2.OutboxEntry]
@@ -131,6 +133,8 @@ class ControlAsyncStub(ControlStub):
     EvaluateAlignment: _aio.UnaryStreamMultiCallable[_control_pb2.EvaluateAlignmentRequest, _control_pb2.EvaluateEvent]  # type: ignore[assignment]
     Send: _aio.UnaryStreamMultiCallable[_control_pb2.SendRequest, _control_pb2.SendEvent]  # type: ignore[assignment]
     Pull: _aio.UnaryStreamMultiCallable[_control_pb2.PullRequest, _control_pb2.SendEvent]  # type: ignore[assignment]
+    EstimateSend: _aio.UnaryUnaryMultiCallable[_control_pb2.EstimateRequest, _control_pb2.Estimate]  # type: ignore[assignment]
+    """What `Send` would take, by each way."""
     ListOutbox: _aio.UnaryUnaryMultiCallable[_control_pb2.ListOutboxRequest, _control_pb2.OutboxList]  # type: ignore[assignment]
     """Memories that wait for their peers, and the receipts of those that were delivered."""
     RetryOutboxEntry: _aio.UnaryUnaryMultiCallable[_control_pb2.OutboxEntryRequest, _control_pb2.OutboxEntry]  # type: ignore[assignment]
@@ -328,6 +332,14 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.PullRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_control_pb2.SendEvent], _abc.AsyncIterator[_control_pb2.SendEvent]]: ...
+
+    @_abc_1.abstractmethod
+    def EstimateSend(
+        self,
+        request: _control_pb2.EstimateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.Estimate, _abc.Awaitable[_control_pb2.Estimate]]:
+        """What `Send` would take, by each way."""
 
     @_abc_1.abstractmethod
     def ListOutbox(

@@ -24,29 +24,33 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13kvnet/v1/peer.proto\x12\x08kvnet.v1\"\"\n\rRotateRequest\x12\x11\n\tstatement\x18\x01 \x01(\x0c\"\r\n\x0bRotateReply\"/\n\x0cHelloRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05nonce\x18\x02 \x01(\x0c\"N\n\rSignedMessage\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\x12\x0e\n\x06signer\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"=\n\x05\x43hunk\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\"\x14\n\x03\x41\x63k\x12\r\n\x05index\x18\x01 \x03(\r\"|\n\x05\x46rame\x12*\n\x07\x63ontrol\x18\x01 \x01(\x0b\x32\x17.kvnet.v1.SignedMessageH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.kvnet.v1.ChunkH\x00\x12\x1c\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\r.kvnet.v1.AckH\x00\x42\x07\n\x05\x66rame\"f\n\tReadFrame\x12*\n\x07\x63ontrol\x18\x01 \x01(\x0b\x32\x17.kvnet.v1.SignedMessageH\x00\x12\x11\n\x07payload\x18\x02 \x01(\x0cH\x00\x12\x11\n\x07refusal\x18\x03 \x01(\x0cH\x00\x42\x07\n\x05\x66rame2\x8c\x02\n\x04Peer\x12\x38\n\x05Hello\x12\x16.kvnet.v1.HelloRequest\x1a\x17.kvnet.v1.SignedMessage\x12,\n\x04Push\x12\x0f.kvnet.v1.Frame\x1a\x0f.kvnet.v1.Frame(\x01\x30\x01\x12,\n\x04Pull\x12\x0f.kvnet.v1.Frame\x1a\x0f.kvnet.v1.Frame(\x01\x30\x01\x12\x34\n\x04Read\x12\x13.kvnet.v1.ReadFrame\x1a\x13.kvnet.v1.ReadFrame(\x01\x30\x01\x12\x38\n\x06Rotate\x12\x17.kvnet.v1.RotateRequest\x1a\x15.kvnet.v1.RotateReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13kvnet/v1/peer.proto\x12\x08kvnet.v1\"\x1f\n\x0cProbeRequest\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\"\x0c\n\nProbeReply\"\"\n\rRotateRequest\x12\x11\n\tstatement\x18\x01 \x01(\x0c\"\r\n\x0bRotateReply\"/\n\x0cHelloRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05nonce\x18\x02 \x01(\x0c\"N\n\rSignedMessage\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\x12\x0e\n\x06signer\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"=\n\x05\x43hunk\x12\x10\n\x08\x65nvelope\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\"\x14\n\x03\x41\x63k\x12\r\n\x05index\x18\x01 \x03(\r\"|\n\x05\x46rame\x12*\n\x07\x63ontrol\x18\x01 \x01(\x0b\x32\x17.kvnet.v1.SignedMessageH\x00\x12 \n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x0f.kvnet.v1.ChunkH\x00\x12\x1c\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\r.kvnet.v1.AckH\x00\x42\x07\n\x05\x66rame\"f\n\tReadFrame\x12*\n\x07\x63ontrol\x18\x01 \x01(\x0b\x32\x17.kvnet.v1.SignedMessageH\x00\x12\x11\n\x07payload\x18\x02 \x01(\x0cH\x00\x12\x11\n\x07refusal\x18\x03 \x01(\x0cH\x00\x42\x07\n\x05\x66rame2\xc3\x02\n\x04Peer\x12\x38\n\x05Hello\x12\x16.kvnet.v1.HelloRequest\x1a\x17.kvnet.v1.SignedMessage\x12,\n\x04Push\x12\x0f.kvnet.v1.Frame\x1a\x0f.kvnet.v1.Frame(\x01\x30\x01\x12,\n\x04Pull\x12\x0f.kvnet.v1.Frame\x1a\x0f.kvnet.v1.Frame(\x01\x30\x01\x12\x34\n\x04Read\x12\x13.kvnet.v1.ReadFrame\x1a\x13.kvnet.v1.ReadFrame(\x01\x30\x01\x12\x38\n\x06Rotate\x12\x17.kvnet.v1.RotateRequest\x1a\x15.kvnet.v1.RotateReply\x12\x35\n\x05Probe\x12\x16.kvnet.v1.ProbeRequest\x1a\x14.kvnet.v1.ProbeReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvnet.v1.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROTATEREQUEST']._serialized_start=33
-  _globals['_ROTATEREQUEST']._serialized_end=67
-  _globals['_ROTATEREPLY']._serialized_start=69
-  _globals['_ROTATEREPLY']._serialized_end=82
-  _globals['_HELLOREQUEST']._serialized_start=84
-  _globals['_HELLOREQUEST']._serialized_end=131
-  _globals['_SIGNEDMESSAGE']._serialized_start=133
-  _globals['_SIGNEDMESSAGE']._serialized_end=211
-  _globals['_CHUNK']._serialized_start=213
-  _globals['_CHUNK']._serialized_end=274
-  _globals['_ACK']._serialized_start=276
-  _globals['_ACK']._serialized_end=296
-  _globals['_FRAME']._serialized_start=298
-  _globals['_FRAME']._serialized_end=422
-  _globals['_READFRAME']._serialized_start=424
-  _globals['_READFRAME']._serialized_end=526
-  _globals['_PEER']._serialized_start=529
-  _globals['_PEER']._serialized_end=797
+  _globals['_PROBEREQUEST']._serialized_start=33
+  _globals['_PROBEREQUEST']._serialized_end=64
+  _globals['_PROBEREPLY']._serialized_start=66
+  _globals['_PROBEREPLY']._serialized_end=78
+  _globals['_ROTATEREQUEST']._serialized_start=80
+  _globals['_ROTATEREQUEST']._serialized_end=114
+  _globals['_ROTATEREPLY']._serialized_start=116
+  _globals['_ROTATEREPLY']._serialized_end=129
+  _globals['_HELLOREQUEST']._serialized_start=131
+  _globals['_HELLOREQUEST']._serialized_end=178
+  _globals['_SIGNEDMESSAGE']._serialized_start=180
+  _globals['_SIGNEDMESSAGE']._serialized_end=258
+  _globals['_CHUNK']._serialized_start=260
+  _globals['_CHUNK']._serialized_end=321
+  _globals['_ACK']._serialized_start=323
+  _globals['_ACK']._serialized_end=343
+  _globals['_FRAME']._serialized_start=345
+  _globals['_FRAME']._serialized_end=469
+  _globals['_READFRAME']._serialized_start=471
+  _globals['_READFRAME']._serialized_end=573
+  _globals['_PEER']._serialized_start=576
+  _globals['_PEER']._serialized_end=899
 # @@protoc_insertion_point(module_scope)

@@ -60,6 +60,11 @@ class PeerStub:
                 request_serializer=kvnet_dot_v1_dot_peer__pb2.RotateRequest.SerializeToString,
                 response_deserializer=kvnet_dot_v1_dot_peer__pb2.RotateReply.FromString,
                 _registered_method=True)
+        self.Probe = channel.unary_unary(
+                '/kvnet.v1.Peer/Probe',
+                request_serializer=kvnet_dot_v1_dot_peer__pb2.ProbeRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_peer__pb2.ProbeReply.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -101,6 +106,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Probe(self, request, context):
+        """At most a MiB, which is taken and forgotten.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +140,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Rotate,
                     request_deserializer=kvnet_dot_v1_dot_peer__pb2.RotateRequest.FromString,
                     response_serializer=kvnet_dot_v1_dot_peer__pb2.RotateReply.SerializeToString,
+            ),
+            'Probe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Probe,
+                    request_deserializer=kvnet_dot_v1_dot_peer__pb2.ProbeRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_peer__pb2.ProbeReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +283,33 @@ class Peer:
             '/kvnet.v1.Peer/Rotate',
             kvnet_dot_v1_dot_peer__pb2.RotateRequest.SerializeToString,
             kvnet_dot_v1_dot_peer__pb2.RotateReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Probe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Peer/Probe',
+            kvnet_dot_v1_dot_peer__pb2.ProbeRequest.SerializeToString,
+            kvnet_dot_v1_dot_peer__pb2.ProbeReply.FromString,
             options,
             channel_credentials,
             insecure,

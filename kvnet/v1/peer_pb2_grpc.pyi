@@ -43,6 +43,8 @@ class PeerStub:
     """The callee reads texts of the caller's with its model, and sends back what it read."""
     Rotate: _grpc.UnaryUnaryMultiCallable[_peer_pb2.RotateRequest, _peer_pb2.RotateReply]
     """The caller has a new key, and shows what its old one signed for it; from then on only the new one is let in."""
+    Probe: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ProbeRequest, _peer_pb2.ProbeReply]
+    """At most a MiB, which is taken and forgotten."""
 
 @_typing.type_check_only
 class PeerAsyncStub(PeerStub):
@@ -59,6 +61,8 @@ class PeerAsyncStub(PeerStub):
     """The callee reads texts of the caller's with its model, and sends back what it read."""
     Rotate: _aio.UnaryUnaryMultiCallable[_peer_pb2.RotateRequest, _peer_pb2.RotateReply]  # type: ignore[assignment]
     """The caller has a new key, and shows what its old one signed for it; from then on only the new one is let in."""
+    Probe: _aio.UnaryUnaryMultiCallable[_peer_pb2.ProbeRequest, _peer_pb2.ProbeReply]  # type: ignore[assignment]
+    """At most a MiB, which is taken and forgotten."""
 
 class PeerServicer(metaclass=_abc_1.ABCMeta):
     """What one node asks of another. FORMAT.md is normative for every `bytes` field here."""
@@ -102,5 +106,13 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.RotateReply, _abc.Awaitable[_peer_pb2.RotateReply]]:
         """The caller has a new key, and shows what its old one signed for it; from then on only the new one is let in."""
+
+    @_abc_1.abstractmethod
+    def Probe(
+        self,
+        request: _peer_pb2.ProbeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.ProbeReply, _abc.Awaitable[_peer_pb2.ProbeReply]]:
+        """At most a MiB, which is taken and forgotten."""
 
 def add_PeerServicer_to_server(servicer: PeerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

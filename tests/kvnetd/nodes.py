@@ -141,6 +141,7 @@ async def listening(services: Services) -> AsyncIterator[Node]:
     port = await server.start(host="127.0.0.1", port=0)
     yield Node(services, transfers, f"127.0.0.1:{port}")
     await server.stop(0)
+    await transfers.close()
 
 
 def widen(*nodes: Node) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from kvnetd import alignments
+from kvnetd import alignments, mapping
 from kvnetd.actions import memories
 from kvnetd.actions.explain import explain
 from kvnetd.projection import project
@@ -140,13 +140,13 @@ async def test_map_is_read_once_and_the_last_used_are_kept(
     bob: Node, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep(bob.services, models.port, models.map, models.rows)
-    monkeypatch.setattr(alignments, "_MOST_LOADED", 1)
+    monkeypatch.setattr(mapping, "_MOST_LOADED", 1)
     of_map, of_rows = models.manifest, models.rows.manifest
     assert isinstance(of_rows, MapManifest)
-    first = await alignments.loaded_map(bob.services, of_map)
-    assert await alignments.loaded_map(bob.services, of_map) is first
-    assert (await alignments.loaded_map(bob.services, of_rows)).port is None
-    assert await alignments.loaded_map(bob.services, of_map) is not first
+    first = await mapping.loaded_map(bob.services, of_map)
+    assert await mapping.loaded_map(bob.services, of_map) is first
+    assert (await mapping.loaded_map(bob.services, of_rows)).port is None
+    assert await mapping.loaded_map(bob.services, of_map) is not first
 
 
 async def test_memory_that_lies_about_its_geometry_is_told_as_such(bob: Node, models: Models) -> None:
@@ -204,7 +204,7 @@ async def test_coordinates_stand_for_what_bobs_own_weights_make_of_them_at_the_s
     keep(bob.services, models.port, models.map)
     num_sinks = models.a.num_sinks
     record = in_coordinates(models, [num_sinks, num_sinks + 5], node=bob)
-    found = await alignments.slots_for(
+    found = await mapping.slots_for(
         bob.services, record, Tier.MAPPED, alignments.map_for(bob.services, record.header, models.manifest.id)
     )
     _, port = loaded(models.map, models.port)

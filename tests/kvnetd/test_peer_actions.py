@@ -35,7 +35,7 @@ async def bob(tmp_path: Path, alice: Node) -> AsyncIterator[Node]:
 async def test_peer_is_shown_with_all_that_is_known_of_it(bob: Node, alice: Node) -> None:
     info = await peers.show_peer(bob.services, "alice")
     assert (info.reachable, info.addresses, info.tier) == (True, (alice.address,), "exact")
-    assert info.permissions == ("send", "pull", "read", "ask")
+    assert info.permissions == ("send", "pull", "read", "ask", "relay")
     assert (info.verified, info.added_at, info.revoked_at, info.alarm) == ("by hand", AT, "", "")
 
 

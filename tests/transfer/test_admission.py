@@ -18,14 +18,16 @@ from kvnet.errors import (
     StoreFull,
     TextTooLong,
 )
+from kvnet.identity.keys import NodeKey
 from kvnet.plan import MAX_ATTENTION_HEADS, count_transfer_chunks
 from kvnet.transfer.admission import Receiver, admit_offer, check_parties, check_time
-from kvnet.transfer.messages import MAX_NOTE_CHARS, MAX_TEXT_NBYTES, Limits, Offer
+from kvnet.transfer.messages import MAX_NOTE_CHARS, MAX_TEXT_NBYTES, Limits, Offer, relay_id
 from kvnet.types import Coding, DType, KeySpace, Rope, Scheme, Tier
 from tests.builders import (
     INT8,
     MAP_ID,
     NOW,
+    RECEIVER,
     SENDER,
     STRANGER,
     make_basis,
@@ -376,3 +378,46 @@ def test_shape_at_the_limits_is_decided_without_its_plan() -> None:
     with pytest.raises(TextTooLong):
         admit(offer_of(**widest, seq_len=2**31 - 1), make_receiver(geometry=make_geometry(**widest)))
     assert time.thread_time() - began < 0.01
+
+
+WIRE = "sha256:" + "ab" * 32
+OTHERS = tuple(NodeKey(bytes([number]) * 32).node_id for number in range(10, 75))
+
+
+def copied(**changes: Any) -> Offer:
+    """A copy that SENDER passes on of what STRANGER sends."""
+    offer = make_offer(make_memory(), origin=STRANGER.node_id, wire_digest=WIRE)
+    offer = replace(offer, transfer_id=relay_id(STRANGER.node_id, offer.memory.id, WIRE))
+    return replace(offer, **changes)
+
+
+def test_an_offer_to_many_and_a_copy_of_it_are_admitted() -> None:
+    for offer in (
+        make_offer(make_memory(), relay_to=OTHERS[:64], wire_digest=WIRE),
+        copied(),
+        copied(relay_to=OTHERS[:3]),
+    ):
+        assert admit_offer(offer, sender=SENDER.node_id, receiver=make_receiver(), now=NOW) is Tier.EXACT
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [
+        make_offer(make_memory(), relay_to=OTHERS[:65], wire_digest=WIRE),
+        make_offer(make_memory(), relay_to=OTHERS[:2]),
+        make_offer(make_memory(), relay_to=(OTHERS[0], OTHERS[0]), wire_digest=WIRE),
+        make_offer(make_memory(), relay_to=(SENDER.node_id,), wire_digest=WIRE),
+        make_offer(make_memory(), relay_to=(RECEIVER.node_id,), wire_digest=WIRE),
+        make_offer(make_memory(), relay_to=("../../etc",), wire_digest=WIRE),
+        make_offer(make_memory(), wire_digest="sha256:ab"),
+        copied(relay_to=(STRANGER.node_id,)),
+        copied(origin=SENDER.node_id),
+        copied(note="a word"),
+        copied(agent="reviewer"),
+        copied(text="words"),
+        copied(transfer_id="00" * 16),
+    ],
+)
+def test_an_offer_that_would_go_round_in_a_loop_or_says_too_little_is_refused(offer: Offer) -> None:
+    with pytest.raises(MalformedMessage, match=r"^offer: "):
+        admit_offer(offer, sender=SENDER.node_id, receiver=make_receiver(), now=NOW)

@@ -16,9 +16,9 @@ from kvnet.transfer.messages import (
     Accept,
     open_sealed,
 )
-from kvnet.transport.frames import FrameStream
+from kvnet.transport.frames import PUSH, FrameStream
 from kvnet.types import TransferId
-from kvnet.v1 import peer_pb2, peer_pb2_grpc
+from kvnet.v1 import peer_pb2
 from tests.builders import (
     RECEIVER,
     SENDER,
@@ -60,7 +60,7 @@ class Attacker:
 
     async def raw(self, frame: peer_pb2.Frame) -> None:
         """Any frame at all."""
-        await self.stream._write(frame)
+        await self.stream._write(frame.SerializeToString())
 
     async def refusal(self) -> KvnetError:
         """Read until the server gives up."""
@@ -74,7 +74,7 @@ class Attacker:
 @asynccontextmanager
 async def attack(pair: Pair, outbound: MemoryOutbound | None = None) -> AsyncIterator[Attacker]:
     async with raw_channel(SENDER, pair.address, RECEIVER.public) as channel:
-        call = peer_pb2_grpc.PeerStub(channel).Push(metadata=NAMESPACE)
+        call = channel.stream_stream(PUSH)(metadata=NAMESPACE)
         stream = FrameStream(call, peer="bob", idle_deadline_s=5)
         yield Attacker(stream, outbound or pair.alice.outgoing(MEMORY))
         call.cancel()

@@ -11,7 +11,6 @@ import pytest
 from kvnet.errors import PeerUnreachable
 from kvnet.identity.signing import sign_message
 from kvnet.transport.frames import FrameStream
-from kvnet.v1 import peer_pb2
 from tests.builders import SENDER
 
 
@@ -29,8 +28,7 @@ async def test_write_to_a_caller_that_left_is_told_as_that_and_as_no_bug() -> No
             written.set_exception(failure)
 
     server = grpc.aio.server()
-    packed = peer_pb2.Frame.SerializeToString
-    handlers = {"Call": grpc.stream_stream_rpc_method_handler(answer, response_serializer=packed)}
+    handlers = {"Call": grpc.stream_stream_rpc_method_handler(answer)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test", handlers),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

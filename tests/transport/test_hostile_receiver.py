@@ -37,7 +37,8 @@ from kvnet.transfer.messages import (
 )
 from kvnet.transfer.sender import SPARE_ACKS
 from kvnet.transport.client import PeerClient
-from kvnet.transport.frames import FrameStream
+from kvnet.transport.frames import PUSH, FrameStream
+from kvnet.transport.server import SERVICE, frames_as_bytes
 from kvnet.types import TransferId
 from kvnet.v1 import peer_pb2, peer_pb2_grpc
 from tests.builders import (
@@ -76,6 +77,7 @@ def dial(address: str) -> PeerClient:
 async def rogue_at(rogue: Rogue) -> AsyncIterator[str]:
     server = grpc.aio.server()
     peer_pb2_grpc.add_PeerServicer_to_server(rogue, server)
+    server.add_registered_method_handlers(SERVICE, frames_as_bytes(rogue))
     port = server.add_secure_port("127.0.0.1:0", gate_of(RECEIVER, SENDER).server_credentials())
     await server.start()
     yield f"127.0.0.1:{port}"
@@ -249,7 +251,7 @@ async def test_silent_peer_over_grpc_is_unreachable_after_the_idle_deadline() ->
         await asyncio.sleep(5)
 
     async with rogue_at(Rogue(silence)) as address, raw_channel(SENDER, address, RECEIVER.public) as channel:
-        call = peer_pb2_grpc.PeerStub(channel).Push()
+        call = channel.stream_stream(PUSH)()
         with pytest.raises(PeerUnreachable):
             await FrameStream(call, peer="bob", idle_deadline_s=0.2).read()
         call.cancel()

@@ -7,11 +7,13 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from kvnet.api import Answer, KvReport
 from kvnet.errors import RequestError
 from kvnet.model.generation import Generated, TextDelta
 from kvnet.model.sampling import Sampling
+from kvnet.model.segments import Segment
 from kvnet.types import Tier
 from kvnetd.actions.recall import Recalled, policy_of, recall
 from kvnetd.services import Services
@@ -35,10 +37,31 @@ class Question:
     align: str = ""  # a kvnet.compat.Policy; the daemon's setting if empty
     peer: str = ""  # who has the memory, or shall read the context (kvnetd.actions.ask_peer)
     codec: str = ""  # in which it shall be sent
+    stream_to: str = ""  # a peer that gets what is generated while it is (kvnetd.actions.ask_live)
+    name: str = ""  # what that is called at both ends
 
 
-async def ask(services: Services, question: Question) -> AsyncGenerator[str | Answer, None]:
-    """Yield the reply piece by piece and an Answer, with its kv report, last."""
+class Live(Protocol):
+    """Whoever takes what comes of a generation while it goes on."""
+
+    segment_tokens: int
+
+    async def begin(self, recalled: Recalled) -> None:
+        """What it goes on behind. Raises RequestError where nothing can be sent of it."""
+        ...
+
+    def take(self, segment: Segment) -> None:
+        """More keys and values; returns at once."""
+        ...
+
+
+async def ask(
+    services: Services, question: Question, live: Live | None = None
+) -> AsyncGenerator[str | Answer, None]:
+    """Yield the reply piece by piece and an Answer, with its kv report, last.
+
+    `live` gets the keys and values that come of it.
+    """
     began = time.perf_counter()
     wanted = (question.memory, *question.memories) if question.memory else question.memories
     if wanted and question.context:
@@ -46,15 +69,20 @@ async def ask(services: Services, question: Question) -> AsyncGenerator[str | An
     policy = policy_of(services, question.align)
     with services.log.span("generation", model=services.host.name) as span:
         recalled = await recall(services, wanted, policy)
+        if live is not None:
+            await live.begin(recalled)
         waited_s = time.perf_counter() - began
         generated: Generated | None = None
-        make_items = partial(_generate, services, question, recalled)
+        segment_tokens = live.segment_tokens if live is not None else 0
+        make_items = partial(_generate, services, question, recalled, segment_tokens)
         async with aclosing(services.runner.stream(make_items)) as items:
             async for item in items:
                 if isinstance(item, TextDelta):
                     yield item.text
-                else:
+                elif isinstance(item, Generated):
                     generated = item
+                elif live is not None:
+                    live.take(item)
         if generated is None:
             raise AssertionError("the generation ended without a result")
         kv = KvReport(
@@ -101,14 +129,17 @@ def _generate(
     services: Services,
     question: Question,
     recalled: Recalled,
+    segment_tokens: int,
     cancelled: Callable[[], bool],
-) -> Iterator[TextDelta | Generated]:
+) -> Iterator[TextDelta | Segment | Generated]:
     return services.host.generate(
         question.prompt,
         memory=recalled.memory,
         basis=recalled.basis,
         slots=recalled.slots,
+        arriving=recalled.arriving,
         context=question.context or recalled.text,
         sampling=sampling_of(question),
         cancelled=cancelled,
+        segment_tokens=segment_tokens,
     )

@@ -13,15 +13,14 @@ from typing import Any
 from kvnet.api import Answer, KvReport
 from kvnet.codec.presets import preset_name
 from kvnet.compat import decide_tier
-from kvnet.errors import KvnetError, NotPermitted, RequestError
+from kvnet.errors import MissingPrefix, NotPermitted, RequestError, UnknownBasis
 from kvnet.identity.peers import AddedPeer, Permission
 from kvnet.identity.signing import SignedMessage
-from kvnet.model.arriving import ArrivingMemory
 from kvnet.model.generation import Generated, TextDelta
 from kvnet.types import MemoryId, Scheme, Tier
-from kvnetd import encoding
+from kvnetd import prefixes
 from kvnetd.actions.ask import Question, ask, sampling_of
-from kvnetd.actions.send import dial, full_id, say_hello
+from kvnetd.actions.send import base_there, dial, full_id, pull, say_hello
 from kvnetd.incoming import InboundTransfer
 from kvnetd.landing import Landing
 from kvnetd.services import Services
@@ -82,7 +81,18 @@ class _Arrival:
         question = self._question
         wanted = full_id(question.memory) if question.memory else MemoryId("")
         _, address, _ = await say_hello(self._services, self.peer)
-        request = self._transfers.pull_request(wanted, self.peer, text=question.context, codec=question.codec)
+        try:
+            return await self._pull_one(wanted, address)
+        except MissingPrefix as missing:
+            base = base_there(missing)
+            if base is None:
+                raise
+        await pull(self._services, self._transfers, memory=base, peer_name=self.peer.name)
+        return await self._pull_one(wanted, address)
+
+    async def _pull_one(self, wanted: MemoryId, address: str) -> InboundTransfer:
+        text, codec = self._question.context, self._question.codec
+        request = self._transfers.pull_request(wanted, self.peer, text=text, codec=codec)
         async with dial(self._services, self.peer, address) as client:
             return await client.pull(request, partial(self._open, wanted=wanted), self._services.pool)
 
@@ -118,16 +128,14 @@ class _Arrival:
         self.tier = decide_tier(
             (memory.fingerprint, memory.geometry), (host.fingerprint, host.geometry), has_map=False
         )
-        fits = self.tier in FITTING and memory.coding.scheme is not Scheme.PORT and not memory.start_pos
+        fits = self.tier in FITTING and memory.coding.scheme is not Scheme.PORT
         if not fits or inbound.resumed_chunks:
             return None
         try:
-            basis = await encoding.basis_of(services, memory.coding)
-        except KvnetError:  # it comes with the memory, but behind it
+            arriving = await prefixes.arriving_behind(services, memory, origin=self.peer.node_id)
+        except UnknownBasis:  # it comes with the memory, but behind it
             return None
-        return Landing(
-            services, ArrivingMemory(memory, basis=basis, dtype=host.geometry.dtype, device=host.device)
-        )
+        return Landing(services, arriving)
 
 
 async def _answer(
@@ -152,7 +160,7 @@ async def _answer(
             async for item in items:
                 if isinstance(item, TextDelta):
                     yield item.text
-                else:
+                elif isinstance(item, Generated):
                     generated = item
         if generated is None:
             raise AssertionError("the generation ended without a result")

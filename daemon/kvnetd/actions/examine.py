@@ -17,9 +17,9 @@ from kvnet.alignment import MapManifest
 from kvnet.api import ArmReport, Evaluation, Progress
 from kvnet.errors import RequestError
 from kvnetd.actions.fit import map_to_here, reader_of, require_source
-from kvnetd.alignments import LoadedMap, loaded_map
 from kvnetd.fitting import Cancelled, Told, working
 from kvnetd.holding import holding
+from kvnetd.mapping import LoadedMap, loaded_map
 from kvnetd.services import Services
 
 DEFAULT_QUESTIONS: Final = 320

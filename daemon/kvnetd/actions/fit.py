@@ -24,10 +24,11 @@ from kvnet.types import Geometry, to_plain
 from kvnet.version import VERSION
 from kvnetd.actions.align import describe
 from kvnetd.actions.send import say_hello
-from kvnetd.alignments import known_map, loaded_map
+from kvnetd.alignments import known_map
 from kvnetd.fitting import Cancelled, Told, read_by_peer, read_here, working
 from kvnetd.holding import holding
 from kvnetd.kept import FITS, KeptState
+from kvnetd.mapping import loaded_map
 from kvnetd.services import Services, utc_seconds
 from kvnetd.store.alignments import AlignmentRecord
 

@@ -8,7 +8,8 @@ from kvnet.api import MemoryInfo
 from kvnet.codec.presets import preset_name
 from kvnet.compat import decide_tier, reach
 from kvnet.model.reference.catalog import reference_basis
-from kvnet.types import Scheme, sha256_hex
+from kvnet.types import Scheme, Tier, sha256_hex
+from kvnetd import chains
 from kvnetd.alignments import leads_here
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
@@ -112,6 +113,9 @@ def _info(
         in_coordinates=header.coding.scheme is Scheme.PORT,
     )
     tier = reach(tier, has_text=has_text(services.memories, header))
+    behind = next(chains.behind(services, record), "")
+    if header.start_pos and (not behind or tier not in (Tier.EXACT, Tier.IDENTITY)):
+        tier = Tier.REFUSED
     return MemoryInfo(
         id=record.id,
         name=name,
@@ -128,4 +132,6 @@ def _info(
         signed_by=record.head.signed_by,
         tier=tier.value,
         needs_basis=header.coding.basis if header.coding.basis in lacking else "",
+        start_pos=header.start_pos,
+        behind=behind,
     )

@@ -16,7 +16,7 @@ from kvnet.transfer.messages import MAX_NOTE_CHARS
 from kvnet.types import base32
 from kvnetd.actions.dispatch import AWAY, Dispatcher
 from kvnetd.actions.memories import find
-from kvnetd.actions.send import send
+from kvnetd.actions.modes import mode_of, send_as
 from kvnetd.services import Services, utc_now
 from kvnetd.store.outbox import Parcel
 from kvnetd.store.records import MemoryRecord
@@ -44,6 +44,7 @@ class Sending:
     if_off: str  # of IfOff, QUEUE if empty
     text: str = ""  # instead of `memory`: read it, and send each layer as it is read (actions.send_text)
     name: str = ""  # of the memory that comes of it
+    mode: str = ""  # of kvnet.cost.Mode: transfer if empty; what waits in the outbox is transferred
 
 
 async def send_or_queue(
@@ -61,7 +62,7 @@ async def send_or_queue(
     outbox = services.ledger.outbox
     if wish is IfOff.FAIL or not await services.in_store(outbox.has_waiting, parcel.peer):
         try:
-            async with aclosing(_send_now(services, transfers, parcel)) as steps:
+            async with aclosing(send_as(services, transfers, parcel, mode_of(asked.mode))) as steps:
                 async for step in steps:
                     yield step
         except AWAY:
@@ -124,21 +125,6 @@ def _parcel(services: Services, record: MemoryRecord, asked: Sending) -> Parcel:
         note=asked.note,
         codec=asked.codec,
         with_text=asked.with_text,
-    )
-
-
-def _send_now(
-    services: Services, transfers: Transfers, parcel: Parcel
-) -> AsyncGenerator[LayerProgress | SendReport, None]:
-    return send(
-        services,
-        transfers,
-        memory=parcel.memory,
-        to=f"{parcel.peer_name}/{parcel.agent}",
-        note=parcel.note,
-        agent=parcel.sender_agent,
-        codec=parcel.codec,
-        with_text=parcel.with_text,
     )
 
 

@@ -6,7 +6,6 @@ from kvnet.files.documents import Measurement, ProcessingStep, SourceInput
 from kvnet.files.lineage import Lineage
 from kvnet.files.package import PACKAGE_TYPE, check_listing
 from kvnet.identity.signing import SignedMessage, sign_message
-from kvnet.model.quality import measure_quality
 from kvnet.types import MemoryId, Scheme
 from kvnetd import encoding
 from kvnetd.actions.memories import find
@@ -57,6 +56,8 @@ async def _measurements(services: Services, record: MemoryRecord) -> tuple[Measu
     known = next((r for r in services.memories.all() if r.id == MemoryId(source)), None)
     if known is None or record.header.fingerprint != services.host.fingerprint:
         return ()  # nothing to measure against, or no model to measure with: then nothing is told
+    from kvnet.model.quality import measure_quality  # torch
+
     coded, plain = [await services.in_pool(services.memories.load, r) for r in (record, known)]
     bases = [await encoding.basis_of(services, r.header.coding) for r in (record, known)]
     found = await services.runner.run(

@@ -11,11 +11,13 @@ from kvnet.codec.basis import Basis
 from kvnet.codec.presets import preset_name
 from kvnet.compat import Policy, Route, decide_tier, require_route, weakest
 from kvnet.errors import AlignmentRefused, RequestError, StateCorrupt, TextTooLong
+from kvnet.model.arriving import ArrivingMemory
 from kvnet.model.slots import Slots, join
 from kvnet.types import RawMemory, Scheme, Tier
-from kvnetd import encoding
+from kvnetd import encoding, prefixes
 from kvnetd.actions.memories import find
-from kvnetd.alignments import MAPPED, map_for, refuse_unjudged, require_made_by, slots_for
+from kvnetd.alignments import MAPPED, map_for, refuse_unjudged, require_made_by
+from kvnetd.mapping import slots_for
 from kvnetd.parties import require_may_ask
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
@@ -26,12 +28,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """A memory with its basis, or slots, or a text: at most one of the three, and how it came to be used."""
+    """A memory with its basis, or slots, or a text: at most one of them, and how it came to be used."""
 
     tier: Tier = Tier.NONE
     memory: RawMemory | None = None
     basis: Basis | None = None
     slots: Slots | None = None
+    arriving: ArrivingMemory | None = None  # of a memory that goes on behind others
     text: str | None = None
     memory_ids: str = ""  # joined by commas, as are the next two
     maps: str = ""
@@ -91,6 +94,11 @@ async def plan(services: Services, wanted: str, policy: Policy) -> Planned:
         if in_coordinates:
             require_made_by(services, record)
         refuse_unjudged(services, header)
+    if header.start_pos and (tier in MAPPED or tier is Tier.REFUSED or policy is Policy.TEXT):
+        raise AlignmentRefused(
+            f"memory {record.id}: goes on at position {header.start_pos} behind another, and only its own "
+            "model reads on from there; have the whole text read here"
+        )
     route = require_route(source, receiver, tier, policy=policy, has_text=with_text)
     return Planned(record, tier, found if tier in MAPPED else None, route, with_text)
 
@@ -108,6 +116,7 @@ async def recall(services: Services, wanted: Sequence[str], policy: Policy) -> R
         return await _texts(services, plans)
     if len(plans) == 1 and plans[0].fits:
         return await _as_it_is(services, plans[0])
+    _refuse_suffixes(plans)
     try:
         return await _as_slots(services, plans)
     except AlignmentRefused as refused:  # the map knows nothing of one of them
@@ -122,6 +131,10 @@ async def _as_it_is(services: Services, one: Planned) -> Recalled:
     with services.log.span(
         "injection", memory=one.record.id, tier=one.tier.value, map="", tokens=header.seq_len
     ):
+        if header.start_pos:
+            arriving = await prefixes.recalled(services, one.record)
+            codec = preset_name(header.coding)
+            return Recalled(one.tier, arriving=arriving, memory_ids=one.record.id, codecs=codec)
         basis = await encoding.basis_of(services, header.coding)
         memory = await services.in_pool(services.memories.load, one.record)
     return Recalled(
@@ -162,6 +175,15 @@ async def _texts(services: Services, plans: Sequence[Planned]) -> Recalled:
             raise StateCorrupt(f"memory {one.record.id}: its text was removed meanwhile; ask again")
         texts.append(text)
     return Recalled(Tier.TEXT, text="\n".join(texts), memory_ids=_joined(one.record.id for one in plans))
+
+
+def _refuse_suffixes(plans: Sequence[Planned]) -> None:
+    for one in plans:
+        if one.record.header.start_pos:
+            raise RequestError(
+                f"memory {one.record.id}: goes on behind another, which comes along by itself; "
+                "ask with it alone, or with whole memories"
+            )
 
 
 def _refuse_too_long(services: Services, plans: Sequence[Planned]) -> None:

@@ -13,12 +13,15 @@ from functools import partial
 
 from kvnet.api import MemoryInfo, Progress
 from kvnet.codec.presets import AUTO, CODECS, PRESETS
+from kvnet.compat import decide_tier
 from kvnet.errors import RequestError
 from kvnet.format.compress import DEFAULT_LEVELS
 from kvnet.model.cache import LayerKV
-from kvnet.types import Compression, DType, RawMemory
-from kvnetd import encoding
-from kvnetd.actions.memories import describe
+from kvnet.model.memory import Prefix
+from kvnet.types import Compression, DType, RawMemory, Scheme, Tier
+from kvnetd import chains, encoding, prefixes
+from kvnetd.actions.memories import describe, find
+from kvnetd.parties import require_may_ask
 from kvnetd.services import Services, utc_now
 from kvnetd.store.records import LocalNotes, Making, MemoryRecord, Step
 from kvnetd.store.texts import attach_text
@@ -44,6 +47,7 @@ class Reading:
     topic: str = ""
     language: str = ""
     keep_text: bool | None = None  # the daemon's setting if None
+    after: str = ""  # the memory here behind which it is read
 
 
 async def remember(services: Services, reading: Reading) -> AsyncGenerator[Progress | MemoryInfo, None]:
@@ -52,12 +56,14 @@ async def remember(services: Services, reading: Reading) -> AsyncGenerator[Progr
     if reading.codec == AUTO:
         reading = replace(reading, codec=await encoding.resolve(services, AUTO))
     compression, level = _compression(services, reading)
+    base = await _base(services, reading)
+    prefix = await prefixes.prefix_through(services, base) if base else None
     dtype = DType(reading.dtype) if reading.dtype else None
     with services.log.span("prefill", model=services.host.name) as span:
         memory: RawMemory | None = None
         began, began_at = time.perf_counter(), utc_now()
         # Closed at once, not when it is collected: a caller that leaves ends the reading.
-        async with aclosing(_read(services, reading)) as steps:
+        async with aclosing(_read(services, reading, prefix)) as steps:
             async for step in steps:
                 if isinstance(step, RawMemory):
                     memory = step
@@ -65,17 +71,41 @@ async def remember(services: Services, reading: Reading) -> AsyncGenerator[Progr
                     yield step
         if memory is None:
             raise AssertionError("the reading ended without a memory")
-        notes = _notes(services, reading.text, began_at, time.perf_counter() - began)
+        notes = _notes(services, reading.text, began_at, time.perf_counter() - began, base)
         memory, notes = await encoding.encode(
             services, memory, notes, codec=reading.codec, dtype=dtype, prune=reading.prune
         )
         making = encoding.new_making(services, notes, compression, level)
         record = await _keep(services, memory, making, reading)
+        if not (reading.after or reading.attention or reading.prune or reading.codec or reading.dtype):
+            seconds = time.perf_counter() - began
+            digest, num_tokens = services.host.fingerprint.digest, record.header.seq_len
+            await services.in_store(services.rates.read, digest, num_tokens, seconds)
         span.add(memory=record.id, tokens=record.header.seq_len, raw_bytes=record.header.raw_nbytes)
     yield await describe(services, record)
 
 
-async def _read(services: Services, reading: Reading) -> AsyncGenerator[Progress | RawMemory, None]:
+async def _base(services: Services, reading: Reading) -> MemoryRecord | None:
+    """The memory behind which the text is read. Raises UnknownMemory, NotPermitted, RequestError."""
+    if not reading.after:
+        return None
+    record = await find(services, reading.after)
+    require_may_ask(services, record)
+    header, host = record.header, services.host
+    tier = decide_tier((header.fingerprint, header.geometry), (host.fingerprint, host.geometry))
+    if tier is not Tier.EXACT or header.coding.scheme is Scheme.PORT:
+        raise RequestError(
+            f"after {record.id}: is of {header.fingerprint.model}, and only the model that read it goes on "
+            f"behind it; {host.name} has to read the whole text"
+        )
+    if reading.attention or reading.prune:
+        raise RequestError("after: attention metadata is of whole texts; leave --attention and --prune out")
+    return record
+
+
+async def _read(
+    services: Services, reading: Reading, prefix: Prefix | None
+) -> AsyncGenerator[Progress | RawMemory, None]:
     total = services.host.geometry.num_layers
     layers: asyncio.Queue[int] = asyncio.Queue(total)
     loop = asyncio.get_running_loop()
@@ -90,6 +120,7 @@ async def _read(services: Services, reading: Reading) -> AsyncGenerator[Progress
         on_layer=on_layer,
         attention=reading.attention or reading.prune,
         cancelled=abandoned.is_set,
+        prefix=prefix,
     )
     capturing = asyncio.create_task(services.runner.run(capture))
     step: asyncio.Task[int] | None = None
@@ -136,7 +167,9 @@ def _compression(services: Services, reading: Reading) -> tuple[Compression, int
     return compression, reading.level or level
 
 
-def _notes(services: Services, text: str, began_at: str, duration_s: float) -> LocalNotes:
+def _notes(
+    services: Services, text: str, began_at: str, duration_s: float, base: MemoryRecord | None
+) -> LocalNotes:
     """What really happened, as a package's provenance will tell it."""
     host = services.host
     step = partial(Step, model=host.name, model_hash=host.fingerprint.digest)
@@ -146,7 +179,12 @@ def _notes(services: Services, text: str, began_at: str, duration_s: float) -> L
         stored_at=utc_now(),
         text_digest="sha256:" + hashlib.sha256(text.encode()).hexdigest(),
         steps=(
-            step("inference", at=began_at, duration_s=round(duration_s, 6)),
+            step(
+                "inference",
+                at=began_at,
+                duration_s=round(duration_s, 6),
+                details={chains.AFTER: base.id} if base else {},
+            ),
             # Layer by layer inside the same pass: it takes no time of its own.
             step("cache-extraction", at=utc_now(), duration_s=0.0, details=layers),
         ),

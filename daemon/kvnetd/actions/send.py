@@ -9,23 +9,21 @@ from contextlib import aclosing
 from functools import partial
 
 from kvnet.api import LayerProgress, SendReport
-from kvnet.codec.presets import PRESETS, preset_name
+from kvnet.codec.presets import preset_name
 from kvnet.compat import require_tier
-from kvnet.errors import AlignmentRefused, IncompatibleModel, KvnetError, PeerUnreachable, RequestError
+from kvnet.errors import IncompatibleModel, KvnetError, MissingPrefix, PeerUnreachable, RequestError
 from kvnet.identity.peers import AddedPeer
-from kvnet.model.recover import recover_text
-from kvnet.transfer.messages import MAX_NOTE_CHARS, MAX_TEXT_NBYTES, Hello
+from kvnet.transfer.messages import MAX_NOTE_CHARS, Hello
 from kvnet.transport.client import HELLO_DEADLINE_S, PeerClient
 from kvnet.transport.sending import AckProgress, Sent
-from kvnet.types import Coding, Compression, MemoryId, Scheme, Tier
-from kvnetd import encoding
+from kvnet.types import MemoryId, NodeId, Scheme, Tier
+from kvnetd import chains
+from kvnetd.actions.choosing import record_to_send, require_decoder, text_of
 from kvnetd.actions.memories import find
-from kvnetd.alignments import MAPPED, UNMAPPED
-from kvnetd.outgoing import OutboundTransfer
-from kvnetd.projection import PORT_BITS, map_into_port, project
+from kvnetd.incoming import InboundTransfer
+from kvnetd.outgoing import Beside, OutboundTransfer
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
-from kvnetd.store.texts import attached_text
 from kvnetd.transfers import Transfers
 
 MEMORY_ID_CHARS = 56
@@ -42,19 +40,71 @@ async def send(
     codec: str = "",
     with_text: bool = False,
     parcel: str = "",
+    relay_to: tuple[NodeId, ...] | None = None,
+    beside: Beside | None = None,
+    on_outbound: Callable[[OutboundTransfer], None] | None = None,
 ) -> AsyncGenerator[LayerProgress | SendReport, None]:
     """Send a memory to `peer` or `peer/agent` now; yields a LayerProgress per layer, the report last.
 
     `with_text` sends along what the memory is of, for a model that cannot use it; `parcel` is the
-    entry of the outbox that is done with then.
+    entry of the outbox that is done with then. `relay_to` is as `Departures.prepare` has it; `beside` is of a
+    memory that is sent in parts; `on_outbound` sees the transfer before it begins. Of a memory behind others
+    the peer gets first what it lacks of those.
     """
+    record = await find(services, memory)
+    way = partial(_send_one, services, transfers, to=to, agent=agent, codec=codec)
+    wanted, bases = [record], set[str]()
+    while wanted:
+        is_base = len(wanted) > 1
+        words = {"note": note, "with_text": with_text, "parcel": parcel, "relay_to": relay_to}
+        words |= {"beside": beside, "on_outbound": on_outbound}
+        steps = way(wanted[-1], **({"beside": Beside(quiet=True)} if is_base else words))
+        try:
+            async with aclosing(steps):
+                async for step in steps:
+                    if not is_base:
+                        yield step
+        except MissingPrefix as missing:
+            base = await _base_of(services, wanted[-1], missing)
+            if base is None or base.id in bases:
+                raise
+            bases.add(base.id)
+            wanted.append(base)
+        else:
+            wanted.pop()
+
+
+async def _base_of(services: Services, record: MemoryRecord, missing: MissingPrefix) -> MemoryRecord | None:
+    """Of the memories here that one goes on behind, the one that a peer lacks. Raises MissingPrefix."""
+    ends = missing.details.get("start_pos", [])
+    for link in await chains.links_of(services, record):
+        if [str(link.header.start_pos + link.header.seq_len)] == ends:
+            return link
+    return None
+
+
+async def _send_one(
+    services: Services,
+    transfers: Transfers,
+    record: MemoryRecord,
+    *,
+    to: str,
+    agent: str,
+    codec: str,
+    note: str = "",
+    with_text: bool = False,
+    parcel: str = "",
+    relay_to: tuple[NodeId, ...] | None = None,
+    beside: Beside | None = None,
+    on_outbound: Callable[[OutboundTransfer], None] | None = None,
+) -> AsyncGenerator[LayerProgress | SendReport, None]:
+    """`send` of one memory to a peer that has what is before it. Raises MissingPrefix."""
     began = time.perf_counter()
     if len(note) > MAX_NOTE_CHARS:
         raise RequestError(f"note: {len(note)} characters, at most {MAX_NOTE_CHARS}; put it in the memory")
     wanted, _, to_agent = to.partition("/")
     peer = services.peers.find(wanted)
-    record = await find(services, memory)
-    text = await _text_of(services, record) if with_text else ""
+    text = await text_of(services, record) if with_text else ""
     hello, address, _ = await say_hello(services, peer)
     source = record.header
     tier = require_tier(
@@ -65,18 +115,35 @@ async def send(
         in_coordinates=source.coding.scheme is Scheme.PORT,
         has_text=bool(text),
     )
-    record = await _record_to_send(services, record, codec, hello, tier, has_text=bool(text))
+    if source.start_pos and tier not in (Tier.EXACT, Tier.IDENTITY):
+        raise IncompatibleModel(
+            f"memory {record.id}: begins at position {source.start_pos}; a map takes whole memories, from 0"
+        )
+    record = await record_to_send(services, record, codec, hello, tier, has_text=bool(text))
     used = {section.compression for section in record.head.sections}
-    _require_decoder(hello, record.header.coding, used)
+    require_decoder(hello, record.header.coding, used)
     outbound = await transfers.prepare(
-        record, peer, note=note, agents=(agent, to_agent), text=text, parcel=parcel
+        record,
+        peer,
+        note=note,
+        agents=(agent, to_agent),
+        text=text,
+        parcel=parcel,
+        relay_to=relay_to,
+        beside=beside,
     )
+    if on_outbound is not None:
+        on_outbound(outbound)
+    sent_at = time.perf_counter()
     async with aclosing(deliver(services, peer, address, outbound)) as steps:
         async for step in steps:
             if isinstance(step, LayerProgress):
                 yield step
-            else:
-                yield report_of(outbound, step, peer, seconds=time.perf_counter() - began)
+                continue
+            now = time.perf_counter()
+            if step.wire_nbytes and not (beside and beside.prefix_text):  # else it waited for a reading
+                await services.in_store(services.rates.sent, peer.node_id, step.wire_nbytes, now - sent_at)
+            yield report_of(outbound, step, peer, seconds=now - began)
 
 
 async def deliver(
@@ -126,68 +193,6 @@ def report_of(outbound: OutboundTransfer, sent: Sent, peer: AddedPeer, *, second
     )
 
 
-async def _record_to_send(
-    services: Services, record: MemoryRecord, codec: str, hello: Hello, tier: Tier, *, has_text: bool
-) -> MemoryRecord:
-    """What shall travel: coordinates by a map that the peer holds too, else what a map of its own can use.
-
-    Raises RequestError or AlignmentRefused for coordinates that were asked for and cannot be made, and
-    IncompatibleModel, before anything is encoded, where the peer decodes none of it.
-    """
-    is_raw = record.header.coding.scheme is not Scheme.PORT
-    if is_raw and tier in MAPPED and codec in PORT_BITS:
-        source = record.header.fingerprint
-        manifest = map_into_port(services, source, hello.fingerprint, held=hello.maps_from(source))
-        if manifest is not None:
-            bits = PORT_BITS[codec]
-            _require_decoder(hello, Coding(Scheme.PORT, bits, bits), {Compression.ZSTD})
-            try:
-                return await project(services, record, manifest, bits=bits)
-            except AlignmentRefused as refused:
-                # Not for this memory: whether the peer can use it, the peer says. But no map can use what it
-                # was not fitted on.
-                if codec or (UNMAPPED in refused.details and not has_text):
-                    raise
-        if not codec:
-            return await encoding.record_to_map(services, record)
-    if is_raw and codec and codec in PORT_BITS:
-        raise RequestError(
-            f"codec {codec}: no admitted map here leads from {record.header.fingerprint.model} into a port "
-            f"of {hello.fingerprint.model} that {hello.name} holds too; give one to the other node with "
-            "`kvnet align export` and `kvnet align import`, or send with another codec"
-        )
-    await _require_preset(services, record, codec, hello)
-    return await encoding.record_to_send(services, record, codec)
-
-
-async def _text_of(services: Services, record: MemoryRecord) -> str:
-    """The text that is kept beside a memory, or else what its own model reads out of it.
-
-    Raises RequestError where there is neither, or one too long to send.
-    """
-    text = await services.in_pool(attached_text, services.memories, record.header)
-    text = text or await _recovered(services, record)
-    nbytes = len(text.encode())
-    if nbytes > MAX_TEXT_NBYTES:
-        raise RequestError(
-            f"memory {record.id}: its text has {nbytes} bytes, at most {MAX_TEXT_NBYTES} go with a memory; "
-            "send it without"
-        )
-    return text
-
-
-async def _recovered(services: Services, record: MemoryRecord) -> str:
-    """A whole memory tells its text to the model that made it (SECURITY.md)."""
-    header = record.header
-    if header.fingerprint != services.host.fingerprint or header.coding.scheme is Scheme.PORT:
-        raise RequestError(
-            f"memory {record.id}: no text is kept beside it; read it again with `kvnet remember --keep-text`"
-        )
-    memory = await services.in_pool(services.memories.load, record)
-    basis = await encoding.basis_of(services, header.coding, header.geometry)
-    return await services.runner.run(recover_text, services.host, memory, basis=basis)
-
-
 def dial(services: Services, peer: AddedPeer, address: str) -> PeerClient:
     """A connection to a peer at one of its addresses."""
     return PeerClient(address, public=peer.public, peer=f"{peer.name} at {address}", gate=services.gate)
@@ -215,28 +220,6 @@ async def say_hello(
     raise failure or PeerUnreachable(f"peer {peer.name}: no address to dial")
 
 
-async def _require_preset(services: Services, record: MemoryRecord, codec: str, hello: Hello) -> None:
-    """`_require_decoder` of a coding that would have to be made first: before it is."""
-    name = await encoding.preset_to_send(services, record, codec)
-    if name is not None:
-        _require_decoder(hello, PRESETS[name].coding, {PRESETS[name].compression})
-
-
-def _require_decoder(hello: Hello, coding: Coding, used: set[Compression]) -> None:
-    """That the peer says it can decode what would be sent. Raises IncompatibleModel, in names of codecs."""
-    limits = hello.limits
-    names = {choice.name.lower() for choice in used}
-    if coding.scheme not in limits.schemes:
-        missing = preset_name(coding)
-        taken = [name for name, preset in PRESETS.items() if preset.coding.scheme in limits.schemes]
-    elif names - set(limits.compressions):
-        missing, taken = min(names - set(limits.compressions)), list(limits.compressions)
-    else:
-        return
-    only = ", ".join(taken) or "nothing"
-    raise IncompatibleModel(f"{hello.name}: does not decode {missing}, only {only}; send with another codec")
-
-
 async def _push(
     services: Services,
     peer: AddedPeer,
@@ -249,17 +232,23 @@ async def _push(
 
 
 async def pull(services: Services, transfers: Transfers, *, memory: str, peer_name: str) -> SendReport:
-    """Fetch one of a peer's memories by its full id."""
+    """Fetch one of a peer's memories by its full id, and first those that it goes on behind."""
     began = time.perf_counter()
     peer = services.peers.find(peer_name)
-    wanted = full_id(memory)
+    wanted = [full_id(memory)]
     _, address, _ = await say_hello(services, peer)
-    async with dial(services, peer, address) as client:
-        inbound = await client.pull(
-            transfers.pull_request(wanted, peer),
-            partial(transfers.open_pulled, wanted=wanted),
-            services.pool,
-        )
+    while True:
+        try:
+            inbound = await _pull_one(services, transfers, peer, address, wanted[-1])
+        except MissingPrefix as missing:
+            base = base_there(missing)
+            if base is None or base in wanted or len(wanted) > chains.MAX_LINKS:
+                raise
+            wanted.append(base)
+            continue
+        wanted.pop()
+        if not wanted:
+            break
     offer = inbound.session.offer
     return SendReport(
         transfer_id=offer.transfer_id,
@@ -273,6 +262,22 @@ async def pull(services: Services, transfers: Transfers, *, memory: str, peer_na
         resumed_chunks=inbound.resumed_chunks,
         codec=preset_name(offer.memory.coding),
     )
+
+
+def base_there(missing: MissingPrefix) -> MemoryId | None:
+    """The peer's memory of the tokens that are missing here, if it said which."""
+    return next(map(MemoryId, missing.details.get("behind", [])), None)
+
+
+async def _pull_one(
+    services: Services, transfers: Transfers, peer: AddedPeer, address: str, wanted: MemoryId
+) -> InboundTransfer:
+    async with dial(services, peer, address) as client:
+        return await client.pull(
+            transfers.pull_request(wanted, peer),
+            partial(transfers.open_pulled, wanted=wanted),
+            services.pool,
+        )
 
 
 def full_id(memory: str) -> MemoryId:

@@ -14,6 +14,7 @@ from kvnet.identity.peers import AddedPeer
 from kvnet.transfer.messages import MAX_NOTE_CHARS, Hello
 from kvnet.types import Tier
 from kvnetd.actions.dispatch import AWAY, Dispatcher
+from kvnetd.actions.modes import refuse_mode
 from kvnetd.actions.outbox import IfOff, Sending, send_or_queue, wish_of
 from kvnetd.actions.remember import Reading, check_reading, remember
 from kvnetd.actions.send import deliver, report_of, say_hello
@@ -33,6 +34,7 @@ async def send_text(
     """
     reading = Reading(asked.text, name=asked.name, codec=asked.codec)
     check_reading(reading)
+    refuse_mode(asked.mode)
     if asked.memory or len(asked.note) > MAX_NOTE_CHARS:
         raise RequestError(
             f"send: give a text or a memory, and a note of at most {MAX_NOTE_CHARS} characters"

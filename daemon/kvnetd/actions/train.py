@@ -23,11 +23,11 @@ from kvnet.errors import Cancelled, MissingExtra, RequestError
 from kvnet.version import VERSION
 from kvnetd.actions.align import describe
 from kvnetd.actions.fit import lessons_of, map_to_here, reader_of, require_source, signed, standing_map
-from kvnetd.alignments import LoadedMap, loaded_map
 from kvnetd.fitting import Cancelled as IsCancelled
 from kvnetd.fitting import telling
 from kvnetd.holding import holding
 from kvnetd.kept import TRAININGS, KeptState
+from kvnetd.mapping import LoadedMap, loaded_map
 from kvnetd.services import Services, utc_seconds
 from kvnetd.store.alignments import AlignmentRecord
 

@@ -76,6 +76,11 @@ class Ledger:
         offer, body, signer, signature = rows[0]
         return offer, SignedMessage(Receipt.TYPE, body, signer, signature)
 
+    def memories_from(self, peer: str) -> frozenset[str]:
+        """Ids of the memories that a peer sent, also those that others had sent before."""
+        query = "SELECT memory FROM transfers WHERE direction = 'in' AND peer = ?"
+        return frozenset(memory for (memory,) in self._run(query, peer))
+
     def complete(self, transfer: CompletedTransfer, message: InboxMessage | None) -> None:
         """Record a finished transfer in one transaction; once is enough.
 

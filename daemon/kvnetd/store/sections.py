@@ -38,6 +38,10 @@ class SectionsFile:
         self.closed = False
         self._is_sealed = path.name == SEALED_SECTIONS_FILE
 
+    def reopened(self) -> SectionsFile:
+        """The same file under a handle of its own."""
+        return SectionsFile(os.dup(self._handle), Path(self.name), self._vault)
+
     def frame_nbytes(self, wire_nbytes: int) -> int:
         """What a section of so many wire bytes takes in the file."""
         return wire_nbytes + (SEAL_NBYTES if self._is_sealed else 0)
@@ -148,6 +152,16 @@ class Contents:
             self._raw_digests.append(section.wire_digest)  # raw and wire bytes are the same
         else:
             self._raw_digests.append(hashlib.sha256(unpack_section(self._memory, section, wire)).digest())
+
+    def add_plain(self, wire: bytes | memoryview, digest: bytes) -> None:
+        """The next section, uncompressed, as it goes to disk; its digest was checked when it came."""
+        self._checksum.update(wire)
+        self._raw_digests.append(digest)
+
+    @property
+    def count(self) -> int:
+        """Sections that went by."""
+        return len(self._raw_digests)
 
     @property
     def checksum(self) -> str:

@@ -23,8 +23,8 @@ from kvnet.identity.keys import node_id_of, public_key_of
 from kvnet.identity.seal import VerifiedHead
 from kvnet.identity.signing import SignedMessage, VerifiedChunk
 from kvnet.plan import count_chunks, plan_transfer, transfer_room_nbytes
-from kvnet.transfer.messages import MAX_OFFER_NBYTES, Offer
-from kvnet.types import Kind, NodeId
+from kvnet.transfer.messages import MAX_OFFER_NBYTES, Offer, relay_id
+from kvnet.types import Compression, Kind, NodeId
 from kvnetd.store.bases import BasisStore
 from kvnetd.store.disk import full_disk_refused, require_room
 from kvnetd.store.failpoints import reach
@@ -33,6 +33,7 @@ from kvnetd.store.records import LocalNotes, MemoryRecord, Step
 from kvnetd.store.sections import (
     SEALED_SECTIONS_FILE,
     Contents,
+    SectionsFile,
     make_sections_file,
     read_frame,
     sections_place,
@@ -63,6 +64,7 @@ class IncomingTransfer:
         self._bases = bases
         self._known_basis = _known_basis(offer, bases)
         self._held: dict[int, _Held] = {}
+        self._contents = Contents(offer.memory)
         self._log = -1
         self._sections = make_sections_file(folder, vault)
         try:
@@ -80,6 +82,15 @@ class IncomingTransfer:
         """Chunk index -> wire digest, of all that is durable: also of a basis that is here anyway."""
         arrived = {index: entry.envelope.wire_digest for index, entry in self._held.items()}
         return {**arrived, **self._known_basis}
+
+    def place_of(self, index: int) -> tuple[int, Envelope]:
+        """Where a chunk that is durable lies in the file of `reader`, and under which envelope it came."""
+        held = self._held[index]
+        return held.offset, held.envelope
+
+    def reader(self) -> SectionsFile:
+        """The sections' file, opened once more: it can be read on when this transfer is closed or gone."""
+        return self._sections.reopened()
 
     def store(self, chunks: list[VerifiedChunk]) -> None:
         """Write a batch and sync it. Raises StoreFull; what was durable before stays so."""
@@ -101,6 +112,18 @@ class IncomingTransfer:
             reach("chunk.logged")
         self._end = end
         self._held.update(fresh)
+
+    def sum_up(self, chunks: list[VerifiedChunk]) -> None:
+        """Let the contents go by as they come, where they come in order: `finish` need not read them again.
+
+        They were verified, and this very process writes and syncs them, so it may run beside `store`. What is
+        not told here, or came in another order, compressed or before a restart, is read back from disk.
+        """
+        for chunk in chunks:
+            key = chunk.envelope.key
+            in_order = key.index == self._contents.count and key.kind is not Kind.BASIS
+            if in_order and chunk.envelope.compression is Compression.NONE:
+                self._contents.add_plain(chunk.signed.payload, chunk.envelope.wire_digest)
 
     def finish(self, memories: MemoryStore, head: VerifiedHead, *, stored_at: str) -> MemoryRecord:
         """Turn the complete transfer into a memory under its maker's seal, which the session has checked.
@@ -130,7 +153,7 @@ class IncomingTransfer:
         header, transfer_id = head.header, self._offer.transfer_id
         if not header.memory.closes(self._offer.memory):
             raise BadSignature(f"transfer {transfer_id}: its seal is of another memory than was offered")
-        contents = Contents(self._offer.memory)
+        contents = self._contents
         for section in header.sections:
             held = self._held[section.key.index]
             claimed = (section.compression, section.raw_nbytes, section.wire_nbytes, section.wire_digest)
@@ -139,7 +162,8 @@ class IncomingTransfer:
             if claimed != came:
                 index = section.key.index
                 raise BadSignature(f"transfer {transfer_id}: chunk {index} is not as its seal says")
-            contents.add(section, read_frame(self._sections, section, held.offset))
+            if section.key.index == contents.count:
+                contents.add(section, read_frame(self._sections, section, held.offset))
         if contents.content_digest != header.memory.content_digest:
             raise BadSignature(f"transfer {transfer_id}: the contents are not the memory offered")
         if contents.checksum != header.checksum:
@@ -260,6 +284,25 @@ class Spool:
         except FileNotFoundError:
             return 0
         return nbytes - (count * SEAL_NBYTES if place.name == SEALED_SECTIONS_FILE else 0)
+
+    def copy_of(self, offer: Offer) -> Offer | None:
+        """Of what an offer's sender sends here, what another node passed on: that one's offer, or None."""
+        if not offer.wire_digest or offer.memory.is_open:
+            return None
+        origin = offer.origin or offer.sender
+        for folder in self.root.glob(f"*-{relay_id(origin, offer.memory.id, offer.wire_digest)}"):
+            copied = None if folder.name == folder_name(offer) else self._offer_in(folder)
+            said = (origin, offer.memory, offer.wire_digest)
+            if copied is not None and (copied.origin, copied.memory, copied.wire_digest) == said:
+                return copied
+        return None
+
+    def claim(self, copied: Offer, offer: Offer, sealed: SignedMessage) -> None:
+        """Let what was passed on be the beginning of another transfer of the same bytes."""
+        source, folder = self.root / folder_name(copied), self.root / folder_name(offer)
+        if not folder.exists():
+            source.rename(folder)  # until the next line it is of an offer that nobody makes, and is swept
+            self._vault.write(folder / OFFER_FILE, sealed.body)
 
     def nbytes_of(self, sender: NodeId) -> int:
         """Bytes of sections that lie here of one node's unfinished transfers."""

@@ -64,7 +64,7 @@ def kept_body(offer: Offer, sealed: SignedMessage) -> bytes:
 
     The receipt names the offer's digest all the same.
     """
-    return b"" if offer.text else sealed.body
+    return b"" if offer.text or offer.prefix_text else sealed.body
 
 
 def _text_file(memories: MemoryStore, memory: MemoryHeader) -> Path | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from kvnet import wire
 from kvnet.api import (
+    Estimate,
     LayerProgress,
     MemoryInfo,
     OutboxEntry,
@@ -19,6 +20,7 @@ from kvnet.api import (
 )
 from kvnet.client._async.files import AsyncFileCalls
 from kvnet.client.connect import id_of
+from kvnet.errors import RequestError
 from kvnet.files.writer import replacing
 from kvnet.texts import require_text
 from kvnet.v1 import control_pb2 as pb
@@ -34,22 +36,35 @@ class AsyncDeliveryCalls(AsyncFileCalls):
         """
         return await self.send("", to, text=text, name=name, **options)
 
-    async def send(self, memory: str | MemoryInfo, to: str, **options: Any) -> SendReport:
-        """Send a memory to a peer, or to one agent there (`to="bob/reviewer"`).
+    @overload
+    async def send(self, memory: str | MemoryInfo, to: str, **options: Any) -> SendReport: ...
+
+    @overload
+    async def send(
+        self, memory: str | MemoryInfo, to: list[str] | tuple[str, ...], **options: Any
+    ) -> list[SendReport]: ...
+
+    async def send(
+        self, memory: str | MemoryInfo, to: str | list[str] | tuple[str, ...], **options: Any
+    ) -> SendReport | list[SendReport]:
+        """Send a memory to a peer, or to one agent there (`to="bob/reviewer"`), or to a list of them.
 
         Options are those of `send_stream`. The report's `memory` is the id at the peer; `queued` is not empty
-        where the peer is off and the memory waits for it.
+        where the peer is off and the memory waits for it. A list has a report for each, as each comes to its
+        end: one copy leaves this node and goes round among them; who could not be served has a `problem`.
         """
+        if isinstance(to, str) and "," in to:
+            raise RequestError(f"to: {to!r:.80} names several; give a list of them")
         async with aclosing(self.send_stream(memory, to, **options)) as steps:
-            async for step in steps:
-                if isinstance(step, SendReport):
-                    return step
-        raise AssertionError("the daemon ended the transfer without a report")
+            reports = [step async for step in steps if isinstance(step, SendReport)]
+        if not reports:
+            raise AssertionError("the daemon ended the transfer without a report")
+        return reports[0] if isinstance(to, str) else reports
 
     async def send_stream(
         self,
         memory: str | MemoryInfo,
-        to: str,
+        to: str | list[str] | tuple[str, ...],
         *,
         note: str = "",
         codec: str = "",
@@ -57,30 +72,40 @@ class AsyncDeliveryCalls(AsyncFileCalls):
         if_off: str = "queue",
         text: str = "",
         name: str = "",
+        mode: str = "",
     ) -> AsyncGenerator[LayerProgress | SendReport, None]:
         """`send`, yielding a LayerProgress as each layer is durable at the peer, the report last.
 
         `codec` is one of `kvnet.codec.presets.CODECS`; the daemon's setting if not given. `with_text` sends
         the text that was kept beside it too, for a model that cannot use the memory. `if_off` says what to do
         where the peer is off: `queue` it in the outbox, `wait` until it is delivered from there, or `fail`.
-        `text` is read instead of a memory that is here, as by `send_text`.
+        `mode` is `transfer`, `text` (which the peer reads), `split` (it reads the head while the tail comes),
+        or `auto`, which does what `estimate` says; the report tells which and what was predicted.
+        `text` is read instead of a memory that is here, as by `send_text`. For several receivers (a list, or
+        commas between them) there is a report for each as it comes to its end, and progress is that of all.
         """
         request = pb.SendRequest(
             memory=id_of(memory) if memory else "",
             text=require_text(text, what="text"),
             name=require_text(name, what="name"),
-            to=require_text(to, what="peer"),
+            to=require_text(to if isinstance(to, str) else ",".join(to), what="peer"),
             note=require_text(note, what="note"),
             agent=self.agent,
             codec=codec,
             with_text=with_text,
             if_off=require_text(if_off, what="if_off"),
+            mode=require_text(mode, what="mode"),
         )
         async for event in self._stream(self._stub.Send, request):
             if event.HasField("report"):
                 yield wire.from_wire(event.report, SendReport)
             else:
                 yield wire.from_wire(event.progress, LayerProgress)
+
+    async def estimate(self, memory: str | MemoryInfo, to: str, *, codec: str = "") -> Estimate:
+        """What sending a memory to a peer would take: as it is, as its text, and as a split of both."""
+        request = pb.EstimateRequest(memory=id_of(memory), to=require_text(to, what="peer"), codec=codec)
+        return wire.from_wire(await self._call(self._stub.EstimateSend, request), Estimate)
 
     async def outbox(self) -> list[OutboxEntry]:
         """What waits for its peer and what could not be delivered, in the order in which it was sent."""

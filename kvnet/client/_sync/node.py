@@ -79,6 +79,7 @@ class Node(DeliveryCalls, PairingCalls):
         topic: str = "",
         language: str = "",
         keep_text: bool | None = None,
+        after: str | MemoryInfo = "",
     ) -> Generator[Progress | MemoryInfo, None, None]:
         """`remember`, yielding a Progress per layer and the memory last.
 
@@ -87,6 +88,8 @@ class Node(DeliveryCalls, PairingCalls):
         attention metadata; `prune` sets the heads to zero that it shows as focused, which does damage
         (DESIGN: what is wrong in the seeds). `domain`, `topic` and `language` are words for people.
         `keep_text` keeps the text beside the memory, on this node alone; the daemon's setting if None.
+        `after` is a memory behind which the text is read: what is made goes on behind that one, and holds no
+        more than the new text.
         """
         request = pb.RememberRequest(
             text=require_text(_text_of(text, file), what="text"),
@@ -101,6 +104,7 @@ class Node(DeliveryCalls, PairingCalls):
             topic=require_text(topic, what="topic"),
             language=require_text(language, what="language"),
             keep_text=keep_text,
+            after=id_of(after) if after else "",
         )
         for event in self._stream(self._stub.Remember, request):
             if event.HasField("memory"):
@@ -153,6 +157,8 @@ class Node(DeliveryCalls, PairingCalls):
         top_p: float = 0.0,
         stop: tuple[str, ...] = (),
         seed: int = 0,
+        stream_to: str = "",
+        name: str = "",
     ) -> Generator[str | Answer, None, None]:
         """Pieces of text as they are certain, then the Answer with its kv report.
 
@@ -160,7 +166,9 @@ class Node(DeliveryCalls, PairingCalls):
         those of other models, as `kvnet.compat.Policy` names it: `align`, `text` or `error`. `context` is a
         text that this node reads before the prompt, instead of a memory. With `peer`, that node reads the
         context, or has the memory (by its full id), and the answer begins while it arrives, in the codec that
-        is named. Zero means the daemon's default: 64 tokens, greedy.
+        is named. With `stream_to`, that peer gets what comes of it while it is made, as memories behind one
+        another: `name` points at the newest one here, and `NODE/name` there, NODE being what the peer calls
+        this node. Zero means the daemon's default: 64 tokens, greedy.
         """
         first, *others = ids_of(memory) or [""]
         request = pb.AskRequest(
@@ -176,6 +184,8 @@ class Node(DeliveryCalls, PairingCalls):
             top_p=top_p,
             stop=stop,
             seed=seed,
+            stream_to=require_text(stream_to, what="stream_to"),
+            name=require_text(name, what="name"),
         )
         for event in self._stream(self._stub.Ask, request):
             if event.HasField("answer"):
