@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from dataclasses import dataclass
 from functools import partial
 
 from kvnet.errors import IncompatibleModel, MalformedMessage, ReplayedMessage, StoreFull, TooBusy
@@ -13,12 +15,16 @@ from kvnet.plan import transfer_room_nbytes
 from kvnet.transfer.admission import admit_offer, check_parties
 from kvnet.transfer.messages import Offer, Receipt, open_sealed
 from kvnet.transfer.receiver import ReceiverSession
+from kvnet.transport.budgets import ByteBudget
 from kvnet.types import MemoryId, Tier
 from kvnetd.alignments import leads_here, map_used, refuse_unjudged
 from kvnetd.incoming import InboundTransfer
+from kvnetd.limits import inflight_nbytes
 from kvnetd.parties import begin_transfer_span, is_hex, require_added, this_receiver
 from kvnetd.services import Services
-from kvnetd.store.spool import IncomingTransfer, folder_name
+from kvnetd.store.disk import files_nbytes
+from kvnetd.store.spool import folder_name
+from kvnetd.store.unfinished import IncomingTransfer
 
 
 class Arrivals:
@@ -28,6 +34,8 @@ class Arrivals:
         self._services = services
         # By the name of the spool's folder: bytes that were promised room and are not there yet.
         self._inbound: dict[str, int] = {}
+        self._given_up: set[str] = set()  # those that are read still, although nobody waits for them
+        self._unstored = ByteBudget(inflight_nbytes(services.config.limits))
 
     async def open(self, sealed: SignedMessage, *, pulled: MemoryId | None) -> InboundTransfer:
         """Verify and admit an offer: one that comes by itself, or the answer to our pull of `pulled`."""
@@ -39,7 +47,9 @@ class Arrivals:
             span.add(transfer_id=offer.transfer_id, memory=offer.memory.id, agent=offer.agent)
             _check_form(offer, pulled)
             check_parties(offer, sender=verified.signer, receiver=this_receiver(self._services))
-            session, incoming, receipt = await self._admit(offer, sealed, verified, peer)
+            session, incoming, receipt = await self._admit(
+                offer, sealed, verified, peer, is_message=pulled is None
+            )
         except BaseException as failure:
             span.end(failure)
             raise
@@ -56,27 +66,37 @@ class Arrivals:
             incoming=incoming,
             receipt=receipt,
             is_message=pulled is None,
+            unstored=self._unstored,
             span=span,
             on_store=partial(self._wrote, folder_name(offer)),
             on_close=lambda: self._inbound.pop(folder_name(offer), None),
         )
 
     async def _admit(
-        self, offer: Offer, sealed: SignedMessage, verified: VerifiedMessage, peer: AddedPeer
+        self,
+        offer: Offer,
+        sealed: SignedMessage,
+        verified: VerifiedMessage,
+        peer: AddedPeer,
+        *,
+        is_message: bool,
     ) -> tuple[ReceiverSession, IncomingTransfer | None, SignedMessage | None]:
         services = self._services
         slot = folder_name(offer)
-        if slot in self._inbound:
+        if slot in self._inbound or slot in self._given_up:
             raise TooBusy(f"transfer {offer.transfer_id}: already on its way in; wait for it")
-        if len(self._inbound) >= services.config.max_inbound_transfers:
-            raise TooBusy(f"{len(self._inbound)} transfers are on their way in; try again later")
+        self._require_place(peer)
         self._inbound[slot] = 0  # before the first await, so that no second one slips in
         try:
-            done = await services.in_store(services.ledger.received, offer.sender, offer.transfer_id)
+            done = await services.in_store(_received, services, peer, offer)
             if done is not None:
-                return self._completed_before(offer, verified, done[1]), None, done[1]
+                session, receipt = self._completed_before(offer, verified, *done)
+                return session, None, receipt
             begun = await services.in_store(services.spool.knows, offer, sealed)
-            held_nbytes = await services.in_store(services.spool.held_nbytes, offer)
+            # What lies here under other words is no part of this offer, and goes when it is admitted.
+            held_nbytes = await services.in_store(services.spool.held_nbytes, offer) if begun else 0
+            stored = await services.in_store(_stored, services, peer, slot)
+            # Until room is promised below nothing is awaited: nobody else is promised the same.
             tier = admit_offer(
                 offer,
                 sender=verified.signer,
@@ -86,12 +106,13 @@ class Arrivals:
                 has_map=leads_here(services, offer.memory, offer.map),
                 begun=begun,
             )
-            needed = transfer_room_nbytes(offer.memory) - held_nbytes
-            await self._require_quota(peer, needed)
-            self._inbound[slot] = needed
-            incoming = await services.take_from_store(
-                services.spool.open, IncomingTransfer.close, offer, sealed
-            )
+            room = services.spool.room_nbytes(offer, sealed)
+            self._require_quota(peer, stored, room)
+            self._require_spool(peer, stored, room)
+            self._require_few(peer, stored, is_message=is_message)
+            self._inbound[slot] = transfer_room_nbytes(offer.memory) - held_nbytes
+            await services.in_store(services.spool.prepare, offer, sealed)
+            incoming = await self._take_up(slot, offer)
         except BaseException as error:
             self._inbound.pop(slot, None)
             if isinstance(error, IncompatibleModel):
@@ -99,28 +120,88 @@ class Arrivals:
             raise
         return self._session(offer, verified, tier, held=incoming.held), incoming, None
 
-    async def _require_quota(self, peer: AddedPeer, needed_nbytes: int) -> None:
-        """That a peer's memories, those on their way included, stay within its quota. Raises StoreFull."""
-        if peer.quota_nbytes is None:
-            return
+    async def _take_up(self, slot: str, offer: Offer) -> IncomingTransfer:
+        """Read what of it is here, beside the store's thread; closed if the caller goes away."""
         services = self._services
-        used = await services.in_store(_stored_nbytes, services, peer)
-        # After the await: nothing is promised to another of its transfers before ours is decided.
-        used += sum(nbytes for slot, nbytes in self._inbound.items() if slot.startswith(f"{peer.node_id}-"))
-        if used + needed_nbytes > peer.quota_nbytes:
+        taking = asyncio.ensure_future(services.in_pool(services.spool.take_up, offer))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            # Two that read at once would cut off each other's chunks: nobody else begins until it has ended.
+            self._given_up.add(slot)
+            taking.add_done_callback(partial(self._give_up, slot))
+            raise
+
+    def _give_up(self, slot: str, taken: asyncio.Future[IncomingTransfer]) -> None:
+        self._given_up.discard(slot)
+        if not taken.cancelled() and taken.exception() is None:
+            taken.result().close()
+
+    def _require_place(self, peer: AddedPeer) -> None:
+        """That one more transfer may be on its way in. Raises TooBusy."""
+        limits = self._services.config.limits
+        its_own = len(self._promised(peer))
+        if its_own >= limits.max_inbound_transfers_per_peer:
+            raise TooBusy(f"{its_own} transfers of {peer.name} are on their way in; try again later")
+        if len(self._inbound) >= limits.max_inbound_transfers:
+            raise TooBusy(f"{len(self._inbound)} transfers are on their way in; try again later")
+
+    def _require_quota(self, peer: AddedPeer, stored: _Stored, needed_nbytes: int) -> None:
+        """That a peer's memories, those on their way included, stay within its quota. Raises StoreFull."""
+        used_nbytes = stored.kept_nbytes + stored.its_unfinished_nbytes + sum(self._promised(peer))
+        if peer.quota_nbytes is not None and used_nbytes + needed_nbytes > peer.quota_nbytes:
             raise StoreFull(
-                f"memory of {needed_nbytes} bytes: {services.config.name} keeps at most {peer.quota_nbytes} "
-                f"bytes of {peer.name}, and has {used}; forget some there, or raise it: `kvnet peer trust`"
+                f"memory of {needed_nbytes} bytes: {self._services.config.name} keeps at most "
+                f"{peer.quota_nbytes} bytes of {peer.name}, and has {used_nbytes}; forget some there, "
+                "or raise it: `kvnet peer trust`"
             )
 
+    def _require_spool(self, peer: AddedPeer, stored: _Stored, needed_nbytes: int) -> None:
+        """That what is unfinished stays within its bounds, a peer's and everybody's. Raises StoreFull."""
+        limits = self._services.config.limits
+        its_own = stored.its_unfinished_nbytes + sum(self._promised(peer))
+        of_all = stored.unfinished_nbytes + sum(self._inbound.values())
+        for whose, used_nbytes, most_nbytes in (
+            (f" of {peer.name}", its_own, limits.max_unfinished_nbytes_per_peer),
+            ("", of_all, limits.max_unfinished_nbytes),
+        ):
+            if used_nbytes + needed_nbytes > most_nbytes:
+                raise StoreFull(
+                    f"memory of {needed_nbytes} bytes: unfinished transfers{whose} take {used_nbytes} of "
+                    f"{most_nbytes}; finish those first"
+                )
+
+    def _require_few(self, peer: AddedPeer, stored: _Stored, *, is_message: bool) -> None:
+        """That neither unfinished transfers nor messages nobody reads grow for ever. Raises TooBusy."""
+        limits = self._services.config.limits
+        if stored.unfinished_count >= limits.max_unfinished_per_peer:
+            raise TooBusy(
+                f"{stored.unfinished_count} transfers of {peer.name} are unfinished; finish those first"
+            )
+        if is_message and stored.unread_count >= limits.max_unread_per_peer:
+            raise TooBusy(
+                f"{stored.unread_count} messages of {peer.name} are unread in the inbox; "
+                "they go on when some are acknowledged there"
+            )
+
+    def _promised(self, peer: AddedPeer) -> tuple[int, ...]:
+        """Of each of a peer's transfers on their way in: bytes that are not there yet."""
+        mine = f"{peer.node_id}-"
+        return tuple(nbytes for slot, nbytes in self._inbound.items() if slot.startswith(mine))
+
     def _completed_before(
-        self, offer: Offer, verified: VerifiedMessage, receipt: SignedMessage
-    ) -> ReceiverSession:
+        self, offer: Offer, verified: VerifiedMessage, sender: str, receipt: SignedMessage
+    ) -> tuple[ReceiverSession, SignedMessage | None]:
+        """`sender` is the id that the peer had then."""
         # The sender lost our receipt: it gets the same one, so exactly once stays exactly once.
-        before, _ = open_sealed(Receipt, receipt, signer=self._services.key.public)
-        if before.offer_digest != verified.digest.hex():
+        before, _ = open_sealed(Receipt, receipt, signer=receipt.signer)
+        is_same_offer = before.offer_digest == verified.digest.hex()
+        # Of the two nodes one has another key since: the offer is another, and so is what is signed of it.
+        was_rekeyed = receipt.signer != self._services.key.public or sender != offer.sender
+        if not is_same_offer and not (was_rekeyed and before.memory == offer.memory.id):
             raise ReplayedMessage(f"transfer {offer.transfer_id}: was completed before; send under a new id")
-        return self._session(offer, verified, Tier(before.tier), completed=before.chunks_digest)
+        session = self._session(offer, verified, Tier(before.tier), completed=before.chunks_digest)
+        return session, receipt if is_same_offer else None
 
     def _session(
         self,
@@ -143,18 +224,45 @@ class Arrivals:
     async def expire(self) -> None:
         """Clear out transfers that nobody can resume any more."""
         services = self._services
-        life_s, busy = services.config.unfinished_life_s, frozenset(self._inbound)
+        life_s, busy = services.config.unfinished_life_s, frozenset({*self._inbound, *self._given_up})
         await services.in_store(services.spool.expire, now=int(time.time()), life_s=life_s, busy=busy)
 
     def _wrote(self, slot: str, nbytes: int) -> None:
         self._inbound[slot] = max(0, self._inbound[slot] - nbytes)
 
 
-def _stored_nbytes(services: Services, peer: AddedPeer) -> int:
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What lies here beside the transfer in question: of one peer, and everybody's unfinished ones."""
+
+    kept_nbytes: int  # memories with their texts, messages, receipts
+    unfinished_count: int
+    unread_count: int
+    its_unfinished_nbytes: int
+    unfinished_nbytes: int
+
+
+def _stored(services: Services, peer: AddedPeer, slot: str) -> _Stored:
     # In one go, so that a transfer which ends meanwhile is counted where it was or where it goes.
-    origins = {peer.node_id, peer.rotated_from} - {""}
-    kept = sum(one.head.sections_nbytes for one in services.memories.all() if one.origin in origins)
-    return kept + services.spool.nbytes_of(peer.node_id)
+    origins = frozenset(peer.all_ids)
+    memories, spool, ledger = services.memories, services.spool, services.ledger
+    kept = sum(files_nbytes(memories.root / one.id) for one in memories.all() if one.origin in origins)
+    return _Stored(
+        kept_nbytes=kept + ledger.received_nbytes(origins),
+        unfinished_count=sum(spool.count_of(one, but=slot) for one in origins),
+        unread_count=ledger.count_unread(origins),
+        its_unfinished_nbytes=sum(spool.nbytes_of(one, but=slot) for one in origins),
+        unfinished_nbytes=spool.nbytes_of(but=slot),
+    )
+
+
+def _received(services: Services, peer: AddedPeer, offer: Offer) -> tuple[str, SignedMessage] | None:
+    """By which key's id a peer completed this transfer before, and our receipt of it."""
+    for sender in reversed(peer.all_ids):
+        found = services.ledger.received(sender, offer.transfer_id)
+        if found is not None:
+            return sender, found[1]
+    return None
 
 
 def _check_form(offer: Offer, pulled: MemoryId | None) -> None:

@@ -22,7 +22,19 @@ from kvnet.transport.tasks import Running
 from kvnet.v1 import control_pb2 as pb
 from kvnet.v1 import control_pb2_grpc
 from kvnetd import encoding
-from kvnetd.actions import ask, explain, files, memories, packages, peers, remember, rotate, send, status
+from kvnetd.actions import (
+    ask,
+    check,
+    explain,
+    files,
+    memories,
+    packages,
+    peers,
+    remember,
+    rotate,
+    send,
+    status,
+)
 from kvnetd.actions.dispatch import Dispatcher
 from kvnetd.control_alignments import Context
 from kvnetd.control_deliveries import DeliveryService
@@ -51,8 +63,7 @@ class ControlService(DeliveryService, PairingService):
         return pb.ShutdownReply(pid=os.getpid())
 
     async def RotateKey(self, request: pb.RotateKeyRequest, context: Context) -> pb.RotationReport:
-        report = await rotate.rotate_key(self._services)
-        self._shutdown()  # this process has the old key
+        report = await rotate.rotate_key(self._services, self._shutdown)
         return wire.to_wire(report, pb.RotationReport)
 
     async def Remember(
@@ -76,6 +87,10 @@ class ControlService(DeliveryService, PairingService):
 
     async def Forget(self, request: pb.ForgetRequest, context: Context) -> pb.MemoryInfo:
         return wire.to_wire(await memories.forget(self._services, request.memory), pb.MemoryInfo)
+
+    async def CheckMemory(self, request: pb.CheckMemoryRequest, context: Context) -> pb.MemoryCheck:
+        found = await check.check_memory(self._services, wire.from_wire(request, check.Wanted))
+        return wire.to_wire(found, pb.MemoryCheck)
 
     async def Export(self, request: pb.ExportRequest, context: Context) -> AsyncGenerator[pb.Piece, None]:
         record = await packages.coded(self._services, request.memory, request.codec)

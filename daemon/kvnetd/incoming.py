@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Callable
@@ -22,12 +23,13 @@ from kvnet.identity.seal import VerifiedHead
 from kvnet.identity.signing import SignedMessage, VerifiedChunk
 from kvnet.transfer.messages import Offer, seal
 from kvnet.transfer.receiver import ReceiverSession
+from kvnet.transport.budgets import ByteBudget
 from kvnet.types import base32
 from kvnetd.log import Span
 from kvnetd.services import Services, utc_now
 from kvnetd.store.ledger import CompletedTransfer
-from kvnetd.store.spool import IncomingTransfer
 from kvnetd.store.texts import attach_text, kept_body
+from kvnetd.store.unfinished import IncomingTransfer
 
 # What came is not what its sender, or the memory's maker, could have signed.
 _UNVERIFIED = (
@@ -53,12 +55,14 @@ class InboundTransfer:
         incoming: IncomingTransfer | None,
         receipt: SignedMessage | None,
         is_message: bool,
+        unstored: ByteBudget,
         span: Span,
         on_store: Callable[[int], object],
         on_close: Callable[[], object],
     ) -> None:
         self.session = session
         self.key: NodeKey = services.key
+        self.unstored = unstored
         self.wire_nbytes = 0
         self.resumed_chunks = session.durable_count
         self._services = services
@@ -88,8 +92,8 @@ class InboundTransfer:
                 raise PeerNotAdded(f"{self._peer.name}: was removed while it was sending")
             self._receipt = await self._services.in_store(self._adopt, self._incoming, head)
             self._log_verification("completed")
-        if self._receipt is None:
-            raise AssertionError("a transfer has a spool or a receipt")
+        elif self._receipt is None:
+            self._receipt = await self._services.in_store(self._receipt_again)
         return self._receipt
 
     async def close(self, error: BaseException | None) -> None:
@@ -103,7 +107,8 @@ class InboundTransfer:
                     isinstance(error, BadSignature | MalformedChunk) and complete
                 )
                 release = self._incoming.discard if hopeless else self._incoming.close
-                await self._services.in_store(release)
+                # Whoever cancels this must not leave the files open.
+                await asyncio.shield(self._services.in_store(release))
         finally:
             self._span.add(
                 wire_bytes=self.wire_nbytes,
@@ -131,17 +136,26 @@ class InboundTransfer:
             received_at=now,
             acknowledged_at="",
         )
-        transfer = CompletedTransfer(
+        services.ledger.complete(self._completed(receipt, now), message if self._is_message else None)
+        return receipt
+
+    def _receipt_again(self) -> SignedMessage:
+        """Of what was completed when one of the nodes had another key: its message is here."""
+        receipt = seal(self.key, self.session.receipt(received_at=int(time.time())))
+        self._services.ledger.complete(self._completed(receipt, utc_now()), None)
+        return receipt
+
+    def _completed(self, receipt: SignedMessage, at: str) -> CompletedTransfer:
+        offer = self.session.offer
+        return CompletedTransfer(
             direction="in",
             peer=offer.sender,
             transfer_id=offer.transfer_id,
-            memory=record.id,
+            memory=offer.memory.id,
             offer_body=kept_body(offer, self._sealed_offer),
             receipt=receipt,
-            completed_at=now,
+            completed_at=at,
         )
-        services.ledger.complete(transfer, message if self._is_message else None)
-        return receipt
 
     def _log_verification(self, outcome: str, **fields: str) -> None:
         self._services.log.write(

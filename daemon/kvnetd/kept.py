@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from kvnet.durable import sync_folder
 from kvnet.errors import KvnetError, StoreFull
-from kvnet.files.durable import sync_folder
 from kvnet.types import canonical_json
 from kvnetd.store.disk import require_room
 

@@ -77,6 +77,10 @@ class Transfers:
             record, peer, note=note, agents=agents, text=text, parcel=parcel
         )
 
+    async def begun(self, parcel: str, peer: AddedPeer) -> tuple[MemoryRecord, str] | None:
+        """What an entry of the outbox was begun with: as `Departures.begun` has it."""
+        return await self._departures.begun(parcel, peer)
+
     def pull_request(self, memory: MemoryId, peer: AddedPeer) -> SignedMessage:
         """A signed request for a peer's memory."""
         return self._departures.pull_request(memory, peer)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kvnet.api import Answer, KvReport, SendReport
-from kvnet.cli.output import Json, nbytes_text, print_json, seconds_text
+from kvnet.cli.output import Json, nbytes_text, print_json, printable, seconds_text
 from kvnet.cli.progress import layer_bar
 from kvnet.client import Node
 from kvnet.codec.presets import CODECS
@@ -42,7 +42,7 @@ def send(
 ) -> None:
     """Send a memory to a peer as signed chunks; returns when it is durable there.
 
-    Where the peer is off, the memory waits in the outbox and is delivered when it appears.
+    Where the peer is off, or others wait for it, the memory waits in the outbox, which sends it in its turn.
     """
     if_off = _if_off(wait=wait_for_peer, fail=no_queue)
     report: SendReport | None = None
@@ -84,6 +84,10 @@ def ask(
     ] = 1.0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="For sampling.")] = 0,
+    verify_text: Annotated[
+        bool,
+        typer.Option("--verify-text", help="Refuse a memory that is not what the model makes of its text."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Answer a prompt, after memories, after a text that is read here, or after nothing."""
@@ -99,6 +103,7 @@ def ask(
             top_p=top_p,
             stop=tuple(stop or ()),
             seed=seed,
+            verify_text=verify_text,
         )
         for step in steps:
             if isinstance(step, Answer):
@@ -112,6 +117,8 @@ def ask(
         return
     print()
     print(kv_text(answer.kv), file=sys.stderr)
+    if answer.kv.untrusted_source:
+        print(f"[untrusted: read what came from {printable(answer.kv.untrusted_source)}]", file=sys.stderr)
 
 
 def kv_text(kv: KvReport) -> str:
@@ -137,8 +144,8 @@ def _print_report(report: SendReport | None, word: str, *, as_json: bool) -> Non
         return
     if report.queued:
         print(
-            f"{report.memory[:16]} waits for {report.peer} as {report.queued}: it is delivered when "
-            f"{report.peer} appears; see `kvnet outbox ls`"
+            f"{report.memory[:16]} waits for {report.peer} as {report.queued}, and is sent as soon as it can "
+            f"be (`kvnet outbox ls`): {printable(report.problem)}"
         )
         return
     resumed = f", {report.resumed_chunks} were there already" if report.resumed_chunks else ""

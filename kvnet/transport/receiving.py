@@ -12,6 +12,7 @@ from kvnet.identity.seal import VerifiedHead, verify_head
 from kvnet.identity.signing import SignedChunk, SignedMessage, VerifiedChunk, verify_chunk
 from kvnet.transfer.messages import Commit, open_sealed, seal
 from kvnet.transfer.receiver import AlreadyHeld, ReceiverSession
+from kvnet.transport.budgets import ByteBudget, ByteShare
 from kvnet.transport.frames import FrameStream
 from kvnet.transport.tasks import run_together
 
@@ -23,6 +24,7 @@ class Inbound(Protocol):
 
     session: ReceiverSession
     key: NodeKey
+    unstored: ByteBudget  # of all that is on its way in and not durable
 
     async def store(self, chunks: list[VerifiedChunk]) -> None:
         """Make chunks durable; they are on disk when this returns."""
@@ -46,10 +48,11 @@ async def receive_memory(stream: FrameStream, inbound: Inbound, pool: Executor) 
     await stream.write_control(seal(inbound.key, session.accept()))
     waiting: asyncio.Queue[_Item] = asyncio.Queue(maxsize=MAX_WAITING_CHUNKS)
     commits: list[SignedMessage] = []
-    await run_together(
-        _read_chunks(stream, session, waiting, commits, pool),
-        _store_chunks(stream, inbound, waiting),
-    )
+    with inbound.unstored.share() as share:
+        await run_together(
+            _read_chunks(stream, session, waiting, commits, pool, share),
+            _store_chunks(stream, inbound, waiting, share),
+        )
     commit, _ = open_sealed(Commit, commits[0], signer=public_key_of(session.offer.sender))
     session.commit(commit)
     sealed_head = await stream.read_control()
@@ -65,6 +68,7 @@ async def _read_chunks(
     waiting: asyncio.Queue[_Item],
     commits: list[SignedMessage],
     pool: Executor,
+    share: ByteShare,
 ) -> None:
     loop = asyncio.get_running_loop()
     while not commits:
@@ -72,16 +76,22 @@ async def _read_chunks(
         if isinstance(frame, SignedMessage):
             commits.append(frame)
         elif isinstance(frame, SignedChunk):
+            # While there is no room nothing more is read, and HTTP/2 has the sender wait.
+            await share.take(len(frame.payload))
             # Hashing a MiB takes longer than a turn of the loop may.
             verified = await loop.run_in_executor(pool, verify_chunk, frame, session.binding)
             decided = session.receive(verified)
+            if isinstance(decided, AlreadyHeld):
+                share.give_back(len(frame.payload))
             await waiting.put(decided if isinstance(decided, AlreadyHeld) else decided.chunk)
         else:
             raise MalformedMessage("expected a chunk or a commit, got acknowledgements")
     await waiting.put(None)
 
 
-async def _store_chunks(stream: FrameStream, inbound: Inbound, waiting: asyncio.Queue[_Item]) -> None:
+async def _store_chunks(
+    stream: FrameStream, inbound: Inbound, waiting: asyncio.Queue[_Item], share: ByteShare
+) -> None:
     ended = False
     while not ended:
         batch = [await waiting.get()]
@@ -92,6 +102,7 @@ async def _store_chunks(stream: FrameStream, inbound: Inbound, waiting: asyncio.
         repeated = [item.index for item in batch if isinstance(item, AlreadyHeld)]
         if fresh:
             await inbound.store(fresh)
+            share.give_back(sum(chunk.envelope.wire_nbytes for chunk in fresh))
         indices = [chunk.envelope.key.index for chunk in fresh]
         for index in indices:
             inbound.session.durable(index)

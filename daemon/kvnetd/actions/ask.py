@@ -33,6 +33,7 @@ class Question:
     seed: int = 0
     memories: tuple[str, ...] = ()
     align: str = ""  # a kvnet.compat.Policy; the daemon's setting if empty
+    verify_text: bool = False  # compare each memory with this model's own reading of its text first
 
 
 async def ask(services: Services, question: Question) -> AsyncGenerator[str | Answer, None]:
@@ -43,7 +44,7 @@ async def ask(services: Services, question: Question) -> AsyncGenerator[str | An
         raise RequestError("both a memory and a text were given; give one")
     policy = policy_of(services, question.align)
     with services.log.span("generation", model=services.host.name) as span:
-        recalled = await recall(services, wanted, policy)
+        recalled = await recall(services, wanted, policy, verify_text=question.verify_text)
         waited_s = time.perf_counter() - began
         generated: Generated | None = None
         make_items = partial(_generate, services, question, recalled)
@@ -63,6 +64,7 @@ async def ask(services: Services, question: Question) -> AsyncGenerator[str | An
             ttft_s=round(waited_s + generated.ttft_s, 6),
             codec=recalled.codecs,
             map=recalled.maps,
+            untrusted_source=recalled.untrusted_source,
         )
         span.add(
             tier=kv.tier,

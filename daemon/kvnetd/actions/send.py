@@ -10,11 +10,17 @@ from functools import partial
 from kvnet.api import LayerProgress, SendReport
 from kvnet.codec.presets import PRESETS, preset_name
 from kvnet.compat import require_tier
-from kvnet.errors import AlignmentRefused, IncompatibleModel, KvnetError, PeerUnreachable, RequestError
+from kvnet.errors import (
+    AlignmentRefused,
+    IncompatibleModel,
+    KvnetError,
+    ReplayedMessage,
+    RequestError,
+)
 from kvnet.identity.peers import AddedPeer
 from kvnet.model.recover import recover_text
 from kvnet.transfer.messages import MAX_NOTE_CHARS, MAX_TEXT_NBYTES, Hello
-from kvnet.transport.client import HELLO_DEADLINE_S, PeerClient
+from kvnet.transport.client import PeerClient
 from kvnet.transport.sending import AckProgress, Sent
 from kvnet.types import Coding, Compression, MemoryId, Scheme, Tier
 from kvnetd import encoding
@@ -28,6 +34,7 @@ from kvnetd.store.texts import attached_text
 from kvnetd.transfers import Transfers
 
 MEMORY_ID_CHARS = 56
+DIAL_APART_S = 0.5  # between the addresses of one peer
 
 
 async def send(
@@ -45,7 +52,7 @@ async def send(
     """Send a memory to `peer` or `peer/agent` now; yields a LayerProgress per layer, the report last.
 
     `with_text` sends along what the memory is of, for a model that cannot use it; `parcel` is the
-    entry of the outbox that is done with then.
+    entry of the outbox that is done with then: it goes on as it was begun, whatever `codec` means by now.
     """
     began = time.perf_counter()
     if len(note) > MAX_NOTE_CHARS:
@@ -53,20 +60,16 @@ async def send(
     wanted, _, to_agent = to.partition("/")
     peer = services.peers.find(wanted)
     record = await find(services, memory)
-    text = await _text_of(services, record) if with_text else ""
-    hello, address, _ = await say_hello(services, peer)
-    source = record.header
-    tier = require_tier(
-        (source.fingerprint, source.geometry),
-        (hello.fingerprint, hello.geometry),
-        # Coordinates were made by one map: whether the peer has that one, the peer says.
-        has_map=bool(hello.maps_from(source.fingerprint)) or source.coding.scheme is Scheme.PORT,
-        in_coordinates=source.coding.scheme is Scheme.PORT,
-        has_text=bool(text),
-    )
-    record = await _record_to_send(services, record, codec, hello, tier, has_text=bool(text))
-    used = {section.compression for section in record.head.sections}
-    _require_decoder(hello, record.header.coding, used)
+    begun = await transfers.begun(parcel, peer)
+    if begun is None:
+        text = await _text_of(services, record) if with_text else ""
+        hello, address, _ = await say_hello(services, peer)
+        record = await _chosen(services, record, codec, hello, has_text=bool(text))
+        used = {section.compression for section in record.head.sections}
+        _require_decoder(hello, record.header.coding, used)
+    else:
+        record, text = begun  # the peer may have it already: another coding would be a second message
+        _, address, _ = await say_hello(services, peer)
     # One item a layer and one for the end: never more.
     progress: asyncio.Queue[LayerProgress | None] = asyncio.Queue(record.header.geometry.num_layers + 1)
 
@@ -83,6 +86,11 @@ async def send(
         while (layer := await progress.get()) is not None:
             yield layer
         sent = await pushing
+    except IncompatibleModel as error:
+        failure = error
+        if begun is None:
+            raise
+        raise ReplayedMessage(f"{error.message}; as it was begun it is not taken any more") from error
     except BaseException as error:
         failure = error
         raise
@@ -102,6 +110,22 @@ async def send(
         resumed_chunks=sent.resumed_chunks,
         codec=preset_name(record.header.coding),
     )
+
+
+async def _chosen(
+    services: Services, record: MemoryRecord, codec: str, hello: Hello, *, has_text: bool
+) -> MemoryRecord:
+    """The memory in the coding in which this peer gets it. Raises IncompatibleModel, and as below."""
+    source = record.header
+    tier = require_tier(
+        (source.fingerprint, source.geometry),
+        (hello.fingerprint, hello.geometry),
+        # Coordinates were made by one map: whether the peer has that one, the peer says.
+        has_map=bool(hello.maps_from(source.fingerprint)) or source.coding.scheme is Scheme.PORT,
+        in_coordinates=source.coding.scheme is Scheme.PORT,
+        has_text=has_text,
+    )
+    return await _record_to_send(services, record, codec, hello, tier, has_text=has_text)
 
 
 async def _record_to_send(
@@ -144,7 +168,7 @@ async def _text_of(services: Services, record: MemoryRecord) -> str:
     Raises RequestError where there is neither, or one too long to send.
     """
     text = await services.in_pool(attached_text, services.memories, record.header)
-    text = text or await _recovered(services, record)
+    text = text or await recovered_text(services, record)
     nbytes = len(text.encode())
     if nbytes > MAX_TEXT_NBYTES:
         raise RequestError(
@@ -154,8 +178,11 @@ async def _text_of(services: Services, record: MemoryRecord) -> str:
     return text
 
 
-async def _recovered(services: Services, record: MemoryRecord) -> str:
-    """A whole memory tells its text to the model that made it (SECURITY.md)."""
+async def recovered_text(services: Services, record: MemoryRecord) -> str:
+    """A whole memory tells its text to the model that made it (SECURITY.md).
+
+    Raises RequestError where it does not, or another model made it.
+    """
     header = record.header
     if header.fingerprint != services.host.fingerprint or header.coding.scheme is Scheme.PORT:
         raise RequestError(
@@ -172,25 +199,47 @@ def dial(services: Services, peer: AddedPeer, address: str) -> PeerClient:
 
 
 async def say_hello(
-    services: Services, peer: AddedPeer, *, deadline_s: float = HELLO_DEADLINE_S
+    services: Services, peer: AddedPeer, *, deadline_s: float = 0.0
 ) -> tuple[Hello, str, float]:
     """The peer's hello, the address it answered at, and how long that took.
 
-    Tries every known address. Raises the last failure.
+    Tries every known address, the next one soon after the one before: one that is silent, as an old address
+    is or a rogue's, holds nothing up. Raises the failure at the best address.
     """
-    failure: KvnetError | None = None
-    for address in services.directory.addresses(peer):
-        began = time.perf_counter()
-        try:
-            async with dial(services, peer, address) as client:
-                hello = await client.hello(deadline_s=deadline_s)
-        except KvnetError as error:
-            failure = error
-            services.directory.judge(peer.node_id, address, answered=False)
-        else:
-            services.directory.judge(peer.node_id, address, answered=True)
-            return hello, address, time.perf_counter() - began
-    raise failure or PeerUnreachable(f"peer {peer.name}: no address to dial")
+    addresses = services.directory.addresses(peer)
+    dials = [
+        asyncio.create_task(
+            _hello_at(services, peer, address, after_s=i * DIAL_APART_S, deadline_s=deadline_s)
+        )
+        for i, address in enumerate(addresses)
+    ]
+    try:
+        failures: dict[str, KvnetError] = {}
+        for dialled in asyncio.as_completed(dials):
+            address, answer = await dialled
+            if not isinstance(answer, KvnetError):
+                return answer[0], address, answer[1]
+            failures[address] = answer
+        raise failures[addresses[0]]
+    finally:
+        for one in dials:
+            one.cancel()
+        await asyncio.wait(dials)
+
+
+async def _hello_at(
+    services: Services, peer: AddedPeer, address: str, *, after_s: float, deadline_s: float
+) -> tuple[str, tuple[Hello, float] | KvnetError]:
+    await asyncio.sleep(after_s)
+    began = time.perf_counter()
+    try:
+        async with dial(services, peer, address) as client:
+            hello = await client.hello(deadline_s=deadline_s)
+    except KvnetError as error:
+        services.directory.judge(peer.node_id, address, answered=False)
+        return address, error
+    services.directory.judge(peer.node_id, address, answered=True)
+    return address, (hello, time.perf_counter() - began)
 
 
 async def _require_preset(services: Services, record: MemoryRecord, codec: str, hello: Hello) -> None:

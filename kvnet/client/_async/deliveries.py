@@ -31,7 +31,7 @@ class AsyncDeliveryCalls(AsyncFileCalls):
         """Send a memory to a peer, or to one agent there (`to="bob/reviewer"`).
 
         Options are those of `send_stream`. The report's `memory` is the id at the peer; `queued` is not empty
-        where the peer is off and the memory waits for it.
+        where the memory waits, for a peer that is off or behind others, and `problem` says why.
         """
         async with aclosing(self.send_stream(memory, to, **options)) as steps:
             async for step in steps:
@@ -54,6 +54,7 @@ class AsyncDeliveryCalls(AsyncFileCalls):
         `codec` is one of `kvnet.codec.presets.CODECS`; the daemon's setting if not given. `with_text` sends
         the text that was kept beside it too, for a model that cannot use the memory. `if_off` says what to do
         where the peer is off: `queue` it in the outbox, `wait` until it is delivered from there, or `fail`.
+        Where others wait for the peer already, the first two put it behind them.
         """
         request = pb.SendRequest(
             memory=id_of(memory),

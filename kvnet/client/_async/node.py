@@ -13,6 +13,7 @@ from kvnet.api import (
     Answer,
     Explanation,
     InboxMessage,
+    MemoryCheck,
     MemoryInfo,
     NodeStatus,
     PeerInfo,
@@ -117,6 +118,19 @@ class AsyncNode(AsyncDeliveryCalls, AsyncPairingCalls):
         request = pb.ForgetRequest(memory=id_of(memory))
         return wire.from_wire(await self._call(self._stub.Forget, request), MemoryInfo)
 
+    async def check_memory(
+        self, memory: str | MemoryInfo, *, text: str = "", samples: int = 0, seed: int | None = None
+    ) -> MemoryCheck:
+        """Compare a memory of the hosted model with what that model makes of its text, read now.
+
+        `text` is the one kept beside it, or else read out of it, if not given. `samples` slots are compared,
+        all of them if 0, chosen by `seed`.
+        """
+        request = pb.CheckMemoryRequest(
+            memory=id_of(memory), text=require_text(text, what="text"), samples=samples, seed=seed
+        )
+        return wire.from_wire(await self._call(self._stub.CheckMemory, request), MemoryCheck)
+
     async def pull(self, memory: str, peer: str) -> SendReport:
         """Fetch one of a peer's memories by its id."""
         async for event in self._stream(self._stub.Pull, pb.PullRequest(memory=memory, peer=peer)):
@@ -150,13 +164,14 @@ class AsyncNode(AsyncDeliveryCalls, AsyncPairingCalls):
         top_p: float = 0.0,
         stop: tuple[str, ...] = (),
         seed: int = 0,
+        verify_text: bool = False,
     ) -> AsyncGenerator[str | Answer, None]:
         """Pieces of text as they are certain, then the Answer with its kv report.
 
         Several memories are put one behind the other, in the order given. `align` says what may be done with
         those of other models, as `kvnet.compat.Policy` names it: `align`, `text` or `error`. `context` is a
         text that this node reads before the prompt, instead of a memory. Zero means the daemon's default: 64
-        tokens, greedy.
+        tokens, greedy. With `verify_text` a memory that is not what the model makes of its text is refused.
         """
         first, *others = ids_of(memory) or [""]
         request = pb.AskRequest(
@@ -170,6 +185,7 @@ class AsyncNode(AsyncDeliveryCalls, AsyncPairingCalls):
             top_p=top_p,
             stop=stop,
             seed=seed,
+            verify_text=verify_text,
         )
         async for event in self._stream(self._stub.Ask, request):
             if event.HasField("answer"):

@@ -14,6 +14,7 @@ from kvnet.api import (
     Answer,
     Explanation,
     InboxMessage,
+    MemoryCheck,
     MemoryInfo,
     NodeStatus,
     PeerInfo,
@@ -118,6 +119,19 @@ class Node(DeliveryCalls, PairingCalls):
         request = pb.ForgetRequest(memory=id_of(memory))
         return wire.from_wire(self._call(self._stub.Forget, request), MemoryInfo)
 
+    def check_memory(
+        self, memory: str | MemoryInfo, *, text: str = "", samples: int = 0, seed: int | None = None
+    ) -> MemoryCheck:
+        """Compare a memory of the hosted model with what that model makes of its text, read now.
+
+        `text` is the one kept beside it, or else read out of it, if not given. `samples` slots are compared,
+        all of them if 0, chosen by `seed`.
+        """
+        request = pb.CheckMemoryRequest(
+            memory=id_of(memory), text=require_text(text, what="text"), samples=samples, seed=seed
+        )
+        return wire.from_wire(self._call(self._stub.CheckMemory, request), MemoryCheck)
+
     def pull(self, memory: str, peer: str) -> SendReport:
         """Fetch one of a peer's memories by its id."""
         for event in self._stream(self._stub.Pull, pb.PullRequest(memory=memory, peer=peer)):
@@ -151,13 +165,14 @@ class Node(DeliveryCalls, PairingCalls):
         top_p: float = 0.0,
         stop: tuple[str, ...] = (),
         seed: int = 0,
+        verify_text: bool = False,
     ) -> Generator[str | Answer, None, None]:
         """Pieces of text as they are certain, then the Answer with its kv report.
 
         Several memories are put one behind the other, in the order given. `align` says what may be done with
         those of other models, as `kvnet.compat.Policy` names it: `align`, `text` or `error`. `context` is a
         text that this node reads before the prompt, instead of a memory. Zero means the daemon's default: 64
-        tokens, greedy.
+        tokens, greedy. With `verify_text` a memory that is not what the model makes of its text is refused.
         """
         first, *others = ids_of(memory) or [""]
         request = pb.AskRequest(
@@ -171,6 +186,7 @@ class Node(DeliveryCalls, PairingCalls):
             top_p=top_p,
             stop=stop,
             seed=seed,
+            verify_text=verify_text,
         )
         for event in self._stream(self._stub.Ask, request):
             if event.HasField("answer"):
