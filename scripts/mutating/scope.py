@@ -57,10 +57,17 @@ TESTS: dict[str, Groups] = {
         ("tests/transfer/test_sender.py", "tests/transfer/test_session_model.py"),
         _TRANSPORT,
     ),
-    "kvnet/transport/gate.py": (("tests/transport/test_gate.py",), _TRANSPORT),
+    "kvnet/transport/gate.py": (
+        ("tests/transport/test_gate.py", "tests/transport/test_budgets.py"),
+        _TRANSPORT,
+    ),
     "kvnet/transport/doorman.py": (
-        ("tests/transport/test_security.py", "tests/transport/test_server.py"),
-        ("tests/transport/test_gate.py", "tests/transport/test_reading.py"),
+        ("tests/transport/test_doorman.py", "tests/transport/test_security.py"),
+        (
+            "tests/transport/test_budgets.py",
+            "tests/transport/test_server.py",
+            "tests/transport/test_reading.py",
+        ),
         ("tests/transport/test_reading_hostile_caller.py", *_TRANSPORT),
     ),
     "kvnet/transport/security.py": (("tests/transport/test_security.py",),),
@@ -71,6 +78,7 @@ TESTS: dict[str, Groups] = {
             "tests/kvnetd/test_arrivals.py",
             "tests/kvnetd/test_transfers.py",
             "tests/kvnetd/test_completed_before.py",
+            "tests/kvnetd/test_limits.py",
         ),
         ("tests/kvnetd/test_mapped_memories.py", "tests/kvnetd/test_judged_uses.py", *_NODES),
     ),
