@@ -254,6 +254,12 @@ class UnsupportedFormat(PeerError):
     code = "unsupported_format"
 
 
+class TextMismatch(PeerError):
+    """A memory is not what its model makes of the text that it is said to be of."""
+
+    code = "text_mismatch"
+
+
 class NotFinite(PeerError):
     """A memory holds NaN or infinity, which no model may be given."""
 

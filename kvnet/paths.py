@@ -34,6 +34,11 @@ class Home:
         return self.root / "identity" / "vault.key"
 
     @property
+    def name(self) -> Path:
+        """What this node called itself when it last ran."""
+        return self.root / "name"
+
+    @property
     def peers(self) -> Path:
         """Added peers."""
         return self.root / "peers.json"

@@ -72,6 +72,8 @@ _LOST = (
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.INTERNAL,
 )
+# gRPC core's words where a record of TLS was changed under way: with status UNKNOWN.
+_STREAM_REMOVED = "Stream removed"
 
 
 def error_to_status(error: KvnetError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
@@ -94,7 +96,7 @@ def status_to_error(error: grpc.RpcError, *, peer: str) -> KvnetError:
     code = call.code()
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return CapacityError(f"{peer}: {call.details()}")
-    if code in _LOST:
+    if code in _LOST or (call.details() or "").startswith(_STREAM_REMOVED):
         reason = code.name.lower()
         return PeerUnreachable(f"{peer}: no answer ({reason}); is it up, and can this node reach it?")
     return PeerError(f"{peer}: {code.name.lower()}: {call.details()}")

@@ -13,14 +13,17 @@ from kvnet.identity.keys import NodeKey, short_id
 from kvnet.identity.peers import AddedPeer, PeerList
 from kvnet.transport.doorman import NAMESPACE_KEY
 from kvnet.transport.gate import Gate
+from kvnet.transport.limits import PortLimits
 from kvnet.types import NodeId
 
 NAMESPACE = ((NAMESPACE_KEY, b"default"),)  # what every call of a peer says
 
 
-def gate_of(key: NodeKey, *others: NodeKey, namespace: str = "default") -> Gate:
+def gate_of(
+    key: NodeKey, *others: NodeKey, namespace: str = "default", limits: PortLimits | None = None
+) -> Gate:
     """A gate that lets in these others; call it inside the event loop."""
-    return Gate(key, _trusting(*(other.node_id for other in others)), namespace=namespace)
+    return Gate(key, _trusting(*(other.node_id for other in others)), namespace=namespace, limits=limits)
 
 
 @cache

@@ -74,6 +74,7 @@ REACHED_BY = {
     "replayed_message": "identity/test_signing.py::test_chunk_bound_elsewhere_is_refused",
     "malformed_file": "files/test_reader.py::test_other_files_are_malformed",
     "malformed_package": "files/test_package_refusals.py::test_a_linked_subfolder_is_not_followed",
+    "text_mismatch": "kvnetd/test_taint.py::test_forged_memory_is_told_and_kept_from_a_verified_reply",
     "not_finite": "kvnetd/test_encoding.py::test_numbers_that_are_none_are_not_coded",
     "unsupported_format": "files/test_reader.py::test_other_version_is_unsupported",
     "transfer_incomplete": (

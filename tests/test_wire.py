@@ -233,6 +233,12 @@ def test_error_of_any_length_fits_the_metadata_and_keeps_its_type(message: str) 
     assert type(wire.status_to_error(failed_call(status, details, metadata), peer="bob")) is IncompatibleModel
 
 
+def test_stream_that_ended_on_changed_bytes_is_a_lost_link() -> None:
+    details = "Stream removed (Unwrap failed (TSI_DATA_CORRUPTED))"
+    call = failed_call(grpc.StatusCode.UNKNOWN, details, ())
+    assert type(wire.peer_status_to_error(call, peer="bob")) is PeerUnreachable
+
+
 @pytest.mark.parametrize(
     ("status", "wanted"),
     [

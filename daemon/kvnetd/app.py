@@ -16,6 +16,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import IO, TYPE_CHECKING, cast
 
+from kvnet.address import join_address
 from kvnet.discovery import Advert, Discovery, Event, PeerSeen, choose_links, list_links
 from kvnet.errors import AlreadyRunning, StateCorrupt
 from kvnet.identity.keys import NodeKey, short_id
@@ -28,18 +29,20 @@ from kvnet.transport.server import PeerServer
 from kvnet.version import VERSION
 from kvnetd.actions.dispatch import Dispatcher
 from kvnetd.actions.status import status
-from kvnetd.config import Config
+from kvnetd.config import Config, keep_name
 from kvnetd.control import ControlServer, ControlService
 from kvnetd.directory import Directory
 from kvnetd.kept import sweep_states
 from kvnetd.log import EventLog
 from kvnetd.meeting import interfaces_of
 from kvnetd.no_model import NONE, no_host
+from kvnetd.own_keys import own_ids
 from kvnetd.probing import probe_reading
 from kvnetd.rates import Rates
 from kvnetd.services import Listening, Services
 from kvnetd.store.alignments import AlignmentStore
 from kvnetd.store.bases import BasisStore
+from kvnetd.store.disk import keep_free
 from kvnetd.store.folder import open_folder
 from kvnetd.store.ledger import Ledger
 from kvnetd.store.memories import MemoryStore
@@ -81,6 +84,7 @@ async def node(config: Config, stopping: asyncio.Event) -> AsyncIterator[Service
     async with AsyncExitStack() as stack:
         _make_folders(home)
         stack.enter_context(_locked(home))
+        keep_name(config)
         key = NodeKey.load_or_create(home.identity)
         log = EventLog(home.events, node=short_id(key.node_id), max_nbytes=config.log_max_nbytes)
         stack.callback(log.close)
@@ -108,11 +112,15 @@ async def node(config: Config, stopping: asyncio.Event) -> AsyncIterator[Service
 
 async def _build(stack: AsyncExitStack, config: Config, key: NodeKey, log: EventLog) -> Services:
     home = config.home
+    keep_free(nbytes=config.limits.reserve_nbytes, percent=config.limits.reserve_percent)
     store_thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="store"))
+    trust_thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="trust"))
     pool = stack.enter_context(ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="pool"))
     loop = asyncio.get_running_loop()
-    peers = PeerList(home.peers)
-    gate = make_gate(key, peers, namespace=config.namespace, log=log, store_thread=store_thread)
+    peers = PeerList(home.peers, max_peers=config.limits.max_peers)
+    gate = make_gate(
+        key, peers, namespace=config.namespace, limits=config.limits, log=log, trust_thread=trust_thread
+    )
     open_vault = partial(open_folder, home.store, home.vault_key, seals=config.encrypt_at_rest)
     vault = await loop.run_in_executor(store_thread, open_vault)  # first: it refuses a newer kvnet's folder
     ledger = await loop.run_in_executor(store_thread, Ledger, home.store / "ledger.sqlite")
@@ -120,7 +128,7 @@ async def _build(stack: AsyncExitStack, config: Config, key: NodeKey, log: Event
     stack.push_async_callback(loop.run_in_executor, store_thread, ledger.close)
     memories = await loop.run_in_executor(store_thread, MemoryStore, home.store / "memories", vault)
     alignments = await loop.run_in_executor(
-        store_thread, AlignmentStore, home.root / "alignments", packaged_alignments(), key.node_id
+        store_thread, AlignmentStore, home.root / "alignments", packaged_alignments(), own_ids(home, key)
     )
     bases = await loop.run_in_executor(store_thread, BasisStore, home.store / "bases", alignments.port_file)
     spool = await loop.run_in_executor(store_thread, Spool, home.store / "incoming", bases, vault)
@@ -143,6 +151,7 @@ async def _build(stack: AsyncExitStack, config: Config, key: NodeKey, log: Event
         host=host,
         runner=runner,
         store_thread=store_thread,
+        trust_thread=trust_thread,
         pool=pool,
         listening=Listening(),
         rates=await loop.run_in_executor(store_thread, Rates, home.store / "rates.json"),
@@ -189,7 +198,8 @@ async def _discover(stack: AsyncExitStack, services: Services, port: int, dispat
             if isinstance(event, PeerSeen):
                 dispatcher.notice(peer.node_id)
 
-    discovery = Discovery(advert, interfaces=interfaces, on_event=on_event)
+    max_entries = config.limits.max_mdns_entries
+    discovery = Discovery(advert, interfaces=interfaces, on_event=on_event, max_entries=max_entries)
     await discovery.start()
     stack.push_async_callback(discovery.close)
     services.directory.watch(discovery)
@@ -212,7 +222,7 @@ def _address(host: str, port: int) -> str:
     if host == "0.0.0.0":  # noqa: S104  # compared, not bound
         links = choose_links(list_links(), None)
         host = next((str(ip.ip) for link in links for ip in link.addresses), "127.0.0.1")
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return join_address(host, port)
 
 
 async def _keep_house(services: Services, transfers: Transfers) -> None:

@@ -15,6 +15,7 @@ from kvnet.types import MemoryHeader, MemoryId, Scheme
 from kvnetd.parties import require_may_ask
 from kvnetd.services import Services
 from kvnetd.store.memories import MemoryStore
+from kvnetd.store.origins import source_of
 from kvnetd.store.records import MemoryRecord
 
 MAX_LINKS: Final = 4096  # memories behind one another
@@ -53,7 +54,7 @@ async def links_before(
     while wanted.num_tokens:
         candidates = by_digest.get(wanted.digest, ())
         sent = await _sent_by(services, wanted.origin) if candidates else frozenset()
-        fitting = [one for one in candidates if _fits(services.memories, one, wanted, sent)]
+        fitting = [one for one in candidates if _fits(services, one, wanted, sent)]
         if not fitting or len(found) == MAX_LINKS:
             raise _missing(header, wanted)
         link = min(fitting, key=lambda one: _order(services, one, wanted))
@@ -81,11 +82,20 @@ def after_of(record: MemoryRecord) -> str:
     return next((str(step.details[AFTER]) for step in record.notes.steps if AFTER in step.details), "")
 
 
-async def _sent_by(services: Services, peer: str) -> frozenset[str]:
-    return await services.in_store(services.ledger.memories_from, peer) if peer else frozenset()
+async def _sent_by(services: Services, origin: str) -> frozenset[str]:
+    if not origin:
+        return frozenset()
+    return await services.in_store(services.ledger.memories_from, _ids_of(services, origin))
 
 
-def _fits(memories: MemoryStore, record: MemoryRecord, wanted: _Wanted, sent: frozenset[str]) -> bool:
+def _ids_of(services: Services, origin: str) -> frozenset[str]:
+    """A node by the ids of all the keys that it has had; of this one, or a stranger, as it is."""
+    peer = services.peers.ever(origin)
+    return frozenset({origin} if peer is None else peer.all_ids)
+
+
+def _fits(services: Services, record: MemoryRecord, wanted: _Wanted, sent: frozenset[str]) -> bool:
+    memories = services.memories
     header = record.header
     if (
         header.fingerprint.digest != wanted.fingerprint
@@ -95,17 +105,20 @@ def _fits(memories: MemoryStore, record: MemoryRecord, wanted: _Wanted, sent: fr
     ):
         return False
     origin = _source_of(memories, record)
-    return origin in ("", wanted.origin) or record.id == wanted.after or record.id in sent
+    its_own = not origin or origin in _ids_of(services, wanted.origin)
+    return its_own or record.id == wanted.after or record.id in sent
 
 
 def _source_of(memories: MemoryStore, record: MemoryRecord) -> str:
-    """Where a memory came from; of a coding made here in passing, where the memory came from."""
-    if not record.notes.in_passing:
-        return record.origin
+    """Where a memory came from, or what it was encoded from here."""
+    source = source_of(memories, record)
+    if source or not record.notes.in_passing:
+        return source
     try:
-        return memories.get(MemoryId(record.header.derived_from)).origin
+        memories.get(MemoryId(record.header.derived_from))
     except UnknownMemory:
         return "gone"
+    return ""
 
 
 def _order(services: Services, record: MemoryRecord, wanted: _Wanted) -> tuple[bool, bool, bool]:

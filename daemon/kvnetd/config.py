@@ -1,4 +1,7 @@
-"""The daemon's settings: defaults, then config.toml, then KVNET_* variables, then flags. Built once."""
+"""The daemon's settings: defaults, then config.toml, then KVNET_* variables, then flags. Built once.
+
+A name that was given once stays until another is given.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import os
 import socket
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from kvnet.codec.presets import CODECS, DEFAULT_PRESET
@@ -14,6 +17,7 @@ from kvnet.compat import Policy
 from kvnet.errors import ConfigError
 from kvnet.paths import Home
 from kvnet.types import Compression, DType
+from kvnetd.limits import Limits, limits_from, limits_of_environ
 
 DEFAULT_MODEL = "ref-a"
 _BOOLS = {"1": True, "true": True, "0": False, "false": False}
@@ -45,13 +49,11 @@ class Config:
     compression: str = "split"  # of memories that are kept
     keep_text: bool = False  # beside memories that are made here
     align: str = Policy.ALIGN.value  # what may be done with memories of other models
-    max_transfer_nbytes: int = 4 << 30
-    max_inbound_transfers: int = 8
     log_max_nbytes: int = 16 << 20
     encrypt_at_rest: bool = True  # memories, texts and unfinished transfers
     unfinished_life_s: int = 24 * 3600  # how long a transfer on its way in can be resumed
     outbox_life_s: int = 7 * 24 * 3600  # how long a memory waits for its peer
-    max_outbox_entries: int = 1024
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def listen_host(self) -> str:
@@ -67,13 +69,34 @@ class Config:
 def load_config(home: Home, flags: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Config:
     """Merge the sources. Raises ConfigError naming the source, the key and what it takes."""
     environ = os.environ if environ is None else environ
-    merged: dict[str, Any] = {"name": socket.gethostname().split(".")[0][:40] or "node"}
-    merged.update(_from_file(home))
-    merged.update(_from_environ(environ))
-    merged.update({key: value for key, value in flags.items() if value is not None})
-    config = Config(home=home, **{key: _typed(key, value) for key, value in merged.items()})
+    merged: dict[str, Any] = {"name": _kept_name(home) or socket.gethostname().split(".")[0][:40] or "node"}
+    limits: dict[str, Any] = {}
+    given = {key: value for key, value in flags.items() if value is not None}
+    for source in (_from_file(home), _from_environ(environ), given):
+        limits.update(_table(source.pop("limits", {})))
+        merged.update(source)
+    settings = {key: _typed(key, value) for key, value in merged.items()}
+    config = Config(home=home, limits=limits_from(limits), **settings)
     _check(config)
     return config
+
+
+def keep_name(config: Config) -> None:
+    """Have the next start use this name too. Raises OSError."""
+    path = config.home.name
+    if _kept_name(config.home) != config.name:
+        fresh = path.with_suffix(".new")
+        fresh.write_text(config.name, encoding="utf-8")
+        fresh.replace(path)
+
+
+def _kept_name(home: Home) -> str:
+    try:
+        return home.name.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{home.name}: cannot be read ({exc}); remove it") from exc
 
 
 def _from_file(home: Home) -> dict[str, Any]:
@@ -88,13 +111,23 @@ def _from_file(home: Home) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{home.config}: not TOML ({exc})") from exc
     for key in found:
-        if key not in _KINDS:
-            raise ConfigError(f"{home.config}: unknown key {key!r}; known are {', '.join(sorted(_KINDS))}")
+        if key not in (*_KINDS, "limits"):
+            known = ", ".join(sorted((*_KINDS, "limits")))
+            raise ConfigError(f"{home.config}: unknown key {key!r}; known are {known}")
     return found
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
-    return {key: environ[f"KVNET_{key.upper()}"] for key in _KINDS if f"KVNET_{key.upper()}" in environ}
+    found = {key: environ[f"KVNET_{key.upper()}"] for key in _KINDS if f"KVNET_{key.upper()}" in environ}
+    return {**found, "limits": limits_of_environ(environ)}
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"setting limits: {value!r:.60} is not a table; write [limits] and the keys below it"
+        )
+    return value
 
 
 def _typed(key: str, value: Any) -> Any:
@@ -138,4 +171,4 @@ def _split_listen(listen: str) -> tuple[str, int]:
     return host, int(port)
 
 
-_KINDS: dict[str, str] = {f.name: str(f.type) for f in fields(Config) if f.name != "home"}
+_KINDS: dict[str, str] = {f.name: str(f.type) for f in fields(Config) if f.name not in ("home", "limits")}

@@ -35,6 +35,7 @@ _NEEDS_MODEL = frozenset(
     {
         "Ask",
         "Calibrate",
+        "CheckMemory",
         "EvaluateAlignment",
         "Explain",
         "FitAlignment",
@@ -65,8 +66,7 @@ class ControlService(DeliveryService, PairingService):
         return pb.ShutdownReply(pid=os.getpid())
 
     async def RotateKey(self, request: pb.RotateKeyRequest, context: Context) -> pb.RotationReport:
-        report = await rotate.rotate_key(self._services)
-        self._shutdown()  # this process has the old key
+        report = await rotate.rotate_key(self._services, self._shutdown)
         return wire.to_wire(report, pb.RotationReport)
 
     async def Remember(
@@ -92,6 +92,12 @@ class ControlService(DeliveryService, PairingService):
 
     async def Forget(self, request: pb.ForgetRequest, context: Context) -> pb.MemoryInfo:
         return wire.to_wire(await memories.forget(self._services, request.memory), pb.MemoryInfo)
+
+    async def CheckMemory(self, request: pb.CheckMemoryRequest, context: Context) -> pb.MemoryCheck:
+        from kvnetd.actions import check
+
+        found = await check.check_memory(self._services, wire.from_wire(request, check.Wanted))
+        return wire.to_wire(found, pb.MemoryCheck)
 
     async def Export(self, request: pb.ExportRequest, context: Context) -> AsyncGenerator[pb.Piece, None]:
         record = await packages.coded(self._services, request.memory, request.codec)

@@ -15,6 +15,7 @@ from kvnet.errors import (
     ReplayedMessage,
     TooBusy,
     TransferIncomplete,
+    UnknownMemory,
 )
 from kvnet.identity.peers import AddedPeer, Permission
 from kvnet.identity.signing import SignedMessage, VerifiedMessage
@@ -66,8 +67,8 @@ class Departures:
         """An offer for one of our memories; the unfinished one from before, if there is, so it resumes.
 
         `text` goes with it, for a model that cannot use the memory. `parcel` is the entry of the outbox that
-        is done with once this is delivered. Its offer from before is made again however old it is: the peer
-        answers with the receipt if it was delivered after all, resumes it, or refuses it.
+        is done with once this is delivered. An offer that was made for it before is made again however old it
+        is: the peer answers with the receipt if it was delivered after all, resumes it, or refuses it.
         With `relay_to` it goes to many: through this peer to those, or, if that is empty, to this one, which
         may hold already what another passed on.
 
@@ -87,18 +88,23 @@ class Departures:
             if (
                 kept is None
                 or kept.offer.sender != services.key.node_id
-                or not _may_resume(kept.offer, now, is_parcel=bool(parcel))
+                or not _may_resume(kept, now, parcel)
             ):
                 words = {"note": note, "text": text, "map_id": map_of(record)}
                 words["behind"] = next(chains.behind(services, record), "")
                 offer = self._offer(record.header, peer, now=now, agents=agents, beside=beside, **words)
                 if relay_to is not None:
                     offer = replace(offer, relay_to=relay_to, wire_digest=sections)
+                before = kept or await services.in_store(offers.begun, parcel, vault)
+                if before is not None and self._was_rekeyed(before.offer, offer, peer):
+                    offer = replace(offer, transfer_id=before.offer.transfer_id)
                 kept = KeptOffer(offer, seal(services.key, offer))
+            # Sent past the outbox, a message that waits there is delivered all the same.
+            kept = replace(kept, parcel=parcel or kept.parcel)
             source = await self._stored(record)
             outbound = self._outgoing(source, kept.offer, kept.sealed, slot, span)
             try:
-                await services.in_store(offers.keep, slot, kept, vault, parcel=parcel)
+                await services.in_store(offers.keep, slot, kept, vault)
             except BaseException:
                 outbound.release()
                 raise
@@ -107,6 +113,30 @@ class Departures:
             span.end(error)
             raise
         return outbound
+
+    def _was_rekeyed(self, before: Offer, now: Offer, peer: AddedPeer) -> bool:
+        """An earlier offer, but that one node has another key: by its id the peer knows it again."""
+        said = [
+            (one.memory.id, one.note, one.sender_agent, one.agent, one.text, one.prefix_text, one.label)
+            for one in (before, now)
+        ]
+        keys = [(one.sender, one.receiver) for one in (before, now)]
+        return said[0] == said[1] and keys[0] != keys[1] and before.receiver in peer.all_ids
+
+    async def begun(self, parcel: str, peer: AddedPeer) -> tuple[MemoryRecord, str] | None:
+        """What an entry of the outbox was begun with: the memory as it was coded then, and the text with it.
+
+        So that an entry is one message, whatever codec, map or calibration would be chosen by now. None where
+        nothing was begun, that memory is gone, or one of the two nodes has another key since.
+        """
+        services = self._services
+        kept = await services.in_store(services.ledger.offers.begun, parcel, services.memories.vault)
+        if kept is None or (kept.offer.sender, kept.offer.receiver) != (services.key.node_id, peer.node_id):
+            return None
+        try:
+            return services.memories.get(kept.offer.memory.id), kept.offer.text
+        except UnknownMemory:
+            return None
 
     async def answer_pull(self, sealed_request: SignedMessage) -> OutboundTransfer:
         """A peer asks for one of our memories, by its full id."""
@@ -267,8 +297,9 @@ class Departures:
             raise ReplayedMessage("pull: made for another node, or used before; ask again")
 
 
-def _may_resume(offer: Offer, now: int, *, is_parcel: bool) -> bool:
-    return offer.created_at <= now and (is_parcel or now < offer.expires_at)
+def _may_resume(kept: KeptOffer, now: int, parcel: str) -> bool:
+    is_its_own = bool(parcel) and kept.parcel == parcel
+    return kept.offer.created_at <= now and (is_its_own or now < kept.offer.expires_at)
 
 
 def _close_if_opened(opening: asyncio.Future[StoredParts]) -> None:

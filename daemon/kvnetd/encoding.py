@@ -33,6 +33,7 @@ from kvnet.types import (
 from kvnetd.no_model import NONE
 from kvnetd.services import Services, utc_now, utc_seconds
 from kvnetd.store.bases import BasisStore
+from kvnetd.store.origins import source_of
 from kvnetd.store.records import LocalNotes, Making, MemoryRecord, Step
 
 if TYPE_CHECKING:  # what has torch is imported where it is used: a node without a model never loads it
@@ -152,7 +153,7 @@ async def keep_encoding(
     words = record.head.metadata
     in_passing = replace(
         making,
-        notes=replace(making.notes, origin="", in_passing=True),
+        notes=replace(making.notes, origin="", in_passing=True, source=source_of(services.memories, record)),
         domain=words.domain,
         topic=words.topic,
         language_hint=words.language_hint,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Callable
@@ -23,14 +24,15 @@ from kvnet.identity.seal import VerifiedHead
 from kvnet.identity.signing import SignedMessage, VerifiedChunk
 from kvnet.transfer.messages import Offer, seal
 from kvnet.transfer.receiver import ReceiverSession
+from kvnet.transport.budgets import ByteBudget
 from kvnet.transport.tasks import run_together
-from kvnet.types import base32
+from kvnet.types import MemoryId, base32
 from kvnetd.landing import Landing
 from kvnetd.log import Span
 from kvnetd.services import Services, utc_now
 from kvnetd.store.ledger import CompletedTransfer
-from kvnetd.store.spool import IncomingTransfer
 from kvnetd.store.texts import attach_text, kept_body
+from kvnetd.store.unfinished import IncomingTransfer
 
 # What came is not what its sender, or the memory's maker, could have signed.
 _UNVERIFIED = (
@@ -68,6 +70,8 @@ class InboundTransfer:
         incoming: IncomingTransfer | None,
         receipt: SignedMessage | None,
         is_message: bool,
+        is_resumable: bool,
+        unstored: ByteBudget,
         span: Span,
         on_store: Callable[[int], object],
         on_close: Callable[[], object],
@@ -75,6 +79,7 @@ class InboundTransfer:
     ) -> None:
         self.session = session
         self.key: NodeKey = services.key
+        self.unstored = unstored
         self.wire_nbytes = 0
         self.resumed_chunks = session.durable_count
         self._landing: Landing | None = None
@@ -84,6 +89,7 @@ class InboundTransfer:
         self._incoming = incoming
         self._receipt = receipt
         self._is_message = is_message
+        self._is_resumable = is_resumable
         self._on_store = on_store
         self._on_close = on_close
         self._head = head
@@ -122,8 +128,8 @@ class InboundTransfer:
                 await self._head.keep()
             self._receipt = await self._services.in_store(self._adopt, self._incoming, head)
             self._log_verification("completed")
-        if self._receipt is None:
-            raise AssertionError("a transfer has a spool or a receipt")
+        elif self._receipt is None:
+            self._receipt = await self._services.in_store(self._receipt_again)
         return self._receipt
 
     async def close(self, error: BaseException | None) -> None:
@@ -140,8 +146,10 @@ class InboundTransfer:
                 hopeless = isinstance(error, ConflictingChunk) or (
                     isinstance(error, BadSignature | MalformedChunk) and complete
                 )
+                hopeless = hopeless or (error is not None and not self._is_resumable)
                 release = self._incoming.discard if hopeless else self._incoming.close
-                await self._services.in_store(release)
+                # Whoever cancels this must not leave the files open.
+                await asyncio.shield(self._services.in_store(release))
         finally:
             self._span.add(
                 wire_bytes=self.wire_nbytes,
@@ -169,25 +177,36 @@ class InboundTransfer:
             received_at=now,
             acknowledged_at="",
         )
-        transfer = CompletedTransfer(
-            direction="in",
-            peer=offer.sender,
-            transfer_id=offer.transfer_id,
-            memory=record.id,
-            offer_body=kept_body(offer, self._sealed_offer),
-            receipt=receipt,
-            completed_at=now,
-        )
-        services.ledger.complete(transfer, message if self._is_message and not offer.quiet else None)
+        transfer = self._completed(receipt, record.id, now)
+        services.ledger.complete(transfer, message if self._is_message else None)
         if offer.label:
             self._point(offer.label, record.id)
         return receipt
+
+    def _receipt_again(self) -> SignedMessage:
+        """Of what was completed when one of the nodes had another key: its message is here."""
+        receipt = seal(self.key, self.session.receipt(received_at=int(time.time())))
+        transfer = self._completed(receipt, self.session.offer.memory.id, utc_now())
+        self._services.ledger.complete(transfer, None)
+        return receipt
+
+    def _completed(self, receipt: SignedMessage, memory: MemoryId, at: str) -> CompletedTransfer:
+        offer = self.session.offer
+        return CompletedTransfer(
+            direction="in",
+            peer=offer.sender,
+            transfer_id=offer.transfer_id,
+            memory=memory,
+            offer_body=kept_body(offer, self._sealed_offer),
+            receipt=receipt,
+            completed_at=at,
+        )
 
     def _point(self, label: str, memory: str) -> None:
         """Let the sender's label point here, but for a name that is in use for what others made."""
         ledger, name = self._services.ledger, f"{self._peer.name}/{label}"
         known = ledger.memory_named(name)
-        if known is None or known in ledger.memories_from(self._peer.node_id):
+        if known is None or known in ledger.memories_from(self._peer.all_ids):
             ledger.name(name, memory)
 
     def _log_verification(self, outcome: str, **fields: str) -> None:

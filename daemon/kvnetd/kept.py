@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Generic, Protocol, Self, TypeVar
 
+from kvnet.durable import sync_folder
 from kvnet.errors import KvnetError, StoreFull
-from kvnet.files.durable import sync_folder
 from kvnet.types import canonical_json
 from kvnetd.store.disk import require_room
 

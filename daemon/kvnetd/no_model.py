@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from kvnet.model.host import ModelHost
 
 NONE: Final = "none"  # the setting `model` of such a node
+_WHY: Final = (
+    "this node hosts no model, it keeps memories and passes them on; "
+    "ask a node that has one, or start this one with `kvnet up --model NAME`"
+)
 
 
 class _NoHost:
@@ -25,10 +29,7 @@ class _NoHost:
     max_seq_len = (1 << 31) - 1  # of a memory that is kept; its bytes are bounded as any node's
 
     def __getattr__(self, name: str) -> Any:
-        raise NoModelHosted(
-            "this node hosts no model, it keeps memories and passes them on; "
-            "ask a node that has one, or start this one with `kvnet up --model NAME`"
-        )
+        raise NoModelHosted(_WHY)
 
 
 def no_host() -> ModelHost:
@@ -38,4 +39,5 @@ def no_host() -> ModelHost:
 
 def refuse_without_model(host: ModelHost) -> None:
     """Raise NoModelHosted unless there is a model: before anything is loaded that only a model needs."""
-    host.tokenizer  # noqa: B018  # what is not there says so
+    if host.fingerprint == NO_MODEL:
+        raise NoModelHosted(_WHY)

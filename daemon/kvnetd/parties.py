@@ -7,12 +7,13 @@ from datetime import datetime
 from kvnet.errors import NotPermitted, PeerNotAdded, WrongPeer
 from kvnet.identity.keys import node_id_of, short_id
 from kvnet.identity.peers import AddedPeer, Permission
-from kvnet.identity.rotation import Rotation, require_after, verify_statement
+from kvnet.identity.rotation import require_after, verify_statement
 from kvnet.transfer.admission import Receiver
 from kvnet.transfer.messages import Limits
 from kvnetd.log import Span
 from kvnetd.services import Services
 from kvnetd.store.disk import free_nbytes
+from kvnetd.store.origins import source_of
 from kvnetd.store.records import MemoryRecord
 
 
@@ -29,16 +30,26 @@ def require_added(services: Services, signer: bytes) -> AddedPeer:
 
 
 def require_may_ask(services: Services, record: MemoryRecord) -> None:
-    """That a memory is our own, or of a peer whose memories may be used in answers. Raises NotPermitted."""
-    origin = record.notes.origin
-    peer = services.peers.get(origin) or next(
-        (one for one in services.peers.all() if origin and one.rotated_from == origin), None
-    )
+    """That a memory is our own, or of a peer whose memories may be used in answers. Raises NotPermitted.
+
+    So with what was encoded here from one of theirs.
+    """
+    peer = services.peers.ever(source_of(services.memories, record))
     if peer is not None and not (peer.is_trusted and Permission.ASK in peer.permissions):
         raise NotPermitted(
             f"memory {record.id}: came from {peer.name}, whose memories may not be used in answers; "
             f"give that permission with `kvnet peer trust {peer.name}`"
         )
+
+
+def untrusted_source(services: Services, record: MemoryRecord) -> str:
+    """Whose word a memory is: a peer's name, or the node id of somebody else; "" for one made here.
+
+    Also of what was encoded or projected here from such a one.
+    """
+    source = source_of(services.memories, record)
+    peer = services.peers.ever(source)
+    return peer.name if peer is not None else source
 
 
 async def take_rotation(services: Services, statement: bytes, *, caller: bytes | None = None) -> AddedPeer:
@@ -52,7 +63,8 @@ async def take_rotation(services: Services, statement: bytes, *, caller: bytes |
         raise WrongPeer(f"key rotation of {short_id(said.old)}: shown by {short_id(node_id_of(caller))}")
     peer = services.peers.find(said.old)
     require_after(said, trusted_since=_seconds(peer.added_at))
-    peer = await services.in_store(_rotate, services, said)
+    peer = await services.in_trust(services.peers.rotate, said.old, said.new)
+    await services.in_store(services.ledger.outbox.readdress, said.old, said.new)
     services.directory.know(tuple(one.node_id for one in services.peers.all()))
     services.log.write("peer.rotated", peer=peer.name)
     return peer
@@ -67,22 +79,19 @@ def begin_transfer_span(services: Services, signer: bytes, *, direction: str) ->
 
 def this_receiver(services: Services, *, promised_nbytes: int = 0) -> Receiver:
     """This node now; `promised_nbytes` of its free space are for transfers on their way in."""
+    limits = services.config.limits
     return Receiver(
         node_id=services.key.node_id,
         fingerprint=services.host.fingerprint,
         geometry=services.host.geometry,
         limits=Limits(
             max_seq_len=services.host.max_seq_len,
-            max_transfer_nbytes=services.config.max_transfer_nbytes,
+            max_transfer_nbytes=limits.max_transfer_nbytes,
+            offer_life_s=limits.offer_life_s,
+            clock_skew_s=limits.clock_skew_s,
         ),
         free_nbytes=max(0, free_nbytes(services.config.home.store) - promised_nbytes),
     )
-
-
-def _rotate(services: Services, said: Rotation) -> AddedPeer:
-    peer = services.peers.rotate(said.old, said.new)
-    services.ledger.outbox.readdress(said.old, said.new)
-    return peer
 
 
 def _seconds(timestamp: str) -> int:

@@ -19,12 +19,13 @@ from kvnet.plan import ChunkKey
 from kvnet.transfer.messages import Offer
 from kvnet.transfer.receiver import ReceiverSession
 from kvnet.transfer.sender import Part, SenderSession, WireChunk
+from kvnet.transport.budgets import ByteBudget
 from kvnet.types import Kind
 from kvnetd.incoming import InboundTransfer
 from kvnetd.log import Span
 from kvnetd.outgoing import basis_chunks
 from kvnetd.services import Services
-from kvnetd.store.spool import IncomingTransfer
+from kvnetd.store.unfinished import IncomingTransfer
 
 
 class Passing:
@@ -116,6 +117,7 @@ class PassedOn:
     def __init__(self, inbound: InboundTransfer, passing: Passing) -> None:
         self.session: ReceiverSession = inbound.session
         self.key: NodeKey = inbound.key
+        self.unstored: ByteBudget = inbound.unstored
         self._inbound = inbound
         self._passing = passing
 

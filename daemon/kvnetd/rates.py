@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from kvnet.cost import Line
+from kvnet.durable import write_durably
 from kvnet.errors import KvnetError
 from kvnet.format import strict_json
 from kvnet.types import canonical_json
-from kvnetd.store.disk import write_durably
 
 MAX_KEPT = 256  # links, and as many models; the oldest go
 _SUMS = len(astuple(Line()))

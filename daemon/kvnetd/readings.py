@@ -9,12 +9,20 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import aclosing
 
-from kvnet.errors import KvnetError, MalformedMessage, PeerError, PeerNotAdded, ReplayedMessage, TooBusy
+from kvnet.errors import (
+    KvnetError,
+    MalformedMessage,
+    NotPermitted,
+    PeerError,
+    PeerNotAdded,
+    ReplayedMessage,
+    TooBusy,
+)
 from kvnet.identity.keys import NodeKey
-from kvnet.identity.peers import AddedPeer
+from kvnet.identity.peers import AddedPeer, Permission
 from kvnet.identity.signing import SignedMessage
 from kvnet.model.reading import read_text
-from kvnet.transfer.messages import Hello, Limits
+from kvnet.transfer.messages import Hello
 from kvnet.transport.asking import Texts
 from kvnet.transport.client import PeerClient
 from kvnet.transport.readings import Asked, Reading, ReadRequest, open_request
@@ -27,7 +35,6 @@ from kvnetd.services import Services
 MAX_READERS = 2  # peers that are read for at once
 MAX_SEEN_REQUESTS = 1024  # of a peer, in the quarter of an hour that one lives
 _RETRY_S = 0.1
-_LIMITS = Limits(max_seq_len=0)  # its life and skew are what counts here
 _REPLAYED = "read: made for another node or another time, or used before; ask again"
 
 
@@ -73,7 +80,7 @@ class Readings:
         requests = self._services.ledger.requests
         if requests.count("read", peer.node_id, now=now) >= MAX_SEEN_REQUESTS:
             raise TooBusy(f"{self._services.config.name} read for {peer.name} often; try again later")
-        until = request.expires_at + _LIMITS.clock_skew_s
+        until = request.expires_at + self._services.config.limits.clock_skew_s
         if not requests.take("read", peer.node_id, request.request_id, until=until):
             raise ReplayedMessage(_REPLAYED)
 
@@ -82,9 +89,10 @@ class Readings:
             raise MalformedMessage("read: the request id is not 32 lower-case hex digits")
         if request.sender != peer.node_id:
             raise PeerError("read: names another sender than the key that signed it")
-        if request.expires_at - request.created_at > _LIMITS.offer_life_s:
-            raise MalformedMessage(f"read: lives longer than {_LIMITS.offer_life_s} s")
-        skew = _LIMITS.clock_skew_s
+        life_s = self._services.config.limits.offer_life_s
+        if request.expires_at - request.created_at > life_s:
+            raise MalformedMessage(f"read: lives longer than {life_s} s")
+        skew = self._services.config.limits.clock_skew_s
         is_fresh = request.created_at - skew <= now <= request.expires_at + skew
         if request.receiver != self.key.node_id or not is_fresh:
             raise ReplayedMessage(_REPLAYED)
@@ -117,10 +125,20 @@ class PeerReading:
             self._failure = failure
             raise
 
+    def withdrawn(self) -> KvnetError | None:
+        """Why this peer is read for no longer, if it is not: nothing more is read for it, nor sent."""
+        peer = self._services.peers.trusted(self._peer.public)
+        if peer is None:
+            return PeerNotAdded(f"{self._peer.name}: was removed while its texts were read")
+        if Permission.READ not in peer.permissions:
+            return NotPermitted(f"{peer.name}: lost the permission to read while its texts were read")
+        return None
+
     async def _read(self, index: int, text: str) -> Reading:
         services = self._services
-        if services.peers.trusted(self._peer.public) is None:
-            raise PeerNotAdded(f"{self._peer.name}: was removed while its texts were read")
+        withdrawn = self.withdrawn()
+        if withdrawn is not None:
+            raise withdrawn
         refuse_held(services)  # in line behind a fit its text would outwait every deadline
 
         def read(cancelled: Callable[[], bool]) -> Iterator[Reading]:
@@ -171,7 +189,7 @@ async def read_at_peer(
         num_texts=num_texts,
         corpus_digest=corpus_digest,
         created_at=now,
-        expires_at=now + _LIMITS.offer_life_s,
+        expires_at=now + services.config.limits.offer_life_s,
     )
     name = f"{peer.name} at {address}"
     async with PeerClient(address, public=peer.public, peer=name, gate=services.gate) as client:

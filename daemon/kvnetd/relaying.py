@@ -26,7 +26,7 @@ from kvnetd.incoming import InboundTransfer
 from kvnetd.parties import begin_transfer_span, this_receiver
 from kvnetd.passing import CopyOutbound, PassedOn, Passing
 from kvnetd.services import Services
-from kvnetd.store.spool import IncomingTransfer
+from kvnetd.store.unfinished import IncomingTransfer
 
 _log = logging.getLogger(__name__)
 

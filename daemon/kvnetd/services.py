@@ -63,6 +63,7 @@ class Services:
     host: ModelHost
     runner: ModelRunner
     store_thread: Executor
+    trust_thread: Executor  # the one that changes `peers`: a revocation waits for no store
     pool: Executor
     listening: Listening
     rates: Rates = field(default_factory=Rates)
@@ -75,6 +76,11 @@ class Services:
         """Run a blocking store call on the store's one thread. Its OSErrors leave as KvnetErrors."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.store_thread, partial(_translated, act, *args, **kwargs))
+
+    async def in_trust(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a change of the trust list on its one thread. Its OSErrors leave as KvnetErrors."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.trust_thread, partial(_translated, act, *args, **kwargs))
 
     async def in_pool(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run something that only reads and hashes beside the store's thread, which others wait for."""

@@ -104,6 +104,10 @@ class Transfers:
             relay_to=relay_to,
         )
 
+    async def begun(self, parcel: str, peer: AddedPeer) -> tuple[MemoryRecord, str] | None:
+        """What an entry of the outbox was begun with: as `Departures.begun` has it."""
+        return await self._departures.begun(parcel, peer)
+
     def pull_request(
         self, memory: MemoryId, peer: AddedPeer, *, text: str = "", codec: str = "", start_pos: int = 0
     ) -> SignedMessage:

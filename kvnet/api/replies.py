@@ -65,6 +65,27 @@ class MemoryInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryCheck:
+    """A memory beside this node's own reading of its text; a slot is one position in one layer.
+
+    Where a share f of the slots was changed, n samples find it with 1 - (1 - f)^n; an edit below the
+    tolerance is not found.
+    """
+
+    memory: str
+    verdict: str  # agrees, differs, or other text: its tokens are not those of the text
+    text_from: str  # kept beside it, recovered from it, or given
+    slots: int
+    samples: int  # slots that were compared
+    agreement: float  # the share of them within the tolerance
+    worst_error: float  # relative
+    tolerance: float  # of the memory's coding and dtype
+    seed: int
+    untrusted_source: str  # as in KvReport
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Steps done so far: layers captured, texts of a fit read, arms of an examination sat."""
 
@@ -100,9 +121,9 @@ class SendReport:
     resumed_chunks: int
     codec: str
     queued: str = ""  # id of the entry of the outbox that waits for the peer; "" once it is delivered
+    problem: str = ""  # why it waits, or why this one of several receivers was not served; else ""
     mode: str = ""  # of kvnet.cost.Mode, where one was asked for: how it was sent
     predicted_s: float = 0.0  # and what that was estimated to take
-    problem: str = ""  # why this one of several receivers was not served; "" for one that was
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +248,7 @@ class KvReport:
     ttft_s: float
     codec: str  # how the memory was coded; "" without one
     map: str  # id of the map it came through, or ""; several are joined by commas, as are codecs
+    untrusted_source: str = ""  # the peer, or the id of a file's signer, that it came from; "" if made here
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,8 +94,9 @@ def _state_folder(home: Home) -> Iterator[Finding]:
 
 
 def _identity(home: Home) -> Iterator[Finding]:
-    if home.identity.exists():
-        yield Finding("identity", "ok", NodeKey.load_or_create(home.identity).node_id)
+    key = NodeKey.load(home.identity)
+    if key is not None:
+        yield Finding("identity", "ok", key.node_id)
 
 
 def _disk(home: Home) -> Iterator[Finding]:

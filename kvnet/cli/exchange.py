@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kvnet.api import Answer, KvReport, SendReport
-from kvnet.cli.output import Json, nbytes_text, print_json, print_table, seconds_text
+from kvnet.cli.output import Json, nbytes_text, print_json, print_table, printable, seconds_text
 from kvnet.cli.progress import layer_bar
 from kvnet.client import Node
 from kvnet.codec.presets import CODECS
@@ -56,7 +56,7 @@ def send(
 ) -> None:
     """Send a memory to a peer as signed chunks; returns when it is durable there.
 
-    Where the peer is off, the memory waits in the outbox and is delivered when it appears.
+    Where the peer is off, or others wait for it, the memory waits in the outbox, which sends it in its turn.
     """
     if bool(memory) is (text is not None):
         raise RequestError("send: give a memory, or --text FILE to read, and not both")
@@ -128,6 +128,10 @@ def ask(
     name: Annotated[
         str, typer.Option(help="With --stream-to: what the newest of it is called here, and NODE/NAME there.")
     ] = "",
+    verify_text: Annotated[
+        bool,
+        typer.Option("--verify-text", help="Refuse a memory that is not what the model makes of its text."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Answer a prompt, after memories, after a text that is read here, or after nothing."""
@@ -147,6 +151,7 @@ def ask(
             seed=seed,
             stream_to=stream_to,
             name=name,
+            verify_text=verify_text,
         )
         for step in steps:
             if isinstance(step, Answer):
@@ -160,6 +165,8 @@ def ask(
         return
     print()
     print(kv_text(answer.kv), file=sys.stderr)
+    if answer.kv.untrusted_source:
+        print(f"[untrusted: read what came from {printable(answer.kv.untrusted_source)}]", file=sys.stderr)
     if answer.memory:
         lacking = f"; {answer.live_problem}" if answer.live_problem else ""
         print(f"[live memory {answer.memory[:16]} at {stream_to} too{lacking}]", file=sys.stderr)
@@ -191,14 +198,14 @@ def _print_reports(reports: list[SendReport], *, as_json: bool) -> None:
             (
                 *(report.peer, report.chunks, report.resumed_chunks, nbytes_text(report.wire_bytes)),
                 *(seconds_text(report.seconds), report.tier or "-"),
-                report.problem or (report.queued and f"waits as {report.queued}"),
+                f"waits as {report.queued}" if report.queued else printable(report.problem),
             )
             for report in reports
         ]
         print_table(columns, rows, empty="nobody was sent to")
         uploaded = nbytes_text(sum(report.wire_bytes for report in reports))
         print(f"{uploaded} uploaded for {len(reports)} receivers")
-    if any(report.problem for report in reports):
+    if any(report.problem and not report.queued for report in reports):
         raise typer.Exit(1)
 
 
@@ -210,8 +217,8 @@ def _print_report(report: SendReport | None, word: str, *, as_json: bool) -> Non
         return
     if report.queued:
         print(
-            f"{report.memory[:16]} waits for {report.peer} as {report.queued}: it is delivered when "
-            f"{report.peer} appears; see `kvnet outbox ls`"
+            f"{report.memory[:16]} waits for {report.peer} as {report.queued}, and is sent as soon as it can "
+            f"be (`kvnet outbox ls`): {printable(report.problem)}"
         )
         return
     if report.mode:

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from kvnet.api import MemoryInfo
-from kvnet.cli.output import Json, nbytes_text, print_json, print_table, seconds_text
+from kvnet.api import MemoryCheck, MemoryInfo
+from kvnet.cli.output import Json, nbytes_text, print_json, print_table, printable, seconds_text
 from kvnet.cli.progress import layer_bar, waiting
 from kvnet.client import Node
 from kvnet.codec.presets import CODECS
+from kvnet.errors import TextMismatch
 from kvnet.identity.keys import short_id
 from kvnet.texts import read_text
 
@@ -127,6 +128,33 @@ def mem_show(memory: str, as_json: Json = False) -> None:
     _print_memory(found, as_json=as_json)
 
 
+@mem.command("check")
+def mem_check(
+    memory: str,
+    text: Annotated[
+        Path | None, typer.Option(help="The text (- is stdin), if it is not the one kept or told by it.")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=0, help="Compare so many slots, chosen at random; all of them if 0.")
+    ] = 0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the choice.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare a memory with what this node's model makes of its text, read now; exit status 5 if it differs.
+
+    A slot is one position in one layer. An edit below what arithmetic and coding change is not found.
+    """
+    given = read_text(str(text)) if text else ""
+    with Node() as node, waiting("reading its text"):
+        found = node.check_memory(memory, text=given, samples=samples, seed=seed)
+    if as_json:
+        print_json(found)
+    else:
+        _print_check(found)
+    if found.verdict != "agrees":
+        raise typer.Exit(TextMismatch.exit_status)
+
+
 @mem.command("rm")
 def mem_rm(memory: str, as_json: Json = False) -> None:
     """Remove a memory from the store."""
@@ -193,6 +221,24 @@ def _behind(memory: MemoryInfo) -> str:
         return f"behind {memory.behind[:16]}"
     lacking = f"behind {memory.start_pos} tokens whose memory is not here"
     return lacking if memory.start_pos else ""
+
+
+def _print_check(found: MemoryCheck) -> None:
+    whose = f", from {printable(found.untrusted_source)}" if found.untrusted_source else ""
+    print(f"{found.memory[:16]}{whose}: {found.verdict} (text {found.text_from})")
+    if not found.samples:
+        return
+    agreeing = round(found.agreement * found.samples)
+    print(
+        f"{agreeing} of {found.samples} slots agree, worst error {found.worst_error:.2g}, "
+        f"at most {found.tolerance:.2g} allowed"
+    )
+    if found.samples < found.slots:
+        found_with = 1 - 0.99**found.samples
+        print(
+            f"of {found.slots} slots, seed {found.seed}; had one in a hundred been changed, this would have "
+            f"met one with a chance of {found_with:.0%}"
+        )
 
 
 def _origin(memory: MemoryInfo) -> str:

@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
 
+from kvnet.durable import sync_folder
 from kvnet.errors import RequestError, StoreFull
-from kvnet.files.durable import sync_folder
 from kvnet.format.awkg import AwkgHeader, Metadata, SectionFacts, make_sections
 from kvnet.format.awkg.sections import pack_section
 from kvnet.format.compress import effective_level

@@ -44,17 +44,7 @@ def server_name(public: bytes) -> str:
 def issue_leaf(key: NodeKey) -> LeafCertificate:
     """A fresh P-256 key and a certificate for it, signed by the identity `key`."""
     fresh = ec.generate_private_key(ec.SECP256R1())
-    usage = x509.KeyUsage(
-        digital_signature=True,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=False,
-        crl_sign=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
+    usage = _usage(certifies=False)
     purposes = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH])
     name = x509.SubjectAlternativeName([x509.DNSName(server_name(key.public))])
     issuer = x509.AuthorityKeyIdentifier(key.public, None, None)
@@ -87,17 +77,7 @@ def pin(public: bytes, *, by: NodeKey) -> bytes:
     Leaves under it may bear that node's name only, and none may be a CA. The subject is unique and the
     subject key identifier is the key itself, so that among many pins the right one is found.
     """
-    usage = x509.KeyUsage(
-        digital_signature=False,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=True,
-        crl_sign=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
+    usage = _usage(certifies=True)
     names = x509.NameConstraints([x509.DNSName(server_name(public))], None)
     serial = int.from_bytes(hashlib.sha256(public).digest()[:_SERIAL_NBYTES], "big") or 1
     certificate = (
@@ -157,3 +137,18 @@ def _name(public: bytes, prefix: str = "") -> x509.Name:
 
 def _dated(builder: x509.CertificateBuilder) -> x509.CertificateBuilder:
     return builder.not_valid_before(_NOT_BEFORE).not_valid_after(_NOT_AFTER)
+
+
+def _usage(*, certifies: bool) -> x509.KeyUsage:
+    """What a key may sign: certificates, or else what is said in a handshake."""
+    return x509.KeyUsage(
+        digital_signature=not certifies,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=certifies,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )

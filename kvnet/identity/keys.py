@@ -10,7 +10,7 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
 from kvnet.errors import RequestError
-from kvnet.identity.secret_file import load_or_create_secret
+from kvnet.identity.secret_file import load_or_create_secret, load_secret
 from kvnet.types import NodeId, base32, unbase32
 
 if TYPE_CHECKING:
@@ -54,6 +54,12 @@ class NodeKey:
         Raises StateCorrupt when the file is not a key or when others can read it.
         """
         return cls(load_or_create_secret(path, what="identity"))
+
+    @classmethod
+    def load(cls, path: Path) -> NodeKey | None:
+        """Read the key file; None where there is none. Raises as `load_or_create`."""
+        seed = load_secret(path, what="identity")
+        return None if seed is None else cls(seed)
 
 
 def verify_signature(public: bytes, message: bytes, signature: bytes) -> bool:

@@ -23,10 +23,17 @@ from nacl.exceptions import CryptoError
 from nacl.secret import SecretBox
 from spake2 import SPAKE2_A, SPAKE2_B, SPAKEError
 
-from kvnet.errors import MalformedMessage, PairingClosed, PairingExpired, RequestError, WrongCode
+from kvnet.errors import (
+    BadSignature,
+    MalformedMessage,
+    PairingClosed,
+    PairingExpired,
+    RequestError,
+    WrongCode,
+)
 from kvnet.format import strict_json
 from kvnet.identity.codes import PairingCode
-from kvnet.identity.keys import NodeKey
+from kvnet.identity.keys import NodeKey, verify_signature
 from kvnet.identity.pairing_messages import (
     MAX_MESSAGE_NBYTES,
     NONCE_NBYTES,
@@ -75,6 +82,7 @@ class Confirmed:
     _keys: _Keys
     _role: str
     _peer_role: str
+    _key: NodeKey = field(repr=False)
     _witness: InitVar[object]  # no field, so that dataclasses.replace cannot copy it
 
     def __post_init__(self, _witness: object) -> None:
@@ -100,13 +108,21 @@ class Confirmed:
         )
 
     def agree(self) -> Sealed:
-        """That this side keeps the other."""
-        return self._box("agreement", b"")
+        """That this side keeps the other, signed by the key that it is to be known by."""
+        return self._box("agreement", self._key.sign(self._claim(self._role)))
 
     def require_agreement(self, sealed: Sealed) -> None:
-        """That the other side keeps this one. Raises MalformedMessage."""
-        if self._unbox("agreement", sealed):
-            raise MalformedMessage("pairing agreement: has a body, wanted none")
+        """That the other side keeps this one, and holds the key that it named.
+
+        The code proves who was told it, and a key is public: without this anybody could claim any.
+        Raises BadSignature, MalformedMessage.
+        """
+        signature = self._unbox("agreement", sealed)
+        if not verify_signature(self.peer_public, self._claim(self._peer_role), signature):
+            raise BadSignature("pairing agreement: the other node does not hold the key that it named")
+
+    def _claim(self, role: str) -> bytes:
+        return _DOMAIN + f"{role} agreement".encode() + b"\0" + self._keys.transcript
 
     def _box(self, what: str, body: bytes) -> Sealed:
         # A key for each box: none can stand in for another, or come back to who sent it.
@@ -174,7 +190,7 @@ class Invitation:
         answer = Answer(
             PAIRING_VERSION, self.compares, self._key.public, exchange.start(), os.urandom(NONCE_NBYTES)
         )
-        return Answered(join, answer, _finish(exchange, join.pake))
+        return Answered(join, answer, self._key, _finish(exchange, join.pake))
 
     def use(self, now: float) -> None:
         """Use the code up; of two that prove it at once, one is too late. Raises as `require_open`."""
@@ -188,6 +204,7 @@ class Answered:
 
     join: Join
     answer: Answer
+    _key: NodeKey = field(repr=False)
     _shared: bytes = field(repr=False)
 
     def check(self, proof: JoinerProof) -> tuple[Confirmed, InviterProof]:
@@ -198,7 +215,7 @@ class Answered:
         if _commit(proof.nonce) != self.join.commitment:
             raise MalformedMessage("pairing: the joining node's nonce is not the one that it promised")
         compares = self.join.compares or self.answer.compares
-        confirmed = Confirmed(self.join.public, compares, keys, _INVITER, _JOINER, _WITNESS)
+        confirmed = Confirmed(self.join.public, compares, keys, _INVITER, _JOINER, self._key, _WITNESS)
         return confirmed, InviterProof(keys.mac(_INVITER))
 
 
@@ -223,7 +240,7 @@ class Joining:
         self._exchange.idA = _identity(_INVITER, answer.public)
         shared = _finish(self._exchange, answer.pake)
         keys = _Keys(shared, _transcript(self.join, answer, self._nonce))
-        proved = Proved(answer.public, self.join.compares or answer.compares, keys)
+        proved = Proved(answer.public, self.join.compares or answer.compares, self._key, keys)
         return JoinerProof(self._nonce, keys.mac(_JOINER)), proved
 
 
@@ -233,13 +250,14 @@ class Proved:
 
     peer_public: bytes
     compares: bool
+    _key: NodeKey = field(repr=False)
     _keys: _Keys
 
     def check(self, proof: InviterProof) -> Confirmed:
         """Who invited. Raises WrongCode."""
         if not hmac.compare_digest(proof.mac, self._keys.mac(_INVITER)):
             raise WrongCode("pairing: the node that answered does not know the code; look whom you dialled")
-        return Confirmed(self.peer_public, self.compares, self._keys, _JOINER, _INVITER, _WITNESS)
+        return Confirmed(self.peer_public, self.compares, self._keys, _JOINER, _INVITER, self._key, _WITNESS)
 
 
 def _identity(role: str, public: bytes) -> bytes:

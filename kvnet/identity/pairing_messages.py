@@ -23,7 +23,7 @@ from kvnet.errors import (
     WrongCode,
 )
 
-PAIRING_VERSION: Final = 1
+PAIRING_VERSION: Final = 2
 MAX_MESSAGE_NBYTES: Final = 4096
 NONCE_NBYTES: Final = 16
 MAC_NBYTES: Final = 32

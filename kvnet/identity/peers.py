@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
-from kvnet.errors import KvnetError, MalformedMessage, RequestError, StateCorrupt, UnknownPeer
+from kvnet.address import parse_address
+from kvnet.durable import write_durably
+from kvnet.errors import CapacityError, KvnetError, MalformedMessage, RequestError, StateCorrupt, UnknownPeer
 from kvnet.format import strict_json
 from kvnet.identity.keys import node_id_of, public_key_of, short_id
 from kvnet.types import NodeId
 
 MAX_PEERS = 256
 MAX_NAME_CHARS = 40
-FILE_VERSION = 3
-OLDEST_FILE_VERSION = 1  # of the fields below it has the first four
+MAX_ROTATIONS = 256  # of one peer: each is remembered, for what came under the keys before
+FILE_VERSION = 4
+# Of the fields below it has the first four; 2 has all but `earlier_ids`, 3 knows no `Permission.RELAY`.
+OLDEST_FILE_VERSION = 1
 
 
 class Permission(StrEnum):
@@ -48,13 +53,14 @@ class AddedPeer:
     node_id: NodeId
     name: str
     address: str  # "host:port", or "" to be found by mDNS
-    added_at: str
+    added_at: str  # or trusted again, if it was revoked
     permissions: tuple[Permission, ...] = tuple(Permission)
     quota_nbytes: int | None = None  # of what it may have stored here; None is no bound
     verified: Verified = Verified.BY_HAND
     revoked_at: str = ""  # "" unless it was
     rotated_from: str = ""  # the id that it had before, whose key signed this one
     alarm: str = ""  # what made one doubt that one node alone holds the key; "" is nothing
+    earlier_ids: tuple[str, ...] = ()  # those before `rotated_from`, oldest first
 
     @property
     def public(self) -> bytes:
@@ -66,6 +72,11 @@ class AddedPeer:
         """Whether it was not revoked."""
         return not self.revoked_at
 
+    @property
+    def all_ids(self) -> tuple[str, ...]:
+        """Every id that it has had, oldest first: each key signed for the next one."""
+        return (*self.earlier_ids, *filter(None, (self.rotated_from,)), self.node_id)
+
 
 @dataclass(frozen=True, slots=True)
 class _PeerFile:
@@ -76,7 +87,8 @@ class _PeerFile:
 class PeerList:
     """Added peers by id, kept on disk. Reads are safe from any thread, changes come from one at a time."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, max_peers: int = MAX_PEERS) -> None:
+        self._max_peers = max_peers
         self._path = path
         self._peers: dict[NodeId, AddedPeer] = {peer.node_id: peer for peer in _read(path)}
         self._watchers: list[Callable[[], None]] = []
@@ -88,6 +100,10 @@ class PeerList:
     def get(self, node_id: str) -> AddedPeer | None:
         """The peer with exactly this id, revoked or not."""
         return self._peers.get(NodeId(node_id))
+
+    def ever(self, node_id: str) -> AddedPeer | None:
+        """The peer with this id, or that had it before it rotated its key, revoked or not."""
+        return self.get(node_id) or next((p for p in self._peers.values() if node_id in p.all_ids), None)
 
     def trusted(self, public: bytes) -> AddedPeer | None:
         """The peer with this key, unless it was revoked."""
@@ -134,9 +150,10 @@ class PeerList:
         """
         peer = _plain(peer)
         _check_name(peer.name)
+        _check_address(peer.address)
         before = self._peers.get(peer.node_id)
-        if before is None and len(self._peers) >= MAX_PEERS:
-            raise RequestError(f"peer list: {MAX_PEERS} peers already; remove one first")
+        if before is None and len(self._peers) >= self._max_peers:
+            raise CapacityError(f"peer list: {self._max_peers} peers already; remove one first")
         for other in self._peers.values():
             if other.name == peer.name and other.node_id != peer.node_id:
                 raise RequestError(
@@ -150,6 +167,8 @@ class PeerList:
                 name=peer.name,
                 address=peer.address or before.address,
                 verified=Verified.PAIRING if paired else Verified.BY_HAND,
+                # A statement of before it was revoked may be that of a thief.
+                added_at=peer.added_at if before.revoked_at else before.added_at,
                 revoked_at="",
                 alarm="",
             )
@@ -161,7 +180,9 @@ class PeerList:
             _check_name(name)
         except RequestError:
             return otherwise
-        taken = any(peer.name == name or peer.node_id.startswith(name) for peer in self._peers.values())
+        # As `find_any` reads what somebody types.
+        plain = name.replace("-", "").lower()
+        taken = any(peer.name == name or peer.node_id.startswith(plain) for peer in self._peers.values())
         return otherwise if taken else name
 
     def remove(self, wanted: str) -> AddedPeer:
@@ -181,12 +202,18 @@ class PeerList:
         *,
         permissions: Iterable[Permission] | None = None,
         quota_nbytes: int | None = None,
+        at: str = "",
     ) -> AddedPeer:
-        """Trust a peer (again) and end its alarm; what is given replaces what it may do and store."""
+        """Trust a peer and end its alarm; one that was revoked is trusted again from `at` on.
+
+        What is given replaces what it may do and store.
+        """
         peer = self.find_any(wanted)
         may = peer.permissions if permissions is None else tuple(permissions)
         quota = peer.quota_nbytes if quota_nbytes is None else quota_nbytes
-        return self._put(_plain(replace(peer, revoked_at="", alarm="", permissions=may, quota_nbytes=quota)))
+        since = at or peer.added_at if peer.revoked_at else peer.added_at
+        again = replace(peer, revoked_at="", alarm="", permissions=may, quota_nbytes=quota, added_at=since)
+        return self._put(_plain(again))
 
     def sound_alarm(self, node_id: str, alarm: str) -> AddedPeer | None:
         """Remember why a peer's key is in doubt. None where it is not here, or in doubt already."""
@@ -198,10 +225,23 @@ class PeerList:
     def rotate(self, old_id: str, new_id: str) -> AddedPeer:
         """Give a peer the key that its old one signed for; the old one is trusted no longer.
 
-        Raises UnknownPeer where the old one is not trusted, RequestError where the new one is here already.
+        Raises UnknownPeer where the old one is not trusted, RequestError where the new one is here already,
+        or the peer has had too many: a forgotten one would no longer count for its quota.
         """
         peer = self.find(old_id)
-        fresh = _plain(replace(peer, node_id=NodeId(new_id), rotated_from=peer.node_id))
+        if len(peer.all_ids) > MAX_ROTATIONS:
+            raise RequestError(
+                f"peer {peer.name}: has rotated its key {MAX_ROTATIONS} times already; "
+                "remove it and pair again"
+            )
+        fresh = _plain(
+            replace(
+                peer,
+                node_id=NodeId(new_id),
+                rotated_from=peer.node_id,
+                earlier_ids=tuple(one for one in peer.all_ids if one != peer.node_id),
+            )
+        )
         if fresh.node_id in self._peers:
             raise RequestError(
                 f"peer {peer.name}: its new key is that of {short_id(fresh.node_id)}, here already"
@@ -221,24 +261,11 @@ class PeerList:
 
     def _replace(self, peers: dict[NodeId, AddedPeer]) -> None:
         document = {"version": FILE_VERSION, "peers": [asdict(peer) for peer in peers.values()]}
-        fresh = self._path.with_suffix(".new")
-        with fresh.open("w", encoding="utf-8") as out:
-            json.dump(document, out, indent=1)
-            out.flush()
-            os.fsync(out.fileno())
-        fresh.replace(self._path)
-        _sync_folder(self._path.parent)  # a revocation must not come undone with the power
+        # Durably: a revocation must not come undone with the power.
+        write_durably(self._path, json.dumps(document, indent=1).encode())
         self._peers = peers  # only now: what is in memory is what is on disk
         for changed in self._watchers:
             changed()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _check_name(name: str) -> None:
@@ -249,6 +276,11 @@ def _check_name(name: str) -> None:
         )
 
 
+def _check_address(address: str) -> None:
+    if address:
+        parse_address(address)
+
+
 def _plain(peer: AddedPeer) -> AddedPeer:
     # Whoever calls is looked up by the plain form of its id, however the id was written here.
     may = tuple(one for one in Permission if one in peer.permissions)
@@ -257,9 +289,18 @@ def _plain(peer: AddedPeer) -> AddedPeer:
 
 def _read(path: Path) -> tuple[AddedPeer, ...]:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            data = file.read()
     except FileNotFoundError:
         return ()
+    except OSError as exc:
+        raise StateCorrupt(f"{path}: cannot be read ({exc.strerror}); mend it") from exc
+    if mode & 0o022:
+        raise StateCorrupt(
+            f"{path}: mode {mode:04o} lets others change whom this node trusts; look into it, then run "
+            f"chmod 600 {path}"
+        )
     try:
         listed = _parse(data)
     except KvnetError as exc:
@@ -289,4 +330,5 @@ def _parse(data: bytes) -> tuple[AddedPeer, ...]:
             raise MalformedMessage(f"{what}: {field} {twice!r:.60} is there twice")
     for peer in listed:
         _check_name(peer.name)
+        _check_address(peer.address)
     return listed

@@ -27,6 +27,10 @@ class ReadJob(Protocol):
         """Read a text and the request's closing. Raises TextTooLong, RequestError, PeerNotAdded."""
         ...
 
+    def withdrawn(self) -> KvnetError | None:
+        """Why this caller is read for no longer: trust or permission that it lost meanwhile."""
+        ...
+
     async def close(self, failure: BaseException | None) -> None:
         """Release what the request holds."""
         ...
@@ -53,7 +57,7 @@ async def answer_readings(stream: ReadStream, job: ReadJob, *, key: NodeKey, poo
     await run_together(
         _take_texts(stream, job.asked, texts),
         _read_texts(job, texts, readings),
-        _send_readings(stream, job.asked, readings, key, pool),
+        _send_readings(stream, job, readings, key, pool),
     )
 
 
@@ -79,20 +83,34 @@ async def _read_texts(job: ReadJob, texts: asyncio.Queue[str], readings: asyncio
 
 
 async def _send_readings(
-    stream: ReadStream, asked: Asked, readings: asyncio.Queue[_Read], key: NodeKey, pool: Executor
+    stream: ReadStream, job: ReadJob, readings: asyncio.Queue[_Read], key: NodeKey, pool: Executor
 ) -> None:
     loop = asyncio.get_running_loop()
-    for _ in range(asked.request.num_texts):
+    for _ in range(job.asked.request.num_texts):
         read = await readings.get()
         if isinstance(read, KvnetError):
-            await stream.write_refusal(read)
-            # The caller leaves when it comes to this. A status now could overtake what it has not taken in:
-            # to grpcio, a write that finds the stream gone is the end of what was still to be read.
-            await asyncio.sleep(LEAVE_DEADLINE_S)
+            await _refuse(stream, read)
             raise read
         reading, text = read
         # Hashing a MiB takes longer than a turn of the loop may.
-        head, payload = await loop.run_in_executor(pool, encode_reading, reading, asked, text)
+        head, payload = await loop.run_in_executor(pool, encode_reading, reading, job.asked, text)
+        await _go_on(stream, job)
         await stream.write_control(seal(key, head))
         for start in range(0, len(payload), PIECE_NBYTES):
+            await _go_on(stream, job)
             await stream.write_payload(payload[start : start + PIECE_NBYTES])
+
+
+async def _go_on(stream: ReadStream, job: ReadJob) -> None:
+    """Before each frame, as a stream that is cut ends later than the trust in its caller (doorman)."""
+    withdrawn = job.withdrawn()
+    if withdrawn is not None:
+        await _refuse(stream, withdrawn)
+        raise withdrawn
+
+
+async def _refuse(stream: ReadStream, error: KvnetError) -> None:
+    await stream.write_refusal(error)
+    # The caller leaves when it comes to this. A status now could overtake what it has not taken in: to
+    # grpcio, a write that finds the stream gone is the end of what was still to be read.
+    await asyncio.sleep(LEAVE_DEADLINE_S)

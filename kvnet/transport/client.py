@@ -27,7 +27,6 @@ from kvnet.transport.security import who_answers
 from kvnet.transport.sending import AckProgress, Outbound, Sent, send_memory
 from kvnet.v1 import peer_pb2, peer_pb2_grpc
 
-HELLO_DEADLINE_S = 10.0
 CLOSE_DEADLINE_S = 10.0
 PROBE_DEADLINE_S = 30.0
 
@@ -55,12 +54,13 @@ class PeerClient:
     ) -> None:
         await self._channel.close()
 
-    async def hello(self, *, deadline_s: float = HELLO_DEADLINE_S) -> Hello:
-        """Ask who answers.
+    async def hello(self, *, deadline_s: float = 0.0) -> Hello:
+        """Ask who answers; without a deadline of its own within that of every call that is no stream.
 
         Raises WrongPeer when it is not the key that was dialled, PeerNotAdded when that node does not let
         this one in, WrongNamespace, PeerUnreachable.
         """
+        deadline_s = deadline_s or self._gate.limits.unary_deadline_s
         try:
             return await self._hello(deadline_s)
         except _NoConnection as broken:
@@ -102,7 +102,8 @@ class PeerClient:
         """Show the peer what this node's old key, under which it calls, has signed for its new one."""
         request = peer_pb2.RotateRequest(statement=statement)
         try:
-            await self._stub.Rotate(request, timeout=HELLO_DEADLINE_S, metadata=self._metadata)
+            deadline_s = self._gate.limits.unary_deadline_s
+            await self._stub.Rotate(request, timeout=deadline_s, metadata=self._metadata)
         except grpc.RpcError as exc:
             raise wire.peer_status_to_error(exc, peer=self._peer) from exc
 
@@ -161,7 +162,7 @@ class PeerClient:
     async def _stream(
         self, kind: type[StreamT], call: grpc.aio.StreamStreamCall[Any, Any]
     ) -> AsyncIterator[StreamT]:
-        stream = kind(call, peer=self._peer)
+        stream = kind(call, peer=self._peer, idle_deadline_s=self._gate.limits.idle_deadline_s)
         call.add_done_callback(stream.ended)
 
         def cut() -> None:

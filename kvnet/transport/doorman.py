@@ -10,8 +10,17 @@ from typing import Any
 import grpc
 
 from kvnet import wire
-from kvnet.errors import KvnetError, OperatorError, PeerError, PeerNotAdded
+from kvnet.errors import (
+    KvnetError,
+    MalformedMessage,
+    OperatorError,
+    PeerError,
+    PeerNotAdded,
+    PeerUnreachable,
+    TooBusy,
+)
 from kvnet.identity.peers import Permission
+from kvnet.transport.budgets import CallBudget
 from kvnet.transport.gate import Gate
 from kvnet.transport.security import caller_of
 from kvnet.transport.tasks import Running
@@ -41,6 +50,7 @@ class Doorman(grpc.aio.ServerInterceptor):
     def __init__(self, gate: Gate, running: Running) -> None:
         self._gate = gate
         self._running = running
+        self._calls = CallBudget(gate.limits)
 
     async def intercept_service(
         self,
@@ -57,7 +67,8 @@ class Doorman(grpc.aio.ServerInterceptor):
         make, answer = (
             (grpc.stream_stream_rpc_method_handler, handler.stream_stream)
             if handler.response_streaming
-            else (grpc.unary_unary_rpc_method_handler, handler.unary_unary)
+            # Else gRPC would wait for the request, as long as it takes, before anybody here is asked.
+            else (grpc.stream_unary_rpc_method_handler, self._once(handler.unary_unary))
         )
         guarded = self._guard(answer, permission, namespace, streams=handler.response_streaming)
         return make(guarded, handler.request_deserializer, handler.response_serializer)
@@ -68,15 +79,17 @@ class Doorman(grpc.aio.ServerInterceptor):
         async def guarded(request: Any, context: Context) -> Any:
             with self._running.task():
                 try:
-                    caller = caller_of(context)
+                    caller, host = caller_of(context), host_of(context.peer())
+                    await self._calls.turn(caller.public)
                     self._gate.check(caller.public, permission)
                     self._gate.check_namespace(namespace, who="the calling node")
-                    self._gate.saw(caller, host_of(context.peer()))
-                    if not streams:  # answers once, and to say that a key was rotated ends trust in it
-                        return await answer(request, context)
-                    # An abort sends them unless they are sent: twice, if a first write is just under way.
-                    await context.send_initial_metadata(())
-                    return await self._while_trusted(caller.public, permission, answer, request, context)
+                    self._gate.saw(caller, host)
+                    with self._calls.open(caller.public, host, context.peer()):
+                        if not streams:  # answers once, and to say that a key was rotated ends trust in it
+                            return await answer(request, context)
+                        # An abort sends them unless they are sent: twice, if a first write is just under way.
+                        await context.send_initial_metadata(())
+                        return await self._while_trusted(caller.public, permission, answer, request, context)
                 except grpc.aio.AbortError:
                     raise
                 except Exception as failure:
@@ -84,6 +97,29 @@ class Doorman(grpc.aio.ServerInterceptor):
                     raise
 
         return guarded
+
+    def _once(self, answer: Answer) -> Answer:
+        """One request, one answer, within the deadline."""
+        deadline_s = self._gate.limits.unary_deadline_s
+
+        async def answered(_: Any, context: Context) -> Any:
+            request: Any = None
+            try:
+                async with asyncio.timeout(deadline_s):
+                    # Whoever is trusted no longer is waited for no longer.
+                    public = caller_of(context).public
+                    request = await self._while_trusted(public, None, _read_one, None, context)
+                    if request is grpc.aio.EOF:
+                        raise MalformedMessage("the calling node: ended the call without a request")
+                    return await answer(request, context)
+            except TimeoutError as exc:
+                if request is None:
+                    raise PeerUnreachable(f"the calling node: silent for {deadline_s} s") from exc
+                raise TooBusy(
+                    f"the node that was called: no answer within {deadline_s} s; try again"
+                ) from exc
+
+        return answered
 
     async def _while_trusted(
         self, public: bytes, permission: Permission | None, answer: Answer, request: Any, context: Context
@@ -100,6 +136,10 @@ class Doorman(grpc.aio.ServerInterceptor):
                 raise
             self._gate.check(public, permission)  # says what was lost
             raise PeerNotAdded("trust was withdrawn meanwhile, and given back; call again") from exc
+
+
+async def _read_one(_: Any, context: Context) -> Any:
+    return await context.read()
 
 
 def host_of(peer: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import grpc
 
@@ -14,8 +14,8 @@ from kvnet.identity.signing import SignedChunk, SignedMessage
 from kvnet.types import MemoryHeader
 from kvnet.v1 import peer_pb2
 
-IDLE_DEADLINE_S = 20.0
-READING_DEADLINE_S = 120.0  # one text, from the reading before it to its own
+IDLE_DEADLINE_S: Final = 20.0
+READING_DEADLINE_S: Final = 120.0  # one text, from the reading before it to its own
 MAX_MESSAGE_NBYTES = 4 << 20
 
 # The calls whose messages are frames, as bytes.
@@ -25,8 +25,6 @@ PULL = "/kvnet.v1.Peer/Pull"
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_NBYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_NBYTES),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_frame_size", 1 << 20),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),  # a peer on the LAN is never behind the web's proxy
@@ -34,8 +32,11 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 
 
 def reading_deadline_s(memory: MemoryHeader) -> float:
-    """How long a peer may take for the next part of a memory: one that is still read comes as it is read."""
-    return READING_DEADLINE_S if memory.is_open else IDLE_DEADLINE_S
+    """How long a peer may take for the next part of a memory: one that is still read comes as it is read.
+
+    0 is the stream's own deadline.
+    """
+    return READING_DEADLINE_S if memory.is_open else 0.0
 
 
 class Call(Protocol):
@@ -162,19 +163,21 @@ class ReadStream(_Stream):
 
     async def read_answer(self) -> SignedMessage:
         """What a peer says of the next text: `read_control` with time to read it, or its refusal, raised."""
-        frame = await self._read(deadline_s=READING_DEADLINE_S)
-        if frame.WhichOneof("frame") == "refusal":
-            said = wire.peer_refusal(((wire.ERROR_METADATA_KEY, frame.refusal),), peer=self.peer)
-            raise said or MalformedMessage(f"{self.peer}: sent a refusal that is none")
-        return self._control(frame)
+        return self._control(self._unless_refused(await self._read(deadline_s=READING_DEADLINE_S)))
 
     async def read_payload(self) -> bytes:
-        """The next frame, which must be a piece of a payload. Raises as FrameStream's `read`."""
-        frame = await self._read(deadline_s=0.0)
+        """The next frame, which must be a piece of a payload; a refusal is raised. Else as FrameStream's."""
+        frame = self._unless_refused(await self._read(deadline_s=0.0))
         if frame.WhichOneof("frame") != "payload":
             raise MalformedMessage(f"{self.peer}: expected a piece of a payload, got another frame")
         piece: bytes = frame.payload
         return piece
+
+    def _unless_refused(self, frame: peer_pb2.ReadFrame) -> peer_pb2.ReadFrame:
+        if frame.WhichOneof("frame") == "refusal":
+            said = wire.peer_refusal(((wire.ERROR_METADATA_KEY, frame.refusal),), peer=self.peer)
+            raise said or MalformedMessage(f"{self.peer}: sent a refusal that is none")
+        return frame
 
     def _control(self, frame: peer_pb2.ReadFrame) -> SignedMessage:
         if frame.WhichOneof("frame") != "control":

@@ -15,6 +15,7 @@ import grpc
 from kvnet.errors import NotPermitted, PeerNotAdded, WrongNamespace
 from kvnet.identity.keys import NodeKey, node_id_of, short_id
 from kvnet.identity.peers import AddedPeer, PeerList, Permission
+from kvnet.transport.limits import PortLimits
 from kvnet.transport.security import Credentials, Shown
 
 MAX_EARLIER_LEAVES = 8
@@ -44,9 +45,16 @@ class Gate:
     """The trust list at work. Make it inside the event loop that serves and dials."""
 
     def __init__(
-        self, key: NodeKey, peers: PeerList, *, namespace: str, on_alarm: Alarmed | None = None
+        self,
+        key: NodeKey,
+        peers: PeerList,
+        *,
+        namespace: str,
+        limits: PortLimits | None = None,
+        on_alarm: Alarmed | None = None,
     ) -> None:
         self.namespace = namespace
+        self.limits = limits or PortLimits()
         self.node_id = key.node_id
         self._peers = peers
         self._on_alarm = on_alarm
@@ -58,7 +66,7 @@ class Gate:
 
     def channel(self, address: str, public: bytes) -> grpc.aio.Channel:
         """A channel at whose other end that key alone can be."""
-        return self._credentials.channel(address, public)
+        return self._credentials.channel(address, public, self.limits.client_options())
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """What lets in the peers that are trusted at the time, and nobody else."""

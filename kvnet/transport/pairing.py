@@ -252,8 +252,18 @@ class PairingListener:
         return answered.check(await wire.receive(JoinerProof))
 
 
-async def dial(host: str, port: int, joining: Joining, *, pool: Executor) -> PairingLink:
-    """Join the pairing at an address. Raises PeerUnreachable, WrongCode, and whatever it is refused for."""
+async def dial(
+    host: str,
+    port: int,
+    joining: Joining,
+    *,
+    pool: Executor,
+    proving: Callable[[], object] = lambda: None,
+) -> PairingLink:
+    """Join the pairing at an address. Raises PeerUnreachable, WrongCode, and whatever it is refused for.
+
+    `proving` is called before the proof is given away: whoever gets it has tried one code.
+    """
     who = f"{host}:{port}"
     try:
         async with asyncio.timeout(MESSAGE_DEADLINE_S):
@@ -264,16 +274,17 @@ async def dial(host: str, port: int, joining: Joining, *, pool: Executor) -> Pai
         ) from exc
     wire = _Wire(reader, writer, who=who)
     try:
-        return PairingLink(wire, await _join(wire, joining, pool))
+        return PairingLink(wire, await _join(wire, joining, pool, proving))
     except BaseException as error:
         wire.refuse(error if isinstance(error, KvnetError) else PairingDeclined("pairing: cancelled"))
         raise
 
 
-async def _join(wire: _Wire, joining: Joining, pool: Executor) -> Confirmed:
+async def _join(wire: _Wire, joining: Joining, pool: Executor, proving: Callable[[], object]) -> Confirmed:
     await wire.send(joining.join)
     answer = await wire.receive(Answer)
     loop = asyncio.get_running_loop()
     proof, proved = await loop.run_in_executor(pool, joining.prove, answer)
+    proving()
     await wire.send(proof)
     return proved.check(await wire.receive(InviterProof))

@@ -12,6 +12,7 @@ from kvnet.identity.seal import VerifiedHead, verify_head
 from kvnet.identity.signing import SignedChunk, SignedMessage, VerifiedChunk, verify_chunk
 from kvnet.transfer.messages import Commit, open_sealed, seal
 from kvnet.transfer.receiver import AlreadyHeld, ReceiverSession
+from kvnet.transport.budgets import ByteBudget, ByteShare
 from kvnet.transport.frames import FrameStream, reading_deadline_s
 from kvnet.transport.tasks import run_together
 
@@ -23,6 +24,7 @@ class Inbound(Protocol):
 
     session: ReceiverSession
     key: NodeKey
+    unstored: ByteBudget  # of all that is on its way in and not durable
 
     async def store(self, chunks: list[VerifiedChunk]) -> None:
         """Make chunks durable; they are on disk when this returns."""
@@ -46,14 +48,15 @@ async def receive_memory(stream: FrameStream, inbound: Inbound, pool: Executor) 
     await stream.write_control(seal(inbound.key, session.accept()))
     waiting: asyncio.Queue[_Verifying | None] = asyncio.Queue(maxsize=MAX_WAITING_CHUNKS)
     commits: list[SignedMessage] = []
-    try:
-        await run_together(
-            _read_chunks(stream, session, waiting, commits, pool),
-            _store_chunks(stream, inbound, waiting),
-        )
-    finally:
-        while not waiting.empty():
-            _forsake(waiting.get_nowait())
+    with inbound.unstored.share() as share:
+        try:
+            await run_together(
+                _read_chunks(stream, session, waiting, commits, pool, share),
+                _store_chunks(stream, inbound, waiting, share),
+            )
+        finally:
+            while not waiting.empty():
+                _forsake(waiting.get_nowait())
     commit, _ = open_sealed(Commit, commits[0], signer=public_key_of(session.offer.sender))
     session.commit(commit)
     sealed_head = await stream.read_control()
@@ -69,6 +72,7 @@ async def _read_chunks(
     waiting: asyncio.Queue[_Verifying | None],
     commits: list[SignedMessage],
     pool: Executor,
+    share: ByteShare,
 ) -> None:
     loop = asyncio.get_running_loop()
     deadline_s = reading_deadline_s(session.offer.memory)
@@ -77,6 +81,8 @@ async def _read_chunks(
         if isinstance(frame, SignedMessage):
             commits.append(frame)
         elif isinstance(frame, SignedChunk):
+            # While there is no room nothing more is read, and HTTP/2 has the sender wait.
+            await share.take(len(frame.payload))
             # Hashing a MiB takes longer than a turn of the loop may; the next one is read meanwhile.
             await waiting.put(loop.run_in_executor(pool, verify_chunk, frame, session.binding))
         else:
@@ -85,7 +91,10 @@ async def _read_chunks(
 
 
 async def _store_chunks(
-    stream: FrameStream, inbound: Inbound, waiting: asyncio.Queue[_Verifying | None]
+    stream: FrameStream,
+    inbound: Inbound,
+    waiting: asyncio.Queue[_Verifying | None],
+    share: ByteShare,
 ) -> None:
     """Store what came as it came: everything that waits is one batch, so that one sync serves all of it."""
     session, ended = inbound.session, False
@@ -94,9 +103,11 @@ async def _store_chunks(
         repeated: list[int] = []
         item = await waiting.get()
         while item is not None:
-            decided = session.receive(await item)
+            verified = await item
+            decided = session.receive(verified)
             if isinstance(decided, AlreadyHeld):
                 repeated.append(decided.index)
+                share.give_back(verified.envelope.wire_nbytes)
             else:
                 fresh.append(decided.chunk)
             if waiting.empty() or len(fresh) == MAX_WAITING_CHUNKS:
@@ -105,6 +116,7 @@ async def _store_chunks(
         ended = item is None
         if fresh:
             await inbound.store(fresh)
+            share.give_back(sum(chunk.envelope.wire_nbytes for chunk in fresh))
         indices = [chunk.envelope.key.index for chunk in fresh]
         for index in indices:
             session.durable(index)

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import grpc
 
+from kvnet.address import parse_address
 from kvnet.errors import BadSignature
 from kvnet.identity.certificates import issue_leaf, leaf_digest, pin, server_name, signer_of
 from kvnet.identity.keys import NodeKey
-from kvnet.transport.frames import CHANNEL_OPTIONS
+from kvnet.transport.limits import Options
 
 LOOK_DEADLINE_S = 3.0
 
@@ -39,13 +40,13 @@ class Credentials:
         # At most the newest: gRPC's threads take it at the next handshake.
         self._fresh: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)
 
-    def channel(self, address: str, public: bytes) -> grpc.aio.Channel:
+    def channel(self, address: str, public: bytes, options: Options) -> grpc.aio.Channel:
         """A channel at whose other end that key alone can be: a client cannot look, so it has one root."""
         credentials = grpc.ssl_channel_credentials(
             pin(public, by=self._key), self._leaf.key_pem, self._leaf.chain_pem
         )
-        options = (*CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", server_name(public)))
-        return grpc.aio.secure_channel(address, credentials, options=options)
+        named = (*options, ("grpc.ssl_target_name_override", server_name(public)))
+        return grpc.aio.secure_channel(address, credentials, options=named)
 
     def server(self, keys: Iterable[bytes]) -> grpc.ServerCredentials:
         """Credentials that let in these keys, until `admit` says otherwise, and nobody without one."""
@@ -86,8 +87,9 @@ async def who_answers(address: str, *, deadline_s: float = LOOK_DEADLINE_S) -> S
     """Who could be dialled at HOST:PORT: the handshake alone is made, and this node stays unknown.
 
     None where nobody answers that has a node's certificate. That it holds the key the handshake proves.
+    Raises RequestError for what is no address.
     """
-    host, _, port = address.rpartition(":")
+    host, port = parse_address(address)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
@@ -95,9 +97,7 @@ async def who_answers(address: str, *, deadline_s: float = LOOK_DEADLINE_S) -> S
     context.set_alpn_protocols(["h2"])
     try:
         async with asyncio.timeout(deadline_s):
-            _, writer = await asyncio.open_connection(
-                host.strip("[]"), int(port), ssl=context, server_hostname=""
-            )
+            _, writer = await asyncio.open_connection(host, port, ssl=context, server_hostname="")
     except (OSError, TimeoutError):
         return None
     found: bytes | None = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)

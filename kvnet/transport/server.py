@@ -16,7 +16,7 @@ from kvnet.identity.signing import SignedMessage
 from kvnet.transfer.messages import Hello, require_protocol, seal
 from kvnet.transport.answering import ReadBackend, ReadJob, answer_readings
 from kvnet.transport.doorman import Doorman
-from kvnet.transport.frames import CHANNEL_OPTIONS, PULL, PUSH, FrameStream, ReadStream
+from kvnet.transport.frames import PULL, PUSH, FrameStream, ReadStream
 from kvnet.transport.gate import Gate
 from kvnet.transport.receiving import Inbound, receive_memory
 from kvnet.transport.security import caller_of
@@ -24,17 +24,9 @@ from kvnet.transport.sending import Outbound, send_memory
 from kvnet.transport.tasks import Running
 from kvnet.v1 import peer_pb2, peer_pb2_grpc
 
-MAX_CONCURRENT_RPCS = 64
 SERVICE = "kvnet.v1.Peer"
 NONCE_NBYTES = 16
 MAX_PROBE_NBYTES = 1 << 20
-SERVER_OPTIONS = (
-    *CHANNEL_OPTIONS,
-    ("grpc.so_reuseport", 0),  # a taken port is an error, not a share
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # our clients ping every 20 s
-    ("grpc.server_handshake_timeout_ms", 10_000),  # whoever is slower is no peer
-    ("grpc.max_connection_age_ms", 600_000),  # then a new handshake; calls in progress are let finish
-)
 
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -66,9 +58,10 @@ class PeerBackend(Protocol):
 class _PeerService(peer_pb2_grpc.PeerServicer):
     """Behind the doorman: whoever calls may, and what is raised here it tells the caller."""
 
-    def __init__(self, backend: PeerBackend, reader: ReadBackend | None) -> None:
+    def __init__(self, backend: PeerBackend, reader: ReadBackend | None, *, idle_deadline_s: float) -> None:
         self._backend = backend
         self._reader = reader
+        self._idle_deadline_s = idle_deadline_s
 
     async def Hello(self, request: peer_pb2.HelloRequest, context: Context) -> peer_pb2.SignedMessage:
         _check_hello(request)
@@ -88,7 +81,7 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
     async def Push(  # type: ignore[override]  # a coroutine: read and write, not iterate
         self, request_iterator: AsyncIterator[peer_pb2.Frame], context: Context
     ) -> None:
-        stream = FrameStream(context, peer=context.peer())
+        stream = FrameStream(context, peer=context.peer(), idle_deadline_s=self._idle_deadline_s)
         inbound = await self._backend.open_inbound(_by_caller(await stream.read_control(), context))
         async with _closing(inbound):
             await receive_memory(stream, inbound, self._backend.pool)
@@ -96,7 +89,7 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
     async def Pull(  # type: ignore[override]
         self, request_iterator: AsyncIterator[peer_pb2.Frame], context: Context
     ) -> None:
-        stream = FrameStream(context, peer=context.peer())
+        stream = FrameStream(context, peer=context.peer(), idle_deadline_s=self._idle_deadline_s)
         outbound = await self._backend.open_outbound(_by_caller(await stream.read_control(), context))
         async with _closing(outbound):
             await send_memory(stream, outbound)
@@ -106,7 +99,7 @@ class _PeerService(peer_pb2_grpc.PeerServicer):
     ) -> None:
         if self._reader is None:
             raise PeerError("this node reads for nobody")
-        stream = ReadStream(context, peer=context.peer())
+        stream = ReadStream(context, peer=context.peer(), idle_deadline_s=self._idle_deadline_s)
         job = await self._reader.open_reading(_by_caller(await stream.read_control(), context))
         async with _closing(job):
             await answer_readings(stream, job, key=self._reader.key, pool=self._reader.pool)
@@ -118,12 +111,11 @@ class PeerServer:
     def __init__(self, backend: PeerBackend, gate: Gate, reader: ReadBackend | None = None) -> None:
         self._gate = gate
         self._running = Running()
+        limits = gate.limits
         self._server = grpc.aio.server(
-            interceptors=(Doorman(gate, self._running),),
-            options=SERVER_OPTIONS,
-            maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS,
+            interceptors=(Doorman(gate, self._running),), options=limits.server_options()
         )
-        service = _PeerService(backend, reader)
+        service = _PeerService(backend, reader, idle_deadline_s=limits.idle_deadline_s)
         peer_pb2_grpc.add_PeerServicer_to_server(service, self._server)
         self._server.add_registered_method_handlers(SERVICE, frames_as_bytes(service))  # in their places
 

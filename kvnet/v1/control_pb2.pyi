@@ -177,6 +177,44 @@ class ForgetRequest(_message.Message):
     memory: str
     def __init__(self, memory: _Optional[str] = ...) -> None: ...
 
+class CheckMemoryRequest(_message.Message):
+    __slots__ = ("memory", "text", "samples", "seed")
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    memory: str
+    text: str
+    samples: int
+    seed: int
+    def __init__(self, memory: _Optional[str] = ..., text: _Optional[str] = ..., samples: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class MemoryCheck(_message.Message):
+    __slots__ = ("memory", "verdict", "text_from", "slots", "samples", "agreement", "worst_error", "tolerance", "seed", "untrusted_source", "seconds")
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FROM_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    WORST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    UNTRUSTED_SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    memory: str
+    verdict: str
+    text_from: str
+    slots: int
+    samples: int
+    agreement: float
+    worst_error: float
+    tolerance: float
+    seed: int
+    untrusted_source: str
+    seconds: float
+    def __init__(self, memory: _Optional[str] = ..., verdict: _Optional[str] = ..., text_from: _Optional[str] = ..., slots: _Optional[int] = ..., samples: _Optional[int] = ..., agreement: _Optional[float] = ..., worst_error: _Optional[float] = ..., tolerance: _Optional[float] = ..., seed: _Optional[int] = ..., untrusted_source: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
 class ExportRequest(_message.Message):
     __slots__ = ("memory", "basis", "codec")
     MEMORY_FIELD_NUMBER: _ClassVar[int]
@@ -712,7 +750,7 @@ class LayerProgress(_message.Message):
     def __init__(self, layer_idx: _Optional[int] = ..., chunks_done: _Optional[int] = ..., chunks_total: _Optional[int] = ..., wire_bytes: _Optional[int] = ...) -> None: ...
 
 class SendReport(_message.Message):
-    __slots__ = ("transfer_id", "memory", "peer", "chunks", "raw_bytes", "wire_bytes", "seconds", "tier", "resumed_chunks", "codec", "queued", "mode", "predicted_s", "problem")
+    __slots__ = ("transfer_id", "memory", "peer", "chunks", "raw_bytes", "wire_bytes", "seconds", "tier", "resumed_chunks", "codec", "queued", "problem", "mode", "predicted_s")
     TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
@@ -724,9 +762,9 @@ class SendReport(_message.Message):
     RESUMED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     QUEUED_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_S_FIELD_NUMBER: _ClassVar[int]
-    PROBLEM_FIELD_NUMBER: _ClassVar[int]
     transfer_id: str
     memory: str
     peer: str
@@ -738,10 +776,10 @@ class SendReport(_message.Message):
     resumed_chunks: int
     codec: str
     queued: str
+    problem: str
     mode: str
     predicted_s: float
-    problem: str
-    def __init__(self, transfer_id: _Optional[str] = ..., memory: _Optional[str] = ..., peer: _Optional[str] = ..., chunks: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., tier: _Optional[str] = ..., resumed_chunks: _Optional[int] = ..., codec: _Optional[str] = ..., queued: _Optional[str] = ..., mode: _Optional[str] = ..., predicted_s: _Optional[float] = ..., problem: _Optional[str] = ...) -> None: ...
+    def __init__(self, transfer_id: _Optional[str] = ..., memory: _Optional[str] = ..., peer: _Optional[str] = ..., chunks: _Optional[int] = ..., raw_bytes: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., seconds: _Optional[float] = ..., tier: _Optional[str] = ..., resumed_chunks: _Optional[int] = ..., codec: _Optional[str] = ..., queued: _Optional[str] = ..., problem: _Optional[str] = ..., mode: _Optional[str] = ..., predicted_s: _Optional[float] = ...) -> None: ...
 
 class SendEvent(_message.Message):
     __slots__ = ("progress", "report")
@@ -800,7 +838,7 @@ class PullRequest(_message.Message):
     def __init__(self, memory: _Optional[str] = ..., peer: _Optional[str] = ...) -> None: ...
 
 class AskRequest(_message.Message):
-    __slots__ = ("prompt", "memory", "max_tokens", "temperature", "top_p", "stop", "seed", "context", "memories", "align", "peer", "codec", "stream_to", "name")
+    __slots__ = ("prompt", "memory", "max_tokens", "temperature", "top_p", "stop", "seed", "context", "memories", "align", "verify_text", "peer", "codec", "stream_to", "name")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -811,6 +849,7 @@ class AskRequest(_message.Message):
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     MEMORIES_FIELD_NUMBER: _ClassVar[int]
     ALIGN_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_TEXT_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     STREAM_TO_FIELD_NUMBER: _ClassVar[int]
@@ -825,14 +864,15 @@ class AskRequest(_message.Message):
     context: str
     memories: _containers.RepeatedScalarFieldContainer[str]
     align: str
+    verify_text: bool
     peer: str
     codec: str
     stream_to: str
     name: str
-    def __init__(self, prompt: _Optional[str] = ..., memory: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., context: _Optional[str] = ..., memories: _Optional[_Iterable[str]] = ..., align: _Optional[str] = ..., peer: _Optional[str] = ..., codec: _Optional[str] = ..., stream_to: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+    def __init__(self, prompt: _Optional[str] = ..., memory: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., context: _Optional[str] = ..., memories: _Optional[_Iterable[str]] = ..., align: _Optional[str] = ..., verify_text: _Optional[bool] = ..., peer: _Optional[str] = ..., codec: _Optional[str] = ..., stream_to: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class KvReport(_message.Message):
-    __slots__ = ("tier", "reused_tokens", "recomputed_tokens", "fallback", "ttft_s", "codec", "map")
+    __slots__ = ("tier", "reused_tokens", "recomputed_tokens", "fallback", "ttft_s", "codec", "map", "untrusted_source")
     TIER_FIELD_NUMBER: _ClassVar[int]
     REUSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -840,6 +880,7 @@ class KvReport(_message.Message):
     TTFT_S_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     MAP_FIELD_NUMBER: _ClassVar[int]
+    UNTRUSTED_SOURCE_FIELD_NUMBER: _ClassVar[int]
     tier: str
     reused_tokens: int
     recomputed_tokens: int
@@ -847,7 +888,8 @@ class KvReport(_message.Message):
     ttft_s: float
     codec: str
     map: str
-    def __init__(self, tier: _Optional[str] = ..., reused_tokens: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., fallback: _Optional[str] = ..., ttft_s: _Optional[float] = ..., codec: _Optional[str] = ..., map: _Optional[str] = ...) -> None: ...
+    untrusted_source: str
+    def __init__(self, tier: _Optional[str] = ..., reused_tokens: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., fallback: _Optional[str] = ..., ttft_s: _Optional[float] = ..., codec: _Optional[str] = ..., map: _Optional[str] = ..., untrusted_source: _Optional[str] = ...) -> None: ...
 
 class Answer(_message.Message):
     __slots__ = ("text", "kv", "tokens", "finish_reason", "seconds", "memory", "live_problem")

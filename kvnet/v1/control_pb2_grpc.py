@@ -65,6 +65,11 @@ class ControlStub:
                 request_serializer=kvnet_dot_v1_dot_control__pb2.ForgetRequest.SerializeToString,
                 response_deserializer=kvnet_dot_v1_dot_control__pb2.MemoryInfo.FromString,
                 _registered_method=True)
+        self.CheckMemory = channel.unary_unary(
+                '/kvnet.v1.Control/CheckMemory',
+                request_serializer=kvnet_dot_v1_dot_control__pb2.CheckMemoryRequest.SerializeToString,
+                response_deserializer=kvnet_dot_v1_dot_control__pb2.MemoryCheck.FromString,
+                _registered_method=True)
         self.Export = channel.unary_stream(
                 '/kvnet.v1.Control/Export',
                 request_serializer=kvnet_dot_v1_dot_control__pb2.ExportRequest.SerializeToString,
@@ -293,6 +298,13 @@ class ControlServicer:
 
     def Forget(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckMemory(self, request, context):
+        """Compare a memory with what the hosted model makes of its text.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -576,6 +588,11 @@ def add_ControlServicer_to_server(servicer, server):
                     servicer.Forget,
                     request_deserializer=kvnet_dot_v1_dot_control__pb2.ForgetRequest.FromString,
                     response_serializer=kvnet_dot_v1_dot_control__pb2.MemoryInfo.SerializeToString,
+            ),
+            'CheckMemory': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckMemory,
+                    request_deserializer=kvnet_dot_v1_dot_control__pb2.CheckMemoryRequest.FromString,
+                    response_serializer=kvnet_dot_v1_dot_control__pb2.MemoryCheck.SerializeToString,
             ),
             'Export': grpc.unary_stream_rpc_method_handler(
                     servicer.Export,
@@ -931,6 +948,33 @@ class Control:
             '/kvnet.v1.Control/Forget',
             kvnet_dot_v1_dot_control__pb2.ForgetRequest.SerializeToString,
             kvnet_dot_v1_dot_control__pb2.MemoryInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckMemory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/kvnet.v1.Control/CheckMemory',
+            kvnet_dot_v1_dot_control__pb2.CheckMemoryRequest.SerializeToString,
+            kvnet_dot_v1_dot_control__pb2.MemoryCheck.FromString,
             options,
             channel_credentials,
             insecure,

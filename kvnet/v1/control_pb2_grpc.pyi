@@ -39,6 +39,8 @@ class ControlStub:
     ListMemories: _grpc.UnaryUnaryMultiCallable[_control_pb2.ListMemoriesRequest, _control_pb2.MemoryList]
     ShowMemory: _grpc.UnaryUnaryMultiCallable[_control_pb2.ShowMemoryRequest, _control_pb2.MemoryInfo]
     Forget: _grpc.UnaryUnaryMultiCallable[_control_pb2.ForgetRequest, _control_pb2.MemoryInfo]
+    CheckMemory: _grpc.UnaryUnaryMultiCallable[_control_pb2.CheckMemoryRequest, _control_pb2.MemoryCheck]
+    """Compare a memory with what the hosted model makes of its text."""
     Export: _grpc.UnaryStreamMultiCallable[_control_pb2.ExportRequest, _control_pb2.Piece]
     """A memory's .awkg file, or the calibration it is decoded with, piece by piece."""
     Import: _grpc.StreamUnaryMultiCallable[_control_pb2.ImportPiece, _control_pb2.MemoryInfo]
@@ -109,6 +111,8 @@ class ControlAsyncStub(ControlStub):
     ListMemories: _aio.UnaryUnaryMultiCallable[_control_pb2.ListMemoriesRequest, _control_pb2.MemoryList]  # type: ignore[assignment]
     ShowMemory: _aio.UnaryUnaryMultiCallable[_control_pb2.ShowMemoryRequest, _control_pb2.MemoryInfo]  # type: ignore[assignment]
     Forget: _aio.UnaryUnaryMultiCallable[_control_pb2.ForgetRequest, _control_pb2.MemoryInfo]  # type: ignore[assignment]
+    CheckMemory: _aio.UnaryUnaryMultiCallable[_control_pb2.CheckMemoryRequest, _control_pb2.MemoryCheck]  # type: ignore[assignment]
+    """Compare a memory with what the hosted model makes of its text."""
     Export: _aio.UnaryStreamMultiCallable[_control_pb2.ExportRequest, _control_pb2.Piece]  # type: ignore[assignment]
     """A memory's .awkg file, or the calibration it is decoded with, piece by piece."""
     Import: _aio.StreamUnaryMultiCallable[_control_pb2.ImportPiece, _control_pb2.MemoryInfo]  # type: ignore[assignment]
@@ -212,6 +216,14 @@ class ControlServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.ForgetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.MemoryInfo, _abc.Awaitable[_control_pb2.MemoryInfo]]: ...
+
+    @_abc_1.abstractmethod
+    def CheckMemory(
+        self,
+        request: _control_pb2.CheckMemoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_pb2.MemoryCheck, _abc.Awaitable[_control_pb2.MemoryCheck]]:
+        """Compare a memory with what the hosted model makes of its text."""
 
     @_abc_1.abstractmethod
     def Export(

@@ -16,6 +16,8 @@ FULL_MIB, QUICK_MIB = 256, 24  # of each transfer
 AT_ONCE = (1, 2, 4, 8)
 NEVER_FALLS = 0.95  # of the goodput of one: less is noise
 FAIR = 0.20
+# As many as a peer may not have at once by default.
+LIMITS = {"max_inbound_transfers_per_peer": 8, "max_connections_per_peer": 32, "max_connections_per_ip": 32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ def rounds(mib: int, seed: int) -> list[Round]:
     with folder_at() as folder:
         home, count = Home(folder / "alice"), sum(AT_ONCE)
         memories = iter([put_memory(home, tokens_of(mib * MIB), seed=seed + n) for n in range(count)])
-        with keepers(folder, "alice", "bob") as nodes:
+        with keepers(folder, "alice", "bob", limits=LIMITS) as nodes:
             return [_round(nodes["alice"], [next(memories) for _ in range(n)], mib) for n in AT_ONCE]
 
 

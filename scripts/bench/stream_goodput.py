@@ -32,8 +32,8 @@ from stream_nodes import (
 
 from kvnet.identity.keys import NodeKey
 from kvnet.paths import Home
+from kvnet.transport.limits import PortLimits
 from kvnet.transport.security import Credentials
-from kvnet.transport.server import SERVER_OPTIONS
 
 FULL_MIB, QUICK_MIB = 1024, 128
 TIMES, QUICK_TIMES = 3, 1
@@ -111,7 +111,7 @@ def _ack_s(sender: Any, memory: str) -> float:
 
 
 def bare_stream_s(mib: int) -> float:
-    """Seconds to stream so many MiB from one process to another over gRPC with mutual TLS, and hear the end."""
+    """Seconds to stream so many MiB between two processes over gRPC with mutual TLS, and hear the end."""
     spawned = multiprocessing.get_context("spawn")
     ours, theirs = spawned.Pipe()
     alice, seed = NodeKey.generate(), os.urandom(32)
@@ -131,7 +131,7 @@ def _serve(pipe: Connection, seed: bytes, caller: bytes) -> None:
 
 
 async def _serving(pipe: Connection, key: NodeKey, caller: bytes) -> None:
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server = grpc.aio.server(options=PortLimits().server_options())
 
     async def take(messages: AsyncIterator[bytes], context: Any) -> None:
         nbytes = 0

@@ -1,7 +1,7 @@
 """Memory stays bounded: while much goes through, as memories grow longer, after transfers were broken off.
 
-Daemons without a model, uncompressed synthetic memories, loopback. Resident is RssAnon: what the kernel cannot
-drop.
+Daemons without a model, uncompressed synthetic memories, loopback. Resident is RssAnon: what the kernel
+cannot drop.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def rows(quick: bool, seed: int) -> list[Row]:
 def _growth(mib: int, seed: int) -> list[Row]:
     with folder_at() as folder:
         memory = put_memory(Home(folder / "alice"), tokens_of(mib * MIB), seed=seed)
-        keeping = keepers(folder, "alice", "bob", max_transfer_nbytes=2 * mib * MIB)
+        keeping = keepers(folder, "alice", "bob", limits={"max_transfer_nbytes": 2 * mib * MIB})
         with keeping as nodes, watched(nodes) as peaks:
             seconds = timed_send(nodes["alice"], memory, "bob")
     details = {"mib": mib, "seconds": seconds, "load": load()}
@@ -104,7 +104,9 @@ def _leaks(times: int, seed: int) -> list[Row]:
     rng = random.Random(seed)
     with folder_at() as folder:
         memory = put_memory(Home(folder / "alice"), tokens_of(16 * MIB), seed=seed)
-        with keepers(folder, "alice", "bob") as nodes:
+        # What is broken off stays for a resume, here of more transfers than one peer may leave.
+        limits = {"max_unfinished_per_peer": times + 1, "max_calls_per_s": 1000}
+        with keepers(folder, "alice", "bob", limits=limits) as nodes:
             pids = {name: node.status().pid for name, node in nodes.items()}
             before: dict[str, tuple[int, int]] = {}
             for number in range(times):

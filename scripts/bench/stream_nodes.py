@@ -123,14 +123,18 @@ def folder_at(where: Path | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def keepers(folder: Path, *names: str, **settings: Any) -> Iterator[dict[str, Node]]:
-    """Daemons without a model, each introduced to all the others; settings are config.toml's."""
+def keepers(
+    folder: Path, *names: str, limits: dict[str, int] | None = None, **settings: Any
+) -> Iterator[dict[str, Node]]:
+    """Daemons without a model, each introduced to all the others; settings and limits are config.toml's."""
+    said = [f"{k} = {json.dumps(v)}\n" for k, v in settings.items()]
+    said += ["[limits]\n", *(f"{k} = {v}\n" for k, v in (limits or {}).items())]
     with ExitStack() as stack:
         nodes: dict[str, Node] = {}
         for name in names:
             home = Home(folder / name)
             home.root.mkdir(parents=True, exist_ok=True)
-            home.config.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items()))
+            home.config.write_text("".join(said))
             flags = {"model": "none", "name": name, "listen": "127.0.0.1:0", "mdns": "0"}
             spawn.start(home, flags)
             stack.callback(spawn.stop, home)

@@ -56,12 +56,12 @@ def advert_packet(
 
 
 class Rogue:
-    """A multicast sender on the loopback interface."""
+    """A multicast sender on the interface with this address: loopback, if none is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1") -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        loopback = socket.inet_aton("127.0.0.1")
-        self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, loopback)
+        interface = socket.inet_aton(address)
+        self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, interface)
 
     def __enter__(self) -> Self:
         return self

@@ -83,7 +83,7 @@ BAD_SETTINGS = [
     ("quantization = 'int3'", "quantization"),
     ("listen = 'everywhere'", "listen"),
     ("listen = '0.0.0.0:99999'", "listen"),
-    ("max_inbound_transfers = -1", "max_inbound_transfers"),
+    ("[limits]\nmax_inbound_transfers = -1", "limits.max_inbound_transfers"),
     ("name = ''", "name"),
     ("= nonsense", "config.toml"),
 ]

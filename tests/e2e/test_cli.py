@@ -198,8 +198,9 @@ def test_send_ask_and_inbox(alice: Path, pair: Pair) -> None:
 def test_an_answer_goes_to_stdout_and_its_kv_report_to_stderr(pair: Pair) -> None:
     said = kvnet(pair.bob.home.root, "ask", pair.prompt, "--memory", pair.memory.id)
     assert said.stdout == pair.expected[0] + "\n"
-    assert said.stderr.startswith(f"[kv exact: {pair.memory.tokens} tokens reused, ")
-    assert said.stderr.count("\n") == 1
+    kv, untrusted = said.stderr.splitlines()
+    assert kv.startswith(f"[kv exact: {pair.memory.tokens} tokens reused, ")
+    assert untrusted == "[untrusted: read what came from alice]"
     with_text = kvnet(pair.bob.home.root, "ask", pair.prompt, "--memory", pair.memory.id, "--stop", ".")
     assert with_text.stdout == pair.expected[0].split(".")[0] + "\n"
 

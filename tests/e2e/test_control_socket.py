@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 import pytest
 
 from kvnet.paths import MAX_SOCKET_PATH_NBYTES, Home
-from tests.e2e.daemons import Kvnet, MakeHome, Pair
+from kvnet.v1 import control_pb2, control_pb2_grpc
+from tests.e2e.daemons import Daemon, Kvnet, MakeHome, Pair
 from tests.e2e.outcomes import assert_refused_both_ways
 
 pytestmark = pytest.mark.usefixtures("pair_goes_on")
@@ -61,10 +70,75 @@ def test_a_too_long_home_is_refused_before_anything_is_made(home: MakeHome, run:
 
 
 def test_grpc_on_the_control_socket_without_a_token_is_refused(pair: Pair) -> None:
-    from kvnet.v1 import control_pb2, control_pb2_grpc
-
     with grpc.insecure_channel(f"unix:{pair.alice.home.socket}") as channel:
         stub = control_pb2_grpc.ControlStub(channel)
         with pytest.raises(grpc.RpcError) as refused:
             stub.Status(control_pb2.StatusRequest(), timeout=10)
     assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+
+
+NOBODY = 65534
+# Becomes another user, once all is imported that only root may read; says what it could do. Knows no kvnet.
+_AS_ANOTHER_USER = """
+import grpc, json, os, socket, sys
+user, path, token, *methods = sys.argv[1:]
+channel = grpc.insecure_channel("unix:" + path)  # connects at the first call
+os.setgroups([]), os.setgid(int(user)), os.setuid(int(user))
+said = {"user": os.geteuid()}
+try:
+    socket.socket(socket.AF_UNIX).connect(path)
+except OSError as refused:
+    said["socket"] = type(refused).__name__
+try:
+    open(token).close()
+except OSError as refused:
+    said["token"] = type(refused).__name__
+for method in methods:
+    try:
+        channel.unary_unary(method)(b"", timeout=20)
+    except grpc.RpcError as refused:
+        said[method] = refused.code().name
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def careless() -> Iterator[Daemon]:
+    """A daemon under umask 000, in a folder that everybody may enter."""
+    if os.geteuid() != 0:
+        pytest.skip("becoming another user needs root")
+    folder = Path(tempfile.mkdtemp(prefix="kv-"))
+    folder.chmod(0o755)
+    daemon = Daemon(folder / "home", "careless", inside=("sh", "-c", 'umask 000; exec "$0" "$@"'))
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.stop()
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("opened", ["nothing", "home", "run", "socket"])
+def test_another_user_is_refused_by_every_layer_of_its_own(careless: Daemon, opened: str) -> None:
+    home = careless.home
+    layers = {"home": home.root, "run": home.run, "socket": home.socket}
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in layers.values()}
+    wide = list(layers)[: list(layers).index(opened) + 1] if opened in layers else []
+    service = control_pb2.DESCRIPTOR.services_by_name["Control"]
+    methods = [f"/{service.full_name}/{method.name}" for method in service.methods]
+    try:
+        for name in wide:
+            layers[name].chmod(0o777)
+        arguments = [str(NOBODY), str(home.socket), str(home.token), *methods]
+        command = [sys.executable, "-c", _AS_ANOTHER_USER, *arguments]
+        done = subprocess.run(command, capture_output=True, check=True, timeout=60)
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+    said = json.loads(done.stdout)
+    assert said.pop("user") == NOBODY
+    assert said.pop("token") == "PermissionError"
+    if opened == "socket":
+        assert said == dict.fromkeys(methods, "UNAUTHENTICATED")
+    else:
+        assert said == {"socket": "PermissionError", **dict.fromkeys(methods, "UNAVAILABLE")}

@@ -57,7 +57,9 @@ def test_peer_goes_on_where_the_answer_ended_as_its_own_node_does(
     assert speaker.show(name).id == answer.memory
     there = hearer.show(f"rambler/{name}")
     assert there.start_pos + there.tokens == answer.kv.reused_tokens + answer.kv.recomputed_tokens + 50
-    assert hearer.ask(MORE, f"rambler/{name}").text == speaker.ask(MORE, name).text
+    ours, theirs = speaker.ask(MORE, name), hearer.ask(MORE, f"rambler/{name}")
+    assert theirs.text == ours.text
+    assert (ours.kv.untrusted_source, theirs.kv.untrusted_source) == ("", "rambler")
 
 
 def test_peer_joins_while_it_is_generated_and_only_the_end_is_a_message(

@@ -10,6 +10,7 @@ from kvnetd.rates import Rates
 
 from kvnet.client import Node
 from kvnet.errors import NotPermitted, RequestError
+from kvnet.identity.peers import Permission
 from tests.e2e.daemons import MakeDaemon, Pair, dialled_at, introduce, long_text, questions
 from tests.lan.proxy import FaultProxy, Faults
 
@@ -101,7 +102,7 @@ def test_peer_that_reads_no_texts_for_this_one_gets_a_transfer(nodes: tuple[Node
             alice.send(memory, "bob", mode="split")
         assert alice.send(memory, "bob", mode="auto").mode == "transfer"
     finally:
-        bob.trust_peer("alice", permissions=("send", "pull", "ask"))
+        bob.trust_peer("alice", permissions=tuple(Permission))
 
 
 async def test_transfer_whose_link_stalls_ends_and_the_text_goes(daemon: MakeDaemon) -> None:

@@ -27,7 +27,7 @@ from tests.lan.proxy import FaultProxy, Faults
 
 pytestmark = pytest.mark.usefixtures("pair_goes_on")
 
-DELIVERED_S = 90.0  # the pauses between attempts grow up to half a minute
+DELIVERED_S = 90.0  # the pauses between attempts grow up to a quarter of a minute
 
 
 async def _until_nothing_waits(sender: AsyncNode) -> None:

@@ -9,6 +9,7 @@ import pytest
 from kvnet.api import LayerProgress, SendReport
 from kvnet.client import Node
 from kvnet.errors import NotPermitted, RequestError
+from kvnet.identity.peers import Permission
 from tests.e2e.daemons import Pair, long_text, questions
 
 
@@ -48,6 +49,7 @@ def test_peer_reads_and_this_node_answers(nodes: tuple[Node, Node], codec: str) 
         assert answer.text == alice.ask(question.prompt, context=text).text
         assert (answer.kv.tier, answer.kv.codec, answer.kv.fallback) == ("exact", codec, "none")
         assert answer.kv.reused_tokens > answer.kv.recomputed_tokens > 0
+        assert answer.kv.untrusted_source == "alice"
 
 
 def test_peers_memory_is_answered_from_while_it_arrives(nodes: tuple[Node, Node]) -> None:
@@ -57,6 +59,12 @@ def test_peers_memory_is_answered_from_while_it_arrives(nodes: tuple[Node, Node]
     answer = bob.ask(question.prompt, memory.id, peer="alice")
     assert answer.text == alice.ask(question.prompt, memory).text
     assert bob.show(memory.id).origin != ""
+
+
+def test_what_a_peer_sends_is_not_compared_with_a_text_while_it_arrives(nodes: tuple[Node, Node]) -> None:
+    _, bob = nodes
+    with pytest.raises(RequestError, match="pull the memory first"):
+        bob.ask("What?", context="The key of Ada is red.", peer="alice", verify_text=True)
 
 
 def test_peer_is_told_to_read_or_to_send_and_not_both(nodes: tuple[Node, Node]) -> None:
@@ -72,4 +80,4 @@ def test_peer_without_the_permission_has_nothing_read_for_it(pair: Pair) -> None
             with pytest.raises(NotPermitted):
                 bob.ask("What?", context="The key of Ada is red.", peer="alice")
         finally:
-            alice.trust_peer("bob", permissions=("send", "pull", "ask"))
+            alice.trust_peer("bob", permissions=tuple(Permission))

@@ -56,7 +56,18 @@ def test_send_brings_first_what_the_peer_lacks(nodes: tuple[Node, Node]) -> None
     assert report.memory in unread
     assert bob.show(report.memory).behind != ""
     assert base.id not in unread  # what came along is no message
-    assert bob.ask(question.prompt, report.memory).text == alice.ask(question.prompt, rest).text
+    ours, theirs = alice.ask(question.prompt, rest), bob.ask(question.prompt, report.memory)
+    assert theirs.text == ours.text
+    assert (ours.kv.untrusted_source, theirs.kv.untrusted_source) == ("", "alice")
+
+
+def test_own_reading_behind_a_received_memory_names_who_sent_that(nodes: tuple[Node, Node]) -> None:
+    alice, bob = nodes
+    text, question = questions(1, seed=67)[0]
+    first, second = halves(text)
+    base = alice.send(alice.remember(first), "bob", codec="exact").memory
+    rest = bob.remember(second, after=base)
+    assert bob.ask(question.prompt, rest).kv.untrusted_source == "alice"
 
 
 def test_base_that_the_peer_holds_in_any_coding_is_not_sent_again(nodes: tuple[Node, Node]) -> None:
@@ -107,5 +118,7 @@ def test_memory_behind_another_is_asked_alone_and_has_no_text_of_its_own(nodes: 
         alice.send(rest, "bob", with_text=True)
     with pytest.raises(AlignmentRefused, match="have the whole text read"):
         alice.ask(question.prompt, rest, align="text")
+    with pytest.raises(RequestError, match="only whole memories are compared"):
+        alice.ask(question.prompt, rest, verify_text=True)
     with pytest.raises(RequestError, match="leave --attention"):
         alice.remember(" More.", after=base, attention=True)

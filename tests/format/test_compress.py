@@ -270,3 +270,47 @@ def test_flipped_byte_gives_the_right_size_or_is_refused(used: Compression, data
     except MalformedChunk:
         return
     assert len(raw) == len(TEXT)
+
+
+_CHECKED = zstd.compress(TEXT, options={zstd.CompressionParameter.checksum_flag: 1})
+_NAMED = zstd.compress(
+    TEXT,
+    zstd_dict=zstd.train_dict([b"the same words again and again %d" % (i % 7) for i in range(2000)], 1024),
+)
+_WIDE = (lambda c: c.compress(TEXT, c.CONTINUE) + c.flush())(
+    zstd.ZstdCompressor(
+        options={zstd.CompressionParameter.window_log: 24, zstd.CompressionParameter.content_size_flag: 0}
+    )
+)
+REASONS = {
+    "a dictionary": (_NAMED, "wants a dictionary"),
+    "a wide window": (_WIDE, "wants a window of"),
+    "another length": (zstd.compress(TEXT + b"x"), f"states {len(TEXT) + 1} bytes"),
+    "a header cut short": (_CHECKED[:6], "ends within the frame's header"),
+    "nothing but the magic": (_CHECKED[:4], "ends after the magic number"),
+    "no checksum where one is due": (_CHECKED[:-4], "does not end after"),
+    "rubbish": (_CHECKED[:7] + b"\xff" * 40, "does not decompress to"),
+}
+
+
+@pytest.mark.parametrize(("wire", "why"), REASONS.values(), ids=REASONS)
+def test_frame_is_refused_for_what_is_wrong_with_it(wire: bytes, why: str) -> None:
+    with pytest.raises(MalformedChunk, match=why):
+        decompress(wire, Compression.ZSTD, len(TEXT))
+
+
+@pytest.mark.parametrize(
+    ("wire", "raw_nbytes", "itemsize", "why"),
+    [
+        (planes(bytes(49), bytes(49)), 99, 2, "99 bytes of itemsize 2"),
+        (planes(*[bytes(24)] * 4), 98, 4, "98 bytes of itemsize 4"),
+        (planes(zstd.compress(b"abcd"), b"abcd"), 8, 2, "a plane of 13 bytes, at most 4"),
+        (planes(b"abcd", b"abcd")[:-1], 8, 2, "a plane of 4 bytes, at most 4 and all there"),
+    ],
+    ids=["odd length", "broken elements", "a frame longer than its plane", "the last plane cut short"],
+)
+def test_planes_are_refused_for_what_is_wrong_with_them(
+    wire: bytes, raw_nbytes: int, itemsize: int, why: str
+) -> None:
+    with pytest.raises(MalformedChunk, match=why):
+        decompress(wire, Compression.SPLIT, raw_nbytes, itemsize=itemsize)

@@ -95,3 +95,12 @@ HOSTILE = {
 def test_hostile_field_is_refused(data: bytes) -> None:
     with pytest.raises(MalformedChunk):
         Envelope.unpack(data)
+
+
+@pytest.mark.parametrize(
+    ("raw_nbytes", "wire_nbytes"), [(MAX_CHUNK_RAW_NBYTES + 1, 7), (7, 8)], ids=["too much", "it grew"]
+)
+def test_compressed_chunk_is_neither_too_long_nor_longer_than_raw(raw_nbytes: int, wire_nbytes: int) -> None:
+    hostile = make_envelope(compression=Compression.LZ4, raw_nbytes=raw_nbytes, wire_nbytes=wire_nbytes)
+    with pytest.raises(MalformedChunk, match=f"raw {raw_nbytes} and wire {wire_nbytes} bytes"):
+        Envelope.unpack(hostile.pack())

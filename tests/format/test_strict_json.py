@@ -294,3 +294,30 @@ def test_field_with_a_bound_of_its_own_is_longer_than_the_others() -> None:
     for plain in ({"title": "", "text": "a" * (most + 1)}, {"title": "a" * most}, {"title": "", "text": 7}):
         with pytest.raises(MalformedMessage):
             strict_json.from_plain(Page, plain, what="page")
+
+
+LONGEST = "x" * MAX_STRING_CHARS
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda text: text,
+        lambda text: {text: 1},
+        lambda text: {"a": text},
+        lambda text: [1, text],
+        lambda text: {"a": [{"b": text}]},
+        lambda text: [{text: None}],
+    ],
+    ids=["itself", "a key", "a value", "in a list", "deep down", "a key deep down"],
+)
+def test_long_string_within_a_free_form_value_is_refused_wherever_it_is(place: Any) -> None:
+    strict_json.check_strings(place(LONGEST), "tree")
+    with pytest.raises(MalformedMessage, match=f"at most {MAX_STRING_CHARS} are read"):
+        strict_json.check_strings(place(LONGEST + "x"), "tree")
+
+
+def test_free_form_field_keeps_the_bound_of_strings() -> None:
+    tree = PLAIN | {"extra": {"a": LONGEST + "x"}}
+    with pytest.raises(MalformedMessage, match=r"tree\.extra: 4097 characters"):
+        strict_json.decode(Tree, json.dumps(tree).encode(), what="tree")

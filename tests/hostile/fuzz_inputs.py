@@ -17,6 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.hostile import bases, recipes_port
+from tests.hostile.fuzz_message_inputs import message_seeds, mutate_message
+from tests.hostile.fuzz_messages import MESSAGE_TARGETS
 from tests.hostile.make_corpus import all_cases
 from tests.hostile.open_differences import OPEN_DIFFERENCES
 from tests.hostile.recipes_package import plain_files
@@ -52,6 +54,8 @@ _VALUES: tuple[Any, ...] = (
 
 def seeds(target: str) -> list[bytes]:
     """Where a target starts from: the corpus, cut to what the target reads."""
+    if target in MESSAGE_TARGETS:
+        return message_seeds(target)
     # A seed that already fails would be all that the fuzzer finds.
     files = [case for case in all_cases() if case.suffix and case.name not in OPEN_DIFFERENCES]
     wanted = ".zip" if target == "package" else ".awkg"
@@ -110,6 +114,8 @@ _CHUNK_SEEDS: dict[str, Callable[[], list[bytes]]] = {
 
 def mutate(target: str, data: bytes, max_nbytes: int, rng: random.Random, scramble: Scramble) -> bytes:
     """One mutation of an input, signed again where the target looks at signatures."""
+    if target in MESSAGE_TARGETS:
+        return mutate_message(target, data, rng, lambda text: _mutate_json(text, max_nbytes, rng, scramble))
     if target in ("file", "memory") and rng.random() < 0.9:
         return _mutate_file(data, max_nbytes, rng, scramble)
     if target == "header" and rng.random() < 0.9:

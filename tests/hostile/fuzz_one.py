@@ -12,7 +12,7 @@ from pathlib import Path
 import atheris  # type: ignore[import-not-found, import-untyped, unused-ignore]
 import torch
 
-with atheris.instrument_imports(include=["kvnet"]):
+with atheris.instrument_imports(include=["kvnet", "kvnetd"]):
     from tests.hostile.fuzz_inputs import mutate, seeds
     from tests.hostile.fuzz_targets import run_target
 

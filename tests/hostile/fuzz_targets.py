@@ -6,12 +6,9 @@ bytes that choose geometry, coding or codec.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import torch
 
@@ -28,6 +25,8 @@ from kvnet.format.compress import decompress
 from kvnet.plan import check_coding, plan_memory, raw_nbytes_range
 from kvnet.types import Coding, Compression, DType, KeySpace, Kind, MemoryHeader, Rope, Scheme
 from tests.hostile import bases
+from tests.hostile.fuzz_folder import as_file
+from tests.hostile.fuzz_messages import MESSAGE_TARGETS
 from tests.hostile.kvnet_verdict import read_file
 from tests.second_reader.strict import Refused, parse_strict
 
@@ -72,18 +71,18 @@ def fuzz_header(data: bytes) -> None:
 
 def fuzz_file(data: bytes) -> None:
     """A memory file: head, signature, table, every section."""
-    with MemoryFile.open(_as_file(data, "fuzz.awkg")) as file:
+    with MemoryFile.open(as_file(data, "fuzz.awkg")) as file:
         file.verify()
 
 
 def fuzz_memory(data: bytes) -> None:
     """A memory file down to its numbers."""
-    read_file(_as_file(data, "fuzz.awkg"), _basis_bytes())
+    read_file(as_file(data, "fuzz.awkg"), _basis_bytes())
 
 
 def fuzz_package(data: bytes) -> None:
     """A zipped package."""
-    with Package.open(_as_file(data, "fuzz.zip")) as package:
+    with Package.open(as_file(data, "fuzz.zip")) as package:
         package.verify()
 
 
@@ -149,6 +148,7 @@ TARGETS: dict[str, Target] = {
     "transform": fuzz_transform,
     "attention": fuzz_attention,
     "coordinates": fuzz_coordinates,
+    **MESSAGE_TARGETS,
 }
 
 
@@ -195,7 +195,7 @@ def _check_finite(tensor: torch.Tensor) -> None:
 
 @cache
 def _transform_header() -> MemoryHeader:
-    with MemoryFile.open(_as_file(bases.transform().sign(), "transform.awkg")) as file:
+    with MemoryFile.open(as_file(bases.transform().sign(), "transform.awkg")) as file:
         return file.header.memory
 
 
@@ -207,15 +207,3 @@ def _basis_bytes() -> bytes:
 @cache
 def _basis() -> Basis:
     return Basis.from_bytes(_basis_bytes(), _transform_header().geometry)
-
-
-@cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    memory = "/dev/shm"  # noqa: S108 (only a faster place for the folder, whose name is random)
-    return tempfile.TemporaryDirectory(prefix="kvnet-fuzz-", dir=memory if os.path.isdir(memory) else None)  # noqa: PTH112
-
-
-def _as_file(data: bytes, name: str) -> Path:
-    path = Path(_folder().name, name)
-    path.write_bytes(data)
-    return path

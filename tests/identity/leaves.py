@@ -59,3 +59,20 @@ def _hash_of(key: _Key) -> hashes.SHA256 | None:
 
 def _named(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def hinted_leaf(hint: x509.AuthorityKeyIdentifier, signer: NodeKey) -> bytes:
+    """A leaf, in PEM, that `signer` signs and that says so in another way, or not at all."""
+    fresh = ec.generate_private_key(ec.SECP256R1())
+    certificate = (
+        x509.CertificateBuilder()
+        .not_valid_before(datetime(1970, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(9999, 12, 31, tzinfo=UTC))
+        .subject_name(x509.Name([]))
+        .issuer_name(_named(signer.node_id))
+        .public_key(fresh.public_key())
+        .serial_number(1)
+        .add_extension(hint, critical=False)
+        .sign(signer.issuer(), algorithm=None)
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM)

@@ -6,15 +6,23 @@ from datetime import UTC, datetime
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvnet.errors import BadSignature
-from kvnet.identity.certificates import issue_leaf, leaf_digest, pin, server_name, signer_of
+from kvnet.identity.certificates import (
+    MAX_CERTIFICATE_NBYTES,
+    issue_leaf,
+    leaf_digest,
+    pin,
+    server_name,
+    signer_of,
+)
 from kvnet.identity.keys import NodeKey
-from tests.identity.leaves import forged_leaf
+from tests.identity.leaves import forged_leaf, hinted_leaf
 
 ALICE, BOB = NodeKey(b"a" * 32), NodeKey(b"b" * 32)
 
@@ -90,3 +98,30 @@ def test_altered_leaf_is_refused() -> None:
 def test_what_is_no_leaf_is_refused(pem: bytes) -> None:
     with pytest.raises(BadSignature, match="certificate: "):
         signer_of(pem)
+
+
+def test_pins_of_one_node_have_serial_numbers_of_their_own() -> None:
+    pins = [x509.load_pem_x509_certificate(pin(key.public, by=ALICE)) for key in (ALICE, BOB)]
+    assert len({found.serial_number for found in pins} | {1}) == 3
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        forged_leaf(ALICE, under=ec.generate_private_key(ec.SECP256R1())).chain_pem,
+        hinted_leaf(x509.AuthorityKeyIdentifier(ALICE.public[:31], None, None), ALICE),
+        hinted_leaf(x509.AuthorityKeyIdentifier(None, [x509.DNSName("alice")], 1), ALICE),
+    ],
+    ids=["by a key of another kind", "a short hint", "a hint that is no key"],
+)
+def test_leaf_that_no_ed25519_key_can_have_signed_is_refused_before_its_signature_is_checked(
+    leaf: bytes,
+) -> None:
+    with pytest.raises(BadSignature, match="not signed by a node's Ed25519 key"):
+        signer_of(leaf)
+
+
+def test_certificate_with_much_behind_it_is_refused_unread() -> None:
+    padded = issue_leaf(ALICE).chain_pem + b"\n" * MAX_CERTIFICATE_NBYTES
+    with pytest.raises(BadSignature, match=f"at most {MAX_CERTIFICATE_NBYTES}"):
+        signer_of(padded)

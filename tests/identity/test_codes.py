@@ -70,3 +70,9 @@ def test_misspelt_word_is_named_by_its_place_with_the_likely_one() -> None:
         parse_code("7-guitar-meldoy-canyon")
     with pytest.raises(RequestError, match="word 3 is none that kvnet uses; copy"):
         parse_code("7-guitar-melody-" + "x" * 10_000)
+
+
+@pytest.mark.parametrize("number", ["007", "9" * 5000], ids=["three digits", "more than a number may have"])
+def test_number_of_more_than_two_digits_is_refused(number: str) -> None:
+    with pytest.raises(RequestError, match="wants a number from 1 to 99"):
+        parse_code(f"{number}-acorn-acorn-acorn")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvnet.errors import (
+    BadSignature,
     MalformedMessage,
     PairingClosed,
     PairingExpired,
@@ -286,3 +287,32 @@ def test_secrets_are_not_in_what_is_printed() -> None:
     assert isinstance(proof, JoinerProof)
     for shown in (repr(answered), repr(proved), repr(answered.check(proof))):
         assert repr(shared) not in shown
+
+
+class Claimed:
+    """A key that somebody names who does not hold it: public is public."""
+
+    public = RECEIVER.public
+
+    def __init__(self, own: NodeKey) -> None:
+        self.sign = own.sign
+
+
+def test_key_that_is_named_and_not_held_is_refused() -> None:
+    at_inviter, at_joiner = pair(joiner=Claimed(STRANGER))  # type: ignore[arg-type]
+    assert at_inviter.peer_public == RECEIVER.public
+    with pytest.raises(BadSignature, match="does not hold the key"):
+        at_inviter.require_agreement(at_joiner.agree())
+
+
+def test_agreement_counts_for_its_side_and_its_pairing_alone_and_says_no_more() -> None:
+    at_inviter, at_joiner = pair()
+    _, elsewhere = pair()
+    for signature in (
+        RECEIVER.sign(elsewhere._claim("joiner")),
+        RECEIVER.sign(at_joiner._claim("inviter")),
+        RECEIVER.sign(at_joiner._claim("joiner")) + b"and more",
+        b"",
+    ):
+        with pytest.raises(BadSignature):
+            at_inviter.require_agreement(at_joiner._box("agreement", signature))

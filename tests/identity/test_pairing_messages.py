@@ -103,8 +103,8 @@ def test_a_flag_is_zero_or_one(join: Join) -> None:
 
 
 def test_other_version_is_told_before_the_length() -> None:
-    with pytest.raises(ProtocolMismatch, match="version 02"):
-        unpack(bytes([Join.KIND, 2]) + b"another layout", Join, who="bob")
+    with pytest.raises(ProtocolMismatch, match="version 01"):
+        unpack(bytes([Join.KIND, 1]) + b"another layout", Join, who="bob")
 
 
 def test_box_that_fits_no_frame_is_not_packed() -> None:
@@ -142,3 +142,13 @@ def test_reason_is_the_same_on_both_sides(reason: Refusal) -> None:
 
 def test_what_is_wrong_here_is_not_told() -> None:
     assert error_to_refusal(KeyError("secret")) == Refused(Refusal.DECLINED)
+
+
+@pytest.mark.parametrize("data", [b"\x06", b"\x06\x03\x00"], ids=["no reason", "a byte too many"])
+def test_refusal_of_another_length_is_malformed(data: bytes) -> None:
+    with pytest.raises(MalformedMessage, match="sent kind 06 where Join was due"):
+        unpack(data, Join, who="bob")
+
+
+def test_refusal_that_is_due_is_read_and_not_raised() -> None:
+    assert unpack(pack(Refused(Refusal.CLOSED)), Refused, who="bob") == Refused(Refusal.CLOSED)

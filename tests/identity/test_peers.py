@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvnet.errors import RequestError, StateCorrupt, UnknownPeer
+from kvnet.errors import CapacityError, RequestError, StateCorrupt, UnknownPeer
 from kvnet.identity.keys import NodeKey, grouped, node_id_of, short_id
 from kvnet.identity.peers import (
     FILE_VERSION,
     MAX_NAME_CHARS,
-    MAX_PEERS,
     AddedPeer,
     PeerList,
     Permission,
@@ -60,7 +62,7 @@ _peers = st.builds(
     AddedPeer,
     st.binary(min_size=32, max_size=32).map(node_id_of),
     _names,
-    st.text(max_size=20),
+    st.sampled_from(["", "10.0.0.1:7447", "box.local:1", "[fe80::1%eth0]:65535"]),
     st.text(max_size=20),
 )
 
@@ -181,14 +183,12 @@ def test_id_that_is_no_key_is_refused(peers: PeerList) -> None:
         peers.add(replace(ALICE, node_id=NodeId("alice")))
 
 
-def test_full_list_takes_no_stranger_and_still_takes_changes(
-    peers: PeerList, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kvnet.identity.peers.MAX_PEERS", 2)
-    with pytest.raises(RequestError, match="remove one"):
-        peers.add(TWIN)
-    assert peers.add(replace(BOB, name="robert")).name == "robert"
-    assert MAX_PEERS > 2
+def test_full_list_takes_no_stranger_and_still_takes_changes(peers: PeerList, path: Path) -> None:
+    full = PeerList(path, max_peers=2)
+    with pytest.raises(CapacityError, match="remove one"):
+        full.add(TWIN)
+    assert full.add(replace(BOB, name="robert")).name == "robert"
+    assert peers.add(TWIN) == TWIN
 
 
 def document(**changes: Any) -> str:
@@ -241,6 +241,12 @@ def test_file_of_version_1_is_brought_over_with_the_next_change(path: Path) -> N
     peers.add(BOB)
     assert json.loads(path.read_text())["version"] == FILE_VERSION
     assert PeerList(path).all() == (ALICE, BOB)
+
+
+def test_peer_of_a_file_of_version_3_may_not_have_this_node_pass_things_on(path: Path) -> None:
+    known = [one for one in Permission if one is not Permission.RELAY]
+    path.write_text(json.dumps({"version": 3, "peers": [{**asdict(ALICE), "permissions": known}]}))
+    assert PeerList(path).find("alice").permissions == tuple(known)
 
 
 def test_revoked_peer_is_remembered_and_trusted_no_more(path: Path, peers: PeerList) -> None:
@@ -296,3 +302,40 @@ def test_watchers_hear_of_every_change_once_it_is_kept(path: Path, peers: PeerLi
     peers.trust("twin")
     peers.remove("twin")
     assert heard == [True] * 4
+
+
+def test_who_has_no_peers_is_told_so(path: Path) -> None:
+    with pytest.raises(UnknownPeer, match=r"added peers \(none\)"):
+        PeerList(path).find("alice")
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o660, 0o620, 0o602])
+def test_list_that_others_can_write_is_refused(path: Path, peers: PeerList, mode: int) -> None:
+    path.chmod(mode)
+    with pytest.raises(StateCorrupt, match=f"mode {mode:04o} lets others change"):
+        PeerList(path)
+    path.chmod(0o644)
+    assert PeerList(path).find("bob") == BOB
+
+
+def test_list_is_written_for_this_user_alone_whatever_the_umask(path: Path) -> None:
+    before = os.umask(0)
+    try:
+        PeerList(path).add(ALICE)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_list_that_is_no_file_is_a_sentence(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(StateCorrupt, match="cannot be read"):
+        PeerList(path)
+
+
+@pytest.mark.parametrize("num_chars", [5, 40])
+@pytest.mark.parametrize("spelt", [str, str.upper, grouped])
+def test_start_of_another_peers_id_is_no_name(
+    peers: PeerList, spelt: Callable[[str], str], num_chars: int
+) -> None:
+    assert peers.usable_name(spelt(BOB.node_id)[:num_chars], otherwise="refused") == "refused"

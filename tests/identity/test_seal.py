@@ -148,3 +148,8 @@ def test_verified_head_cannot_be_made_elsewhere() -> None:
 def test_noise_is_refused(head: bytes, signature: bytes) -> None:
     with pytest.raises(KvnetError):
         verify_head_bytes(head, signature)
+
+
+def test_message_of_another_type_is_refused_before_its_body_is_looked_at() -> None:
+    with pytest.raises(MalformedMessage, match="kvnet/other/v1"):
+        verify_head(sign_message(WRITER, "kvnet/other/v1", b"no head"))

@@ -61,7 +61,7 @@ def queue(folder: Path) -> None:
     arrival = Arrival(MEMORY)
     ledger.outbox.add("out_1", PARCEL, now=AT, expires_at="2126-01-01", most=9)
     print("queued", flush=True)
-    ledger.offers.keep(("slot",), KeptOffer(arrival.offer, arrival.sealed), VAULT, parcel="out_1")
+    ledger.offers.keep(("slot",), KeptOffer(arrival.offer, arrival.sealed, "out_1"), VAULT)
     print("offered", flush=True)
     out = CompletedTransfer("out", "bob", arrival.offer.transfer_id, MEMORY.header.id, b"", RECEIPT, AT)
     ledger.complete(out, None)

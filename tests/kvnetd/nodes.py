@@ -16,6 +16,7 @@ from kvnetd.config import load_config
 from kvnetd.directory import Directory
 from kvnetd.incoming import InboundTransfer
 from kvnetd.log import EventLog
+from kvnetd.own_keys import own_ids
 from kvnetd.services import Listening, Services
 from kvnetd.store.alignments import AlignmentStore
 from kvnetd.store.bases import BasisStore
@@ -67,38 +68,50 @@ class Host:
 
 @asynccontextmanager
 async def services_of(
-    root: Path, key: NodeKey, *added: AddedPeer, **settings: Any
+    root: Path, key: NodeKey, *added: AddedPeer, limits: dict[str, int] | None = None, **settings: Any
 ) -> AsyncIterator[Services]:
     """The services of a node that has added these peers and hosts no model at all."""
     home = Home(root)
     home.store.mkdir(parents=True)
-    peers = PeerList(home.peers)
+    config = load_config(home, {"limits": {"max_inbound_transfers": 2, **(limits or {})}, **settings}, {})
+    peers = PeerList(home.peers, max_peers=config.limits.max_peers)
     for peer in added:
         peers.add(peer)
-    config = load_config(home, {"max_inbound_transfers": 2, **settings}, {})
     vault = open_folder(home.store, home.vault_key, seals=config.encrypt_at_rest)
     ledger = Ledger(home.store / "ledger.sqlite")
     log = EventLog(home.events, node="n", max_nbytes=1 << 20)
     host: Any = Host("tiny", make_fingerprint(), make_geometry(), 64)
     runner = ModelRunner()
     bases = BasisStore(home.store / "bases")
-    with ThreadPoolExecutor(1) as store_thread, ThreadPoolExecutor(1) as pool:
+    with (
+        ThreadPoolExecutor(1) as store_thread,
+        ThreadPoolExecutor(1) as trust_thread,
+        ThreadPoolExecutor(1) as pool,
+    ):
         yield Services(
             config=config,
             key=key,
             log=log,
             peers=peers,
-            gate=make_gate(key, peers, namespace=config.namespace, log=log, store_thread=store_thread),
+            gate=make_gate(
+                key,
+                peers,
+                namespace=config.namespace,
+                limits=config.limits,
+                log=log,
+                trust_thread=trust_thread,
+            ),
             directory=Directory(),
             memories=MemoryStore(home.store / "memories", vault),
             bases=bases,
-            alignments=AlignmentStore(home.root / "alignments"),
+            alignments=AlignmentStore(home.root / "alignments", own=own_ids(home, key)),
             models=ModelNotes(home.store / "models.json"),
             spool=Spool(home.store / "incoming", bases, vault),
             ledger=ledger,
             host=host,
             runner=runner,
             store_thread=store_thread,
+            trust_thread=trust_thread,
             pool=pool,
             listening=Listening(),
         )

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.records import MemoryRecord
-from kvnetd.store.spool import IncomingTransfer, Spool, folder_name
+from kvnetd.store.spool import Spool, folder_name
+from kvnetd.store.unfinished import IncomingTransfer
 from kvnetd.store.upload import Upload
 
 from kvnet.types import NodeId
@@ -32,7 +33,7 @@ def import_file(memories: MemoryStore, path: Path, *, own: str = RECEIVER.node_i
         data = path.read_bytes()
         for start in range(0, len(data), 777):
             upload.write(data[start : start + 777])
-        return upload.finish(memories, upload.verify(), own=NodeId(own), stored_at=AT)
+        return upload.finish(memories, upload.verify(), own=[NodeId(own)], stored_at=AT)
     finally:
         upload.discard()
 

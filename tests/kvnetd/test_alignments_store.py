@@ -258,7 +258,7 @@ def test_port_that_lies_among_alignments_need_not_be_sent(store: AlignmentStore,
 
 
 def test_map_of_another_never_displaces_the_own_however_much_newer_it_says_it_is(tmp_path: Path) -> None:
-    store = AlignmentStore(tmp_path / "alignments", own=SENDER.node_id)
+    store = AlignmentStore(tmp_path / "alignments", own=[SENDER.node_id])
     own = store.put(a_map())
     store.put(a_map(key=STRANGER, created_at=LATER))
     found = store.find_map(SOURCE, RECEIVER_MODEL)

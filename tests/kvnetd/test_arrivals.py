@@ -28,6 +28,7 @@ from kvnet.errors import (
     ReplayedMessage,
     StateCorrupt,
     StoreFull,
+    TooBusy,
 )
 from kvnet.identity.peers import AddedPeer
 from kvnet.identity.signing import MAX_BODY_NBYTES, sign_message
@@ -83,6 +84,14 @@ async def test_two_peers_with_the_same_transfer_id_send_at_once_and_both_arrive(
         (SENDER.node_id, offer().transfer_id),
     }
     assert len(inbox(services)) == 2
+
+
+async def test_pull_that_broke_leaves_nothing_behind(transfers: Transfers, services: Services) -> None:
+    """The next answer to a pull has an offer of its own."""
+    inbound = await transfers.open_pulled(seal(SENDER, offer()), wanted=MEMORY.header.id)
+    await deliver(inbound, 0, 1, 2)
+    await inbound.close(PeerUnreachable("gone"))
+    assert spooled(services) == []
 
 
 async def test_expire_removes_what_nobody_can_resume_and_keeps_what_is_on_its_way(
@@ -197,8 +206,8 @@ def open_files(services: Services) -> list[str]:
 async def cancel_while_it_opens(
     transfers: Transfers, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The caller goes away while the store is busy opening the spool's files."""
-    opening, go_on, opened = threading.Event(), threading.Event(), services.spool.open
+    """The caller goes away while the pool is busy reading the spool's files: nobody else begins meanwhile."""
+    opening, go_on, opened = threading.Event(), threading.Event(), services.spool.take_up
 
     def slow(*args: Any) -> Any:
         opening.set()
@@ -206,14 +215,16 @@ async def cancel_while_it_opens(
         return opened(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(services.spool, "open", slow)
+        patched.setattr(services.spool, "take_up", slow)
         task = asyncio.create_task(transfers.open_inbound(seal(SENDER, offer())))
         await asyncio.to_thread(opening.wait, 10)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        with pytest.raises(TooBusy):
+            await transfers.open_inbound(seal(SENDER, offer()))
         go_on.set()
-        await services.in_store(lambda: None)
+        await services.in_pool(lambda: None)
         await asyncio.sleep(0.05)  # the files are closed from the loop
 
 
@@ -224,7 +235,7 @@ async def test_open_that_is_cancelled_releases_the_files_and_the_place(
     before = open_files(services)
     for _ in range(3):
         await cancel_while_it_opens(transfers, services, monkeypatch)
-        assert events(services)[-1]["error"] == "cancelled"
+        assert [line.get("error") for line in events(services)[-4:]] == [None, "cancelled", None, "too_busy"]
     assert open_files(services) == before
     await complete(await transfers.open_inbound(seal(SENDER, offer())))
 
@@ -244,7 +255,7 @@ async def test_close_that_fails_frees_the_place(
 
     inbound: InboundTransfer = await transfers.open_inbound(seal(SENDER, offer()))
     with monkeypatch.context() as patched:
-        patched.setattr("kvnetd.store.spool.IncomingTransfer.close", broken)
+        patched.setattr("kvnetd.store.unfinished.IncomingTransfer.close", broken)
         with pytest.raises(StateCorrupt, match="Input/output"):
             await inbound.close(None)
     await inbound._services.in_store(inbound._incoming.close)  # type: ignore[union-attr]

@@ -9,9 +9,10 @@ import pytest
 from kvnetd.services import Services
 from kvnetd.transfers import Transfers
 
-from kvnet.errors import PeerUnreachable, ReplayedMessage
+from kvnet.errors import PeerError, PeerUnreachable, ReplayedMessage
+from kvnet.identity.peers import AddedPeer
 from kvnet.transfer.messages import Offer, seal
-from tests.builders import SENDER
+from tests.builders import SENDER, STRANGER
 from tests.kvnetd.nodes import MEMORY, complete, deliver, inbox, making, offer, receipts, set_room, spooled
 
 TOTAL = 6
@@ -72,3 +73,12 @@ async def test_chunk_of_a_completed_transfer_is_refused_and_stored_nowhere(
         await deliver(again, 0)
     await again.close(PeerUnreachable("the link broke"))
     assert spooled(services) == []
+
+
+async def test_another_peer_with_the_very_same_offer_does_not_get_the_receipt(
+    transfers: Transfers, services: Services, completed: tuple[Offer, Any]
+) -> None:
+    services.peers.add(AddedPeer(STRANGER.node_id, "carol", "", ""))
+    sent, _ = completed
+    with pytest.raises(PeerError, match="another sender"):
+        await transfers.open_inbound(seal(STRANGER, sent))

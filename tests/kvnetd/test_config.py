@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kvnetd.config import DEFAULT_MODEL, Config, load_config
+from kvnetd.config import DEFAULT_MODEL, Config, keep_name, load_config
 
 from kvnet.errors import ConfigError
 from kvnet.paths import Home
@@ -44,7 +44,7 @@ def test_flag_beats_environment_beats_file_beats_default(home: Home) -> None:
 
 TYPED = {
     "mdns": ("mdns = false", "0", False),
-    "max_inbound_transfers": ("max_inbound_transfers = 3", "3", 3),
+    "unfinished_life_s": ("unfinished_life_s = 3", "3", 3),
     "interfaces": ('interfaces = ["eth0", "eth1"]', "eth0,eth1", ("eth0", "eth1")),
     "quantization": ('quantization = "int8"', "int8", "int8"),
     "keep_text": ("keep_text = true", "1", True),
@@ -67,7 +67,7 @@ def test_every_setting_but_the_home_can_come_from_the_environment(home: Home) ->
             int(spec.default) if isinstance(spec.default, bool) else spec.default
         )
         for spec in fields(Config)
-        if spec.name not in ("home", "name", "interfaces")
+        if spec.name not in ("home", "name", "interfaces", "limits")
     }
     config = load(home, None, {**environ, "KVNET_INTERFACES": "", "KVNET_NAME": "n", "KVNET_HOME": "/x"})
     assert config == Config(home=home, name="n")
@@ -117,11 +117,11 @@ BAD = [
     'listen = "0.0.0.0:-1"',
     'listen = "0.0.0.0:²"',
     "interfaces = 5",
-    'max_inbound_transfers = "many"',
-    "max_inbound_transfers = true",
-    "max_inbound_transfers = 1.5",
-    "max_inbound_transfers = -1",
-    "max_transfer_nbytes = -1",
+    'outbox_life_s = "many"',
+    "outbox_life_s = true",
+    "outbox_life_s = 1.5",
+    "outbox_life_s = -1",
+    "limits = 5",
     "log_max_nbytes = []",
 ]
 
@@ -132,9 +132,25 @@ def test_bad_value_is_refused_by_its_key(home: Home, toml: str) -> None:
         load(home, toml)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [("MAX_INBOUND_TRANSFERS", "x"), ("MDNS", "maybe"), ("LISTEN", "here")]
-)
+@pytest.mark.parametrize(("key", "value"), [("OUTBOX_LIFE_S", "x"), ("MDNS", "maybe"), ("LISTEN", "here")])
 def test_bad_value_in_the_environment_is_refused_too(home: Home, key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=key.lower()):
         load(home, None, {f"KVNET_{key}": value})
+
+
+def test_name_that_was_given_once_stays_until_another_is_given(home: Home) -> None:
+    keep_name(load(home, name="bob"))
+    assert load(home).name == "bob"
+    assert load(home, name="robert").name == "robert"
+    assert load(home).name == "bob"  # it has not run under the other one
+    keep_name(load(home, name="robert"))
+    assert load(home).name == "robert"
+    assert load(home, 'name = "of the file"').name == "of the file"
+    assert load(home, environ={"KVNET_NAME": "of the environment"}).name == "of the environment"
+
+
+@pytest.mark.parametrize("kept", [b"a/b", b"\xff", b"x" * 41])
+def test_kept_name_that_is_none_is_refused(home: Home, kept: bytes) -> None:
+    home.name.write_bytes(kept)
+    with pytest.raises(ConfigError, match="name"):
+        load(home)

@@ -19,6 +19,7 @@ from kvnetd.store.memories import MemoryStore
 from kvnetd.store.spool import Spool
 from kvnetd.store.vault import KEY_NBYTES, Vault
 
+from kvnet.durable import write_durably
 from kvnet.errors import StoreFull
 from kvnet.types import Compression
 from tests.builders import RECEIVER, make_memory
@@ -84,17 +85,17 @@ def test_other_disk_errors_are_themselves() -> None:
 def test_write_durably_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for data in (b"first", b"second"):
-        disk.write_durably(path, data)
+        write_durably(path, data)
         assert path.read_bytes() == data
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_write_durably_on_a_full_disk_leaves_the_file_as_it_was(tiny_disk: Path) -> None:
     path = tiny_disk / "file"
-    disk.write_durably(path, b"first")
+    write_durably(path, b"first")
     fill(tiny_disk)
     with pytest.raises(StoreFull), disk.full_disk_refused("test"):
-        disk.write_durably(path, bytes(100_000))
+        write_durably(path, bytes(100_000))
     assert path.read_bytes() == b"first"
 
 

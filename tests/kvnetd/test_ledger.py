@@ -222,3 +222,17 @@ def test_receipt_is_found_by_its_transfer_or_its_memory(ledger: Ledger) -> None:
     for wanted in ("", "000", "99999999"):
         with pytest.raises(UnknownTransfer):
             ledger.receipts.find(wanted)
+
+
+def test_start_of_several_memories_ids_finds_no_receipt(ledger: Ledger) -> None:
+    for number, memory in enumerate(("mem_12345a", "mem_12345b", "mem_12345a")):
+        ledger.complete(transfer(f"{number:032x}", direction="out", memory=memory), None)
+    with pytest.raises(RequestError, match="several ids"):
+        ledger.receipts.find("mem_12345")
+    assert ledger.receipts.find("mem_12345a").transfer_id == f"{2:032x}"
+
+
+def test_whether_an_offer_is_kept_is_told_without_reading_it(ledger: Ledger) -> None:
+    ledger.complete(transfer("01" * 16, direction="out", offer_signature=b"s"), None)
+    ledger.complete(transfer("02" * 16, direction="out", offer_body=b""), None)
+    assert [kept.has_offer for kept in ledger.receipts.all()] == [True, False]

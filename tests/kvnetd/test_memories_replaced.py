@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kvnetd.store import places
+from kvnetd.store import places, texts
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.records import SECTIONS_FILE, MemoryRecord
 from kvnetd.store.spool import Spool
+from kvnetd.store.texts import attach_text
 
 from kvnet.errors import StateCorrupt, TooBusy, UnknownMemory
 from kvnet.types import Compression
@@ -231,3 +232,31 @@ def test_imported_memory_says_when_it_was_imported(memories: MemoryStore, tmp_pa
     (step,) = record.notes.steps
     assert (step.step, step.at) == ("imported", record.stored_at)
     assert reopened(memories).get(record.id) == record
+
+
+def test_text_that_is_carried_along_is_durable_before_the_folder_that_had_it_is_removed(
+    memories: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = put(memories)
+    attach_text(memories, record.header, "kept")
+    done: list[str] = []
+    fsync = os.fsync
+
+    def watched(handle: int) -> None:
+        done.append(f"synced {Path(f'/proc/self/fd/{handle}').readlink().name}")
+        fsync(handle)
+
+    def noted(name: str, act: Callable[..., None]) -> Callable[..., None]:
+        def acted(*arguments: Path) -> None:
+            done.append(name)
+            act(*arguments)
+
+        return acted
+
+    monkeypatch.setattr(os, "fsync", watched)
+    monkeypatch.setattr("kvnetd.store.memories.carry_text", noted("carried", texts.carry_text))
+    monkeypatch.setattr("kvnetd.store.memories.put_in_place", noted("placed", places.put_in_place))
+    rewrite(memories)
+    fresh = f"synced .{record.id}.new"
+    assert fresh in done[done.index("carried") : done.index("placed")]
+    assert texts.attached_text(memories, record.header) == "kept"

@@ -23,8 +23,10 @@ from kvnet.api import LayerProgress, OutboxEntry, SendReport
 from kvnet.errors import (
     IncompatibleModel,
     KvnetError,
+    PeerNotAdded,
     PeerUnreachable,
     RequestError,
+    StoreFull,
     TooBusy,
     UnknownOutboxEntry,
 )
@@ -32,6 +34,7 @@ from kvnet.files.receipts import pack_receipt, verify_receipt
 from kvnet.types import RawMemory
 from tests.builders import make_memory
 from tests.kvnetd.nodes import MEMORY, Node, events, inbox
+from tests.kvnetd.test_encoding import MEMORY as NUMBERS
 
 PARCEL = Parcel("node", "bob", "reader", "writer", "mem_1", "a note", "int8", with_text=True)
 NOW, LATER = "2026-01-01T00:00:00.000Z", "2026-01-08T00:00:00.000Z"
@@ -65,14 +68,14 @@ def test_same_parcel_that_waits_is_the_same_entry(waiting: Outbox) -> None:
         add(waiting, "six", memory="mem_6")
 
 
-def test_first_of_each_peer_is_its_head_and_what_failed_is_in_nobodys_way(waiting: Outbox) -> None:
+def test_what_waits_is_told_in_the_order_of_queueing_and_what_failed_is_not_among_it(waiting: Outbox) -> None:
     for name, peer in (("a1", "a"), ("b1", "b"), ("a2", "a")):
         add(waiting, name, peer=peer, memory=name)
-    assert [entry.id for entry in waiting.heads()] == ["out_a1", "out_b1"]
+    assert [entry.id for entry in waiting.waiting()] == ["out_a1", "out_b1", "out_a2"]
     waiting.fail("out_a1", problem="no")
-    assert [entry.id for entry in waiting.heads()] == ["out_b1", "out_a2"]
+    assert [entry.id for entry in waiting.waiting()] == ["out_b1", "out_a2"]
     waiting.retry("out_a1", expires_at=LATER)
-    assert [entry.id for entry in waiting.heads()] == ["out_a1", "out_b1"]
+    assert [entry.id for entry in waiting.waiting()] == ["out_a1", "out_b1", "out_a2"]
 
 
 def test_entry_whose_time_is_over_has_failed(waiting: Outbox) -> None:
@@ -135,7 +138,7 @@ async def running(dispatcher: Dispatcher) -> AsyncIterator[None]:
 async def empty(services: Services) -> None:
     """Until nothing waits any more."""
     async with asyncio.timeout(20):
-        while services.ledger.outbox.heads():  # noqa: ASYNC110  # another task empties it
+        while services.ledger.outbox.waiting():  # noqa: ASYNC110  # another task empties it
             await asyncio.sleep(0.01)
 
 
@@ -168,6 +171,17 @@ async def test_peer_that_is_off_is_tried_again_and_gets_everything_in_order(
     assert postman.attempts == ["one"] * 4 + ["two", "three", "three"]
 
 
+async def test_peer_that_seems_not_to_let_us_in_is_tried_again(
+    services: Services, transfers: Transfers, quick: None
+) -> None:
+    postman = Postman(services)
+    postman.failures = {"one": [PeerNotAdded("alice: does not let this node in")] * 2}
+    queue(services, "one")
+    async with running(Dispatcher(services, transfers, postman)):
+        await empty(services)
+    assert postman.delivered == ["one"]
+
+
 async def test_what_only_the_caller_can_mend_fails_and_the_next_one_goes(
     services: Services, transfers: Transfers
 ) -> None:
@@ -196,7 +210,7 @@ async def test_peer_that_is_seen_is_tried_at_once(services: Services, transfers:
     dispatcher = Dispatcher(services, transfers, postman)
     (entry,) = queue(services, "one")
     async with running(dispatcher), asyncio.timeout(20):
-        while services.ledger.outbox.heads():  # a dozen pauses would take minutes
+        while services.ledger.outbox.waiting():  # a dozen pauses would take minutes
             dispatcher.notice(entry.peer)
             await asyncio.sleep(0.01)
     assert postman.delivered == ["one"]
@@ -362,3 +376,124 @@ async def test_delivery_whose_end_was_lost_is_not_a_second_message(
         await empty(alice.services)
     assert len(inbox(bob.services)) == 1
     assert len(alice.services.ledger.receipts.all()) == 1
+
+
+async def test_what_the_peer_has_no_room_for_is_passed_by_those_behind_it_and_tried_again(
+    services: Services, transfers: Transfers, quick: None
+) -> None:
+    postman = Postman(services)
+    postman.failures = {"large": [StoreFull("alice: keeps at most 7 bytes")] * 6}
+    large, *_ = queue(services, "large", "two", "three")
+    async with running(Dispatcher(services, transfers, postman)):
+        await empty(services)
+    assert postman.delivered == ["two", "three", "large"]
+    assert postman.attempts.count("large") == 7
+    queue(services, "large")
+    postman.failures = {"large": [StoreFull("alice: keeps at most 7 bytes")] * 1000}
+    dispatcher = Dispatcher(services, transfers, postman)
+    async with running(dispatcher), asyncio.timeout(20):
+        while not services.ledger.outbox.find(large.id).problem:  # noqa: ASYNC110  # another task writes it
+            await asyncio.sleep(0.01)
+    (entry,) = await outbox.list_outbox(services)
+    assert (entry.state, entry.problem) == ("waiting", "alice: keeps at most 7 bytes")
+
+
+async def test_peer_that_is_only_busy_keeps_the_order(
+    services: Services, transfers: Transfers, quick: None
+) -> None:
+    postman = Postman(services)
+    postman.failures = {"one": [TooBusy("alice: is busy")] * 3}
+    queue(services, "one", "two")
+    async with running(Dispatcher(services, transfers, postman)):
+        await empty(services)
+    assert postman.delivered == ["one", "two"]
+
+
+async def test_report_of_what_waits_says_why(alice: Node, bob: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatcher = Dispatcher(alice.services, alice.transfers)
+    alice.remember()
+    switch(alice, monkeypatch, off=True)
+    assert (await sent(alice, dispatcher, asked())).problem == GONE.message
+    (entry,) = alice.services.ledger.outbox.all()
+    assert (entry.problem, entry.attempts) == (GONE.message, 1)
+    switch(alice, monkeypatch, off=False)
+    assert (await sent(alice, dispatcher, asked(note="second"))).problem.startswith("others wait for bob")
+    assert (await sent(alice, dispatcher, asked(note="third", if_off="fail"))).problem == ""
+
+
+@pytest.mark.parametrize("begun_by", ["send", "outbox"])
+async def test_default_codec_that_changes_between_attempts_makes_no_second_message(
+    alice: Node, bob: Node, monkeypatch: pytest.MonkeyPatch, begun_by: str
+) -> None:
+    """Bob has it in one coding; Alice, who lost his receipt, is started again with another."""
+    alice.remember(NUMBERS)
+    ledger = alice.services.ledger
+    complete = ledger.complete
+
+    def forget(*_: object) -> None:
+        raise PeerUnreachable("the link broke")
+
+    monkeypatch.setattr(ledger, "complete", forget)
+    dispatcher = Dispatcher(alice.services, alice.transfers)
+    sending = asked(NUMBERS, codec="")
+    if begun_by == "outbox":
+        bob_id = alice.services.peers.find("bob").node_id
+        parcel = Parcel(bob_id, "bob", "reader", "", NUMBERS.header.id, "note", "", with_text=False)
+        ledger.outbox.add("out_1", parcel, now=NOW, expires_at="2126-01-01", most=9)
+        async with running(dispatcher), asyncio.timeout(20):
+            while not inbox(bob.services):  # noqa: ASYNC110  # another task delivers it
+                await asyncio.sleep(0.01)
+    else:
+        assert (await sent(alice, dispatcher, sending)).queued
+    monkeypatch.setattr(ledger, "complete", complete)
+    (before,) = inbox(bob.services)
+    started = replace(alice.services, config=replace(alice.services.config, codec="int4"))
+    async with running(Dispatcher(started, Transfers(started))):
+        await empty(started)
+    assert inbox(bob.services) == (before,)
+    assert [record.memory for record in ledger.receipts.all()] == [before.memory]
+
+
+async def test_same_message_sent_past_the_outbox_is_not_delivered_from_it_again(
+    alice: Node, bob: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher = Dispatcher(alice.services, alice.transfers)
+    alice.remember()
+    with monkeypatch.context() as patched:
+        patched.setattr(alice.services.ledger, "complete", lambda *_: _lose())
+        assert (await sent(alice, dispatcher, asked())).queued
+    assert (await sent(alice, dispatcher, asked(if_off="fail"))).queued == ""
+    assert alice.services.ledger.outbox.all() == ()
+    assert len(inbox(bob.services)) == 1
+
+
+def _lose() -> None:
+    raise PeerUnreachable("the link broke")
+
+
+@pytest.mark.parametrize(
+    "failure", [GONE, StoreFull("bob: full"), IncompatibleModel("no"), ValueError("a bug")]
+)
+async def test_full_disk_of_the_ledger_puts_off_and_never_spins(
+    services: Services, transfers: Transfers, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    postman = Postman(services)
+    postman.failures = {"one": [failure] * 1000}
+    queue(services, "one")
+
+    def full(*arguments: Any, **more: Any) -> None:
+        raise StoreFull("ledger: database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(services.ledger.outbox, "tried", full)
+        patch.setattr(services.ledger.outbox, "fail", full)
+        async with running(Dispatcher(services, transfers, postman)):
+            await asyncio.sleep(0.4)
+    assert len(postman.attempts) <= 2
+    assert [entry.memory for entry in services.ledger.outbox.waiting()] == ["one"]
+
+
+def test_entry_that_is_being_delivered_does_not_expire(waiting: Outbox) -> None:
+    entry = add(waiting, "one")
+    assert waiting.expire(now=LATER, busy={entry.id}) == ()
+    assert len(waiting.expire(now=LATER)) == 1

@@ -28,7 +28,10 @@ from kvnet.errors import (
 )
 from kvnet.identity.codes import PairingCode, parse_code
 from kvnet.identity.keys import short_id
+from kvnet.identity.pairing import Invitation
+from kvnet.identity.pairing_messages import Join, JoinerProof
 from kvnet.identity.peers import AddedPeer, PeerList, Permission, Verified
+from kvnet.transport.pairing import _Wire
 from tests.builders import RECEIVER, SENDER, STRANGER
 from tests.kvnetd.nodes import AT, events, services_of
 
@@ -131,7 +134,7 @@ async def test_three_that_do_not_know_the_code_are_tried_and_no_fourth(
         for number in range(10):
             yield pair_action.Candidate(f"rogue {number // 2}", pair_action.Endpoint("127.0.0.1", 1 + number))
 
-    async def refuse(host: str, port: int, joining: object, *, pool: object) -> None:
+    async def refuse(host: str, port: int, joining: object, **more: object) -> None:
         dialled.append(port)
         raise WrongCode("not it")
 
@@ -261,12 +264,51 @@ async def test_peer_that_was_revoked_is_trusted_again_and_keeps_what_it_may(alic
     peers = alice.services.peers
     peers.add(AddedPeer(RECEIVER.node_id, "robert", "", AT, permissions=(Permission.SEND,)))
     peers.revoke("robert", at=AT)
-    inviting = asyncio.create_task(alice.pair())
+    inviting = asyncio.create_task(alice.pair(verify=True))
     await bob.join(await alice.code)
     await inviting
     (peer,) = alice.known()
     assert (peer.name, peer.permissions, peer.verified) == ("robert", (Permission.SEND,), Verified.PAIRING)
     assert peer.is_trusted
+
+
+async def test_revocation_is_not_lifted_by_a_code_alone(alice: Node, bob: Node) -> None:
+    alice.services.peers.add(AddedPeer(RECEIVER.node_id, "robert", "", AT))
+    alice.services.peers.revoke("robert", at=AT)
+    inviting = asyncio.create_task(alice.pair())
+    with pytest.raises(KvnetError):
+        await bob.join(await alice.code)
+    with pytest.raises(RequestError, match=r"was revoked.*--verify.*kvnet peer trust robert"):
+        await inviting
+    assert not alice.known()[0].is_trusted
+    assert bob.known() == ()
+
+
+async def test_three_that_hang_up_on_the_proof_have_had_their_guesses(
+    alice: Node, bob: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each proof tells whoever gets it whether one code is the right one, answer or none."""
+    right = parse_code("7-guitar-melody-canyon")
+    proofs: list[JoinerProof] = []
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        wire = _Wire(reader, writer, who="bob")
+        answered = Invitation(STRANGER, right, now=0.0).answer(await wire.receive(Join))
+        await wire.send(answered.answer)
+        proofs.append(await wire.receive(JoinerProof))
+        wire.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+
+        async def flood(self: Pairings, code: PairingCode, address: str) -> AsyncIterator[Any]:
+            for number in range(10):
+                yield pair_action.Candidate(f"rogue {number}", pair_action.Endpoint("127.0.0.1", port))
+
+        monkeypatch.setattr(Pairings, "_candidates", flood)
+        with pytest.raises(PeerUnreachable):
+            await bob.pair(code=str(right))
+    assert len(proofs) == 3
 
 
 def test_the_meeting_place_tells_the_number_and_nothing_of_the_node() -> None:

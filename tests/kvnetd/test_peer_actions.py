@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import pytest
 from kvnetd.actions import peers
 from kvnetd.actions.recall import plan
@@ -15,6 +18,7 @@ from kvnet.compat import Policy
 from kvnet.errors import NotPermitted, PeerUnreachable, RequestError, UnknownPeer
 from kvnet.identity.peers import AddedPeer
 from tests.builders import RECEIVER, SENDER
+from tests.gates import NAMESPACE, raw_channel
 from tests.kvnetd.nodes import AT, MEMORY, Node, add, events, listening, making, services_of
 
 
@@ -118,3 +122,22 @@ async def test_node_of_another_namespace_is_told_so(tmp_path: Path, alice: Node)
         alice.services.peers.add(AddedPeer(RECEIVER.node_id, "carol", "", AT))
         (info,) = await peers.list_peers(carol, probe=True)
         assert "is in namespace 'other', this node in 'default'" in info.problem
+
+
+async def test_call_without_a_request_ends_with_the_trust_in_its_caller(bob: Node, alice: Node) -> None:
+    never = asyncio.Event()
+
+    async def nothing() -> AsyncIterator[bytes]:
+        await never.wait()
+        yield b""
+
+    async with raw_channel(SENDER, bob.address, RECEIVER.public) as channel:
+        call = channel.stream_unary("/kvnet.v1.Peer/Hello")(nothing(), metadata=NAMESPACE)
+        await asyncio.sleep(0.3)
+        assert not call.done()
+        began = time.monotonic()
+        await peers.revoke_peer(bob.services, "alice")
+        async with asyncio.timeout(30):
+            assert await call.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert time.monotonic() - began < bob.services.config.limits.unary_deadline_s / 2
+        never.set()

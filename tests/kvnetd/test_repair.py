@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import aclosing
 from pathlib import Path
@@ -18,7 +19,7 @@ from kvnetd.store.texts import attach_text, attached_text
 from kvnetd.store.vault import KEY_NBYTES, Vault
 
 from kvnet.api import Progress, RepairReport
-from kvnet.errors import UnknownMemory
+from kvnet.errors import StateCorrupt, UnknownMemory
 from tests.builders import RECEIVER, make_memory
 from tests.kvnetd.nodes import making
 
@@ -135,3 +136,52 @@ def test_memory_that_is_gone_cannot_be_set_aside(tmp_path: Path) -> None:
     store = MemoryStore(tmp_path / "memories")
     with pytest.raises(UnknownMemory):
         set_aside(store, "mem_x")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES])
+async def test_memory_that_cannot_be_looked_at_just_now_is_left_alone(
+    services: Services, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    record, opened = put(services.memories, 0), os.open
+
+    def refused(path: Path, *arguments: int) -> int:
+        if record.id in str(path):
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kvnetd.store.sections.os.open", refused)
+        _, report = await repaired(services)
+        with pytest.raises(StateCorrupt):
+            services.memories.load(record)
+    assert [done.done for done in report.repaired] == ["left alone"]
+    assert services.memories.damaged == {}
+    assert services.memories.load(record) == make_memory(0)
+
+
+async def test_memory_that_is_whole_again_by_now_is_not_set_aside(services: Services) -> None:
+    record = put(services.memories, 0)
+    services.memories.damaged[record.id] = "was so when it was looked at"
+    assert set_aside(services.memories, record.id) is None
+    assert services.memories.damaged == {}
+    assert services.memories.load(record) == make_memory(0)
+
+
+async def test_memory_that_is_forgotten_meanwhile_does_not_end_the_repair(
+    services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [put(services.memories, seed) for seed in range(2)]
+    for record in records:
+        flip(sections_place(services.memories.root / record.id))
+    first = True
+
+    def forgetting(memories: MemoryStore, memory: str) -> Path | None:
+        nonlocal first
+        if first:
+            memories.forget(records[0].id)
+        first = False
+        return set_aside(memories, memory)
+
+    monkeypatch.setattr("kvnetd.actions.repair.set_aside", forgetting)
+    _, report = await repaired(services)
+    assert sorted(done.done for done in report.repaired) == ["left alone", "set aside"]

@@ -158,7 +158,7 @@ def test_imported_file_is_sealed_whatever_pieces_it_comes_in(sealed: MemoryStore
     upload = Upload(sealed)
     for start in range(0, len(data), step):
         upload.write(data[start : start + step])
-    record = upload.finish(sealed, upload.verify(), own=NodeId(RECEIVER.node_id), stored_at=AT)
+    record = upload.finish(sealed, upload.verify(), own=[NodeId(RECEIVER.node_id)], stored_at=AT)
     upload.discard()
     assert b"".join(sealed.export(record)) == data
     assert (sealed.root / record.id / SEALED_SECTIONS_FILE).exists()

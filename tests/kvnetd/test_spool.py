@@ -10,7 +10,8 @@ import pytest
 from kvnetd.store.bases import BasisStore
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.records import SECTIONS_FILE
-from kvnetd.store.spool import CHUNK_LOG_FILE, OFFER_FILE, IncomingTransfer, Spool, folder_name
+from kvnetd.store.spool import Spool, folder_name
+from kvnetd.store.unfinished import CHUNK_LOG_FILE, OFFER_FILE, IncomingTransfer
 
 from kvnet.errors import StoreFull
 from kvnet.transfer.messages import Offer
@@ -196,7 +197,8 @@ def test_folder_without_an_offer_that_can_be_read_expires_at_once(
         path.write_bytes(offer)
     other = Arrival(arrival.memory, offer=replace(arrival.offer, transfer_id=TransferId("ee" * 16)))
     whole = crashed(spool, other, [0])
-    assert spool.expire(now=NOW, life_s=LIFE_S, busy=frozenset()) == 1
+    again = Spool(spool.root, BasisStore(spool.root.parent / "bases"))
+    assert again.expire(now=NOW, life_s=LIFE_S, busy=frozenset()) == 1
     assert list(spool.root.iterdir()) == [whole]
 
 

@@ -102,10 +102,10 @@ def cut_power(*args: Any, **kwargs: Any) -> None:
     "where",
     [
         "kvnetd.store.memories.MemoryStore.new_folder",
-        "kvnetd.store.spool.IncomingTransfer._lay_out",
+        "kvnetd.store.unfinished.IncomingTransfer._lay_out",
         "kvnetd.store.memories.MemoryStore.adopt",
         "kvnetd.store.memories.put_in_place",
-        "kvnetd.store.spool.IncomingTransfer.discard",
+        "kvnetd.store.unfinished.IncomingTransfer.discard",
     ],
 )
 def test_power_cut_on_the_way_to_a_memory_loses_nothing_that_was_acknowledged(

@@ -21,10 +21,15 @@ from kvnet.errors import (
 )
 from kvnet.identity.keys import NodeKey
 from kvnet.plan import transfer_room_nbytes
-from kvnet.transfer.messages import seal
+from kvnet.transfer.messages import Offer, seal
 from kvnet.types import MemoryId, TransferId
 from tests.builders import SENDER, STRANGER, make_memory
 from tests.kvnetd.nodes import AT, MEMORY, making, offer, pull, spooled
+
+
+def quota_for(services: Services, sent: Offer) -> int:
+    """What one transfer takes, to its last byte."""
+    return services.spool.room_nbytes(sent, seal(SENDER, sent))
 
 
 async def test_offer_of_a_node_that_was_not_added_is_refused(
@@ -57,10 +62,12 @@ async def test_more_transfers_than_configured_are_refused_until_one_ends(transfe
 async def test_peer_stays_within_its_quota_with_all_that_is_on_its_way(
     transfers: Transfers, services: Services
 ) -> None:
-    needed = transfer_room_nbytes(offer().memory)
-    services.peers.trust("alice", quota_nbytes=2 * needed - 1)
+    # Less than two of them, more than one and the offer of the other.
+    words_nbytes = len(seal(SENDER, offer()).body)
+    quota = quota_for(services, offer()) + transfer_room_nbytes(offer().memory) + words_nbytes
+    services.peers.trust("alice", quota_nbytes=quota)
     first = await transfers.open_inbound(seal(SENDER, offer(1)))
-    with pytest.raises(StoreFull, match=f"at most {2 * needed - 1} bytes"):
+    with pytest.raises(StoreFull, match=f"at most {quota} bytes"):
         await transfers.open_inbound(seal(SENDER, offer(2)))
     await first.close(None)
     second = await transfers.open_inbound(seal(SENDER, offer(2)))
@@ -71,7 +78,7 @@ async def test_quota_counts_what_a_peer_has_here_and_nobody_elses(
     transfers: Transfers, services: Services
 ) -> None:
     services.memories.put(make_memory(seed=2), making(), services.key)
-    services.peers.trust("alice", quota_nbytes=transfer_room_nbytes(offer().memory))
+    services.peers.trust("alice", quota_nbytes=quota_for(services, offer()))
     await (await transfers.open_inbound(seal(SENDER, offer(1)))).close(None)
     notes = LocalNotes(origin=SENDER.node_id, stored_at=AT)
     services.memories.put(MEMORY, replace(making(), notes=notes), services.key)

@@ -138,6 +138,14 @@ class Lan:
         """Inverse of `isolate`."""
         _ip("-n", self._switch, "link", "set", self._port(node), "master", "br0")
 
+    def lose_route(self, node: str, other: str) -> None:
+        """The node is told at once that it cannot reach the other: nothing is sent, nobody is waited for."""
+        _ip("-n", node, "route", "add", "unreachable", f"{self._addresses[other]}/32")
+
+    def find_route(self, node: str, other: str) -> None:
+        """Inverse of `lose_route`."""
+        _ip("-n", node, "route", "del", "unreachable", f"{self._addresses[other]}/32")
+
     def change_address(self, node: str, host: int) -> str:
         """Give the node 10.77.<n>.<host> instead of its address; returns the new one."""
         old, new = self._addresses[node], f"{self._subnet}.{host}"

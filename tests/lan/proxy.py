@@ -50,6 +50,7 @@ class _Pipe:
     faults: Faults
     random: random.Random  # its own, so that what one direction draws does not depend on the other
     flip_mask: int
+    healed: asyncio.Event  # of when it began: `arm` begins a new one
     num_passed: int = 0
 
 
@@ -73,12 +74,16 @@ class FaultProxy:
         self.port = 0
         self.num_connections = 0
         self.num_cut = 0
+        self.num_struck = 0  # cut, flipped or stalled, by what `Faults` says
+        self.refuses = False  # then whoever connects is reset at once
         self._server_address = (server_host, server_port)
         self._host = host
         self._to_server, self._to_client = to_server, to_client
         self._num_faulty = num_faulty
         self._seed = seed
         self._healed = asyncio.Event()
+        self._joined = asyncio.Event()
+        self._joined.set()
         self._listener: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -102,6 +107,20 @@ class FaultProxy:
         self._num_faulty = 0
         self._healed.set()
 
+    def arm(self, *, to_server: Faults = _NONE, to_client: Faults = _NONE, num_faulty: int) -> None:
+        """The next `num_faulty` connections suffer these; those there are go on as they were."""
+        self._to_server, self._to_client = to_server, to_client
+        self._num_faulty = self.num_connections + num_faulty
+        self._healed = asyncio.Event()
+
+    def isolate(self) -> None:
+        """Nothing passes, in either direction and on any connection, and nobody is told."""
+        self._joined.clear()
+
+    def rejoin(self) -> None:
+        """Inverse of `isolate`: what was held back flows on."""
+        self._joined.set()
+
     def cut(self) -> None:
         """Reset every connection there is now."""
         for task in self._connections:
@@ -118,6 +137,9 @@ class FaultProxy:
         self.num_connections += 1
         self._writers.add(writer)
         try:
+            if self.refuses:
+                _reset(writer)
+                return
             await self._join(reader, writer, number)
         except asyncio.CancelledError:
             _reset(writer)  # ends here, by `cut`: asyncio would log a cancelled handler as an error
@@ -151,7 +173,7 @@ class FaultProxy:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, faults: Faults, name: str
     ) -> _Pipe:
         own_random = random.Random(f"{self._seed} {name}")
-        return _Pipe(reader, writer, faults, own_random, flip_mask=1 << own_random.randrange(8))
+        return _Pipe(reader, writer, faults, own_random, 1 << own_random.randrange(8), self._healed)
 
     async def _pump(self, pipe: _Pipe) -> None:
         """Pass one direction on until its end; a delay holds bytes back without slowing them down."""
@@ -173,28 +195,32 @@ class FaultProxy:
         clock = asyncio.get_running_loop().time
         while True:
             due, chunk = await queue.get()
-            if not self._healed.is_set():
+            if not pipe.healed.is_set():
                 await asyncio.sleep(due - clock())
+            await self._joined.wait()
             if not chunk:
                 pipe.writer.write_eof()
                 return
             await self._pass(pipe, chunk)
 
     async def _pass(self, pipe: _Pipe, chunk: bytes) -> None:
-        faults = _NONE if self._healed.is_set() else pipe.faults
+        faults = _NONE if pipe.healed.is_set() else pipe.faults
         start, stop = pipe.num_passed, pipe.num_passed + len(chunk)
         if faults.flip_at is not None and start <= faults.flip_at < stop:
             flipped = bytearray(chunk)
             flipped[faults.flip_at - start] ^= pipe.flip_mask
             chunk = bytes(flipped)
+            self.num_struck += 1
         if faults.stall_after_nbytes is not None and stop > faults.stall_after_nbytes:
             passed = max(0, faults.stall_after_nbytes - start)
+            self.num_struck += 1
             await self._write(pipe, chunk[:passed])
-            await self._healed.wait()
+            await pipe.healed.wait()
             await self._write(pipe, chunk[passed:])
         elif faults.cut_after_nbytes is not None and stop > faults.cut_after_nbytes:
             await self._write(pipe, chunk[: max(0, faults.cut_after_nbytes - start)])
             self.num_cut += 1
+            self.num_struck += 1
             raise ConnectionResetError
         else:
             await self._write(pipe, chunk)

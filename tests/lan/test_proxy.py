@@ -119,3 +119,28 @@ async def test_an_absent_server_looks_like_a_reset() -> None:
     server.close()
     async with FaultProxy("127.0.0.1", port) as proxy:
         assert await _round_trip(proxy.port, b"x") == b""
+
+
+async def test_faults_armed_later_hit_the_connections_after_and_are_counted(echo_port: int) -> None:
+    async with FaultProxy("127.0.0.1", echo_port, num_faulty=0) as proxy:
+        assert await _round_trip(proxy.port) == _PAYLOAD
+        proxy.arm(to_server=Faults(cut_after_nbytes=1000), num_faulty=1)
+        assert await _round_trip(proxy.port) != _PAYLOAD
+        assert await _round_trip(proxy.port) == _PAYLOAD
+        assert (proxy.num_struck, proxy.num_cut) == (1, 1)
+
+
+async def test_nothing_passes_an_isolated_proxy_until_it_rejoins(echo_port: int) -> None:
+    async with FaultProxy("127.0.0.1", echo_port, num_faulty=0) as proxy:
+        proxy.isolate()
+        assert await _round_trip(proxy.port, timeout_s=0.3) == b""
+        proxy.rejoin()
+        assert await _round_trip(proxy.port) == _PAYLOAD
+
+
+async def test_who_is_refused_is_reset_at_once(echo_port: int) -> None:
+    async with FaultProxy("127.0.0.1", echo_port, num_faulty=0) as proxy:
+        proxy.refuses = True
+        assert await _round_trip(proxy.port) == b""
+        proxy.refuses = False
+        assert await _round_trip(proxy.port) == _PAYLOAD

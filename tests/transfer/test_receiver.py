@@ -18,7 +18,7 @@ from kvnet.errors import (
     TransferIncomplete,
 )
 from kvnet.format.envelope import Envelope
-from kvnet.identity.seal import VerifiedHead
+from kvnet.identity.seal import VerifiedHead, seal_head, verify_head
 from kvnet.identity.signing import VerifiedChunk, sign_chunk, verify_chunk
 from kvnet.plan import ChunkKey
 from kvnet.transfer.messages import Commit, unpack_bitmap
@@ -26,6 +26,7 @@ from kvnet.transfer.receiver import SPARE_REPEATS, AlreadyHeld, ReceiverSession,
 from kvnet.transfer.sender import SenderSession
 from kvnet.types import Compression, Kind, Tier
 from tests.builders import (
+    MAP_ID,
     NOW,
     SENDER,
     STRANGER,
@@ -311,3 +312,10 @@ def test_receipt_confirms_the_chunks_that_came() -> None:
     assert (receipt.transfer_id, receipt.offer_digest) == (commit.transfer_id, commit.offer_digest)
     assert receipt.chunks_digest == commit.chunks_digest
     assert (receipt.memory, receipt.tier, receipt.received_at) == (OFFER.memory.id, "exact", NOW)
+
+
+def test_seal_of_a_memory_that_a_map_made_and_no_coordinates_may_name_it() -> None:
+    receiver = receiving()
+    complete(receiver)
+    header = replace(make_head(MEMORY).header, w_matrix_reference=MAP_ID)
+    receiver.check_seal(verify_head(seal_head(SENDER, header)))

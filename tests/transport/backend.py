@@ -21,6 +21,7 @@ from kvnet.transfer.admission import admit_offer
 from kvnet.transfer.messages import PROTOCOL_VERSION, Hello, Offer, PullRequest, open_sealed, seal
 from kvnet.transfer.receiver import ReceiverSession
 from kvnet.transfer.sender import Part, SenderSession
+from kvnet.transport.budgets import ByteBudget
 from kvnet.transport.client import PeerClient
 from kvnet.types import MemoryId, RawMemory, TransferId, content_digest
 from tests.builders import (
@@ -83,6 +84,7 @@ class MemoryInbound:
     def __init__(self, node: MemoryNode, session: ReceiverSession, disk: Disk) -> None:
         self.session = session
         self.key = node.key
+        self.unstored = node.unstored
         self._node = node
         self._disk = disk
         self.failures: list[BaseException | None] = []
@@ -127,6 +129,7 @@ class MemoryNode:
         self.inbound: list[MemoryInbound] = []
         self.outbound: list[MemoryOutbound] = []
         self.closed = asyncio.Event()
+        self.unstored = ByteBudget(64 << 20)
         self.disk_is_ready = asyncio.Event()
         self.disk_is_ready.set()
         self._receiver = make_receiver(node_id=key.node_id, **receiver)

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 
-from kvnet.errors import RequestError
+from kvnet.errors import KvnetError, PeerNotAdded, RequestError
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.signing import SignedMessage
 from kvnet.transfer.messages import Hello
@@ -60,6 +60,7 @@ class MemoryJob:
         self.begun: list[int] = []
         self.failures: list[BaseException | None] = []
         self.closed = asyncio.Event()
+        self.trusted_for = 1_000_000  # frames
         self._may_read = may_read
         self._geometry = geometry
 
@@ -70,6 +71,11 @@ class MemoryJob:
         if not text.strip():
             raise RequestError("the text is empty")
         return make_reading(index, text, **self._geometry)
+
+    def withdrawn(self) -> KvnetError | None:
+        """Trust that ends after so many frames."""
+        self.trusted_for -= 1
+        return PeerNotAdded("bob: was revoked") if self.trusted_for < 0 else None
 
     async def close(self, failure: BaseException | None) -> None:
         """Remember how it ended."""
@@ -86,12 +92,14 @@ class MemoryReader:
         self.jobs: list[MemoryJob] = []
         self.may_read = asyncio.Event()
         self.may_read.set()
+        self.trusted_for = 1_000_000  # frames of a job
         self._geometry = geometry
 
     async def open_reading(self, sealed_request: SignedMessage) -> MemoryJob:
         """Verify and begin."""
         asked = open_request(sealed_request, signer=SENDER.public)
         self.jobs.append(MemoryJob(asked, self.may_read, self._geometry))
+        self.jobs[-1].trusted_for = self.trusted_for
         return self.jobs[-1]
 
 

@@ -384,7 +384,7 @@ async def test_silent_stranger_is_cut_off(pool: Executor, monkeypatch: pytest.Mo
         assert listener._invitation.guesses_left == MAX_GUESSES
 
 
-@pytest.mark.parametrize("answer", [b"", struct.pack("<I", 5000), struct.pack("<I", 3) + b"\2\1\0"])
+@pytest.mark.parametrize("answer", [b"", struct.pack("<I", 5000), struct.pack("<I", 3) + b"\2\2\0"])
 async def test_joiner_survives_whoever_answers(pool: Executor, answer: bytes) -> None:
     async def rogue(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(4 + 1 + 2 + 32 + 33 + 32)

@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
-from kvnet.errors import PeerError, PeerUnreachable, RequestError, TransferIncomplete
+from kvnet.errors import PeerError, PeerNotAdded, PeerUnreachable, RequestError, TransferIncomplete
+from kvnet.transport.frames import ReadStream
 from kvnet.transport.readings import MAX_TEXT_NBYTES, PIECE_NBYTES, WINDOW
 from kvnet.transport.server import PeerServer
 from tests.builders import RECEIVER, SENDER
@@ -37,6 +39,25 @@ async def test_reading_of_several_pieces_arrives_whole(pool: Executor) -> None:
         (found,) = await reader.ask([TEXTS[2]], num_texts=1)
     assert found == make_reading(0, TEXTS[2], **wide)
     assert found.memory.header.raw_nbytes > 2 * PIECE_NBYTES
+
+
+@pytest.mark.parametrize("frames", [0, 1, 2])
+async def test_not_a_frame_is_sent_once_trust_has_ended_be_it_within_a_reading(
+    pool: Executor, monkeypatch: pytest.MonkeyPatch, frames: int
+) -> None:
+    written: list[str] = []
+    real = ReadStream._write
+
+    async def write(stream: ReadStream, frame: Any, **options: Any) -> None:
+        written.append(frame.WhichOneof("frame"))
+        await real(stream, frame, **options)
+
+    monkeypatch.setattr(ReadStream, "_write", write)
+    async with reader_of(pool, num_kv_heads=64, head_dim=256) as reader:
+        reader.alice.trusted_for = frames
+        with pytest.raises(PeerNotAdded, match=r"alice.*bob: was revoked"):
+            await reader.ask([TEXTS[2]], num_texts=1)
+    assert written == ["control", "control", *["control", "payload", "payload"][:frames], "refusal"]
 
 
 async def test_texts_may_come_from_an_async_iterable_without_an_end(reader: Reader) -> None:

@@ -239,7 +239,7 @@ ACTS: tuple[tuple[Lie, type[KvnetError]], ...] = (
     (payload_without_a_head, MalformedMessage),
     (empty_frame, MalformedMessage),
     (refusal_of_noise, MalformedMessage),
-    (refusal_in_the_middle_of_a_payload, MalformedMessage),
+    (refusal_in_the_middle_of_a_payload, PeerError),
     (refusal_that_blames_this_node, PeerError),
     (same_reading_twice, MalformedMessage),
     (sinks_that_change, MalformedMessage),

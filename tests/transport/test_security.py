@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
+from pathlib import Path
 
 import grpc
 import pytest
@@ -21,8 +24,10 @@ from kvnet.errors import (
 )
 from kvnet.identity.certificates import LeafCertificate, issue_leaf, server_name
 from kvnet.identity.keys import NodeKey
+from kvnet.identity.peers import AddedPeer, PeerList
 from kvnet.transfer.messages import PROTOCOL_VERSION
 from kvnet.transport.client import PeerClient
+from kvnet.transport.gate import Gate
 from kvnet.transport.security import who_answers
 from kvnet.transport.server import PeerServer
 from kvnet.v1 import peer_pb2, peer_pb2_grpc
@@ -171,3 +176,48 @@ async def test_call_that_names_no_namespace_is_refused(address: str) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await peer_pb2_grpc.PeerStub(channel).Hello(HELLO, timeout=10)
     assert isinstance(wire.peer_status_to_error(refused.value, peer="bob"), WrongNamespace)
+
+
+def ticket_of(port: int, context: ssl.SSLContext, ticket: ssl.SSLSession | None) -> ssl.SSLSession | None:
+    """A ticket of the server's, which lets in whoever shows `ticket`, or else a certificate; None if not."""
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+            context.wrap_socket(plain, session=ticket) as tls,
+        ):
+            tls.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0")
+            is_in = bool(tls.recv(64))  # nothing is a refusal that came behind our end of the handshake
+            was_reused, fresh = tls.session_reused, tls.session
+    except OSError:
+        return None
+    if not is_in:
+        return None
+    assert was_reused is (ticket is not None)
+    return fresh
+
+
+async def test_ticket_of_a_session_lets_a_peer_in_again_but_not_once_it_is_revoked(
+    pool: Executor, tmp_path: Path
+) -> None:
+    peers = PeerList(tmp_path / "peers.json")
+    peers.add(AddedPeer(SENDER.node_id, "alice", "", ""))
+    peers.add(AddedPeer(CAROL.node_id, "carol", "", ""))
+    server = PeerServer(MemoryNode(RECEIVER, pool), Gate(RECEIVER, peers, namespace="default"))
+    port = await server.start(host="127.0.0.1", port=0)
+    leaf, file = issue_leaf(SENDER), tmp_path / "leaf.pem"
+    file.write_bytes(leaf.key_pem + leaf.chain_pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    context.load_cert_chain(file)
+    first = await asyncio.to_thread(ticket_of, port, context, None)
+    assert first is not None
+    second = await asyncio.to_thread(ticket_of, port, context, first)
+    assert second is not None
+    peers.revoke("alice", at="2026-01-01T00:00:00Z")
+    for ticket in (first, second, None):
+        assert await asyncio.to_thread(ticket_of, port, context, ticket) is None
+    assert await call(f"127.0.0.1:{port}", CAROL) is None
+    await server.stop(0)

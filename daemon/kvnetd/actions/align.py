@@ -144,7 +144,7 @@ def _require_trust(services: Services, found: VerifiedAlignment) -> None:
     The last by their ids: everyone has the key that signs them (kvnet.model.reference.signer).
     """
     signer = found.signer
-    if signer == services.key.node_id or services.peers.trusted(public_key_of(signer)) is not None:
+    if services.alignments.is_own(signer) or services.peers.trusted(public_key_of(signer)) is not None:
         return
     if not services.alignments.is_packaged(found.manifest.id):
         raise AlignmentRefused(

@@ -39,6 +39,7 @@ class Question:
     codec: str = ""  # in which it shall be sent
     stream_to: str = ""  # a peer that gets what is generated while it is (kvnetd.actions.ask_live)
     name: str = ""  # what that is called at both ends
+    verify_text: bool = False  # compare each memory with this model's own reading of its text first
 
 
 class Live(Protocol):
@@ -68,7 +69,7 @@ async def ask(
         raise RequestError("both a memory and a text were given; give one")
     policy = policy_of(services, question.align)
     with services.log.span("generation", model=services.host.name) as span:
-        recalled = await recall(services, wanted, policy)
+        recalled = await recall(services, wanted, policy, verify_text=question.verify_text)
         if live is not None:
             await live.begin(recalled)
         waited_s = time.perf_counter() - began
@@ -93,6 +94,7 @@ async def ask(
             ttft_s=round(waited_s + generated.ttft_s, 6),
             codec=recalled.codecs,
             map=recalled.maps,
+            untrusted_source=recalled.untrusted_source,
         )
         span.add(
             tier=kv.tier,

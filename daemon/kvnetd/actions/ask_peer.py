@@ -18,11 +18,12 @@ from kvnet.identity.peers import AddedPeer, Permission
 from kvnet.identity.signing import SignedMessage
 from kvnet.model.generation import Generated, TextDelta
 from kvnet.types import MemoryId, Scheme, Tier
-from kvnetd import prefixes
+from kvnetd import chains, prefixes
 from kvnetd.actions.ask import Question, ask, sampling_of
 from kvnetd.actions.send import base_there, dial, full_id, pull, say_hello
 from kvnetd.incoming import InboundTransfer
 from kvnetd.landing import Landing
+from kvnetd.parties import untrusted_source
 from kvnetd.services import Services
 from kvnetd.transfers import Transfers
 
@@ -40,6 +41,11 @@ async def ask_peer(
     began = time.perf_counter()
     if bool(question.memory) is bool(question.context) or question.memories:
         raise RequestError(f"peer {question.peer}: give a text that it shall read, or one of its memories")
+    if question.verify_text:
+        raise RequestError(
+            "verify_text: what a peer sends is answered from before all of it is here; "
+            "pull the memory first, and ask without the peer"
+        )
     peer = services.peers.find(question.peer)
     if Permission.ASK not in peer.permissions:
         raise NotPermitted(
@@ -71,6 +77,7 @@ class _Arrival:
     def __init__(self, services: Services, transfers: Transfers, peer: AddedPeer, question: Question) -> None:
         self.peer = peer
         self.tier = Tier.NONE
+        self.untrusted_source = peer.name  # joined by commas, with those of the memories before
         self._services = services
         self._transfers = transfers
         self._question = question
@@ -135,6 +142,9 @@ class _Arrival:
             arriving = await prefixes.arriving_behind(services, memory, origin=self.peer.node_id)
         except UnknownBasis:  # it comes with the memory, but behind it
             return None
+        links = await chains.links_before(services, memory, origin=self.peer.node_id)
+        names = (*(untrusted_source(services, link) for link in links), self.peer.name)
+        self.untrusted_source = ",".join(dict.fromkeys(filter(None, names)))
         return Landing(services, arriving)
 
 
@@ -173,6 +183,7 @@ async def _answer(
             ttft_s=round(waited_s + generated.ttft_s, 6),
             codec=preset_name(landing.arriving.header.coding),
             map="",
+            untrusted_source=arrival.untrusted_source,
         )
         span.add(
             tier=kv.tier,

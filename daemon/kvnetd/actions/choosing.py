@@ -59,7 +59,7 @@ async def text_of(services: Services, record: MemoryRecord) -> str:
             f"memory {record.id}: goes on behind another, and its text alone says little; send it without"
         )
     text = await services.in_pool(attached_text, services.memories, record.header)
-    text = text or await _recovered(services, record)
+    text = text or await recovered_text(services, record)
     nbytes = len(text.encode())
     if nbytes > MAX_TEXT_NBYTES:
         raise RequestError(
@@ -69,8 +69,11 @@ async def text_of(services: Services, record: MemoryRecord) -> str:
     return text
 
 
-async def _recovered(services: Services, record: MemoryRecord) -> str:
-    """A whole memory tells its text to the model that made it (SECURITY.md)."""
+async def recovered_text(services: Services, record: MemoryRecord) -> str:
+    """A whole memory tells its text to the model that made it (SECURITY.md).
+
+    Raises RequestError where it does not, or another model made it.
+    """
     header = record.header
     if header.fingerprint != services.host.fingerprint or header.coding.scheme is Scheme.PORT:
         raise RequestError(

@@ -11,6 +11,7 @@ from kvnet.plan import MAX_BASIS_NBYTES
 from kvnet.types import Coding, sha256_hex
 from kvnetd import encoding
 from kvnetd.actions.memories import describe, find
+from kvnetd.own_keys import own_ids
 from kvnetd.services import Services, utc_now
 from kvnetd.store.records import MemoryRecord
 from kvnetd.store.upload import Upload
@@ -69,7 +70,8 @@ def _keep(services: Services, upload: Upload, head: VerifiedHead, basis: bytes) 
     """Both or neither in one go, so that no calibration is cleared away before its memory is there."""
     if basis:
         services.bases.put(basis)
-    return upload.finish(services.memories, head, own=services.key.node_id, stored_at=utc_now())
+    own = own_ids(services.config.home, services.key)
+    return upload.finish(services.memories, head, own=own, stored_at=utc_now())
 
 
 def _next(pieces: Iterator[bytes]) -> bytes | None:

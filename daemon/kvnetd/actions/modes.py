@@ -39,11 +39,14 @@ def refuse_mode(asked: str) -> None:
         raise RequestError(f"mode {asked}: is for one memory that goes to one peer; leave --mode out")
 
 
-async def send_as(services: Services, transfers: Transfers, parcel: Parcel, mode: Mode) -> Steps:
+async def send_as(
+    services: Services, transfers: Transfers, parcel: Parcel, mode: Mode, entry_id: str = ""
+) -> Steps:
     """Send now, by a mode: `auto` is the way that is estimated to be fastest.
 
-    A transfer that falls far behind ends, and the text is sent. Raises RequestError for a way that is closed,
-    and what `send` raises.
+    A transfer that falls far behind ends, and the text is sent. `entry_id` is the entry of the outbox that
+    goes on with a transfer of the whole if it breaks. Raises RequestError for a way that is closed, and what
+    `send` raises.
     """
     way = partial(
         send,
@@ -53,7 +56,9 @@ async def send_as(services: Services, transfers: Transfers, parcel: Parcel, mode
         note=parcel.note,
         agent=parcel.sender_agent,
     )
-    plain = partial(way, memory=parcel.memory, codec=parcel.codec, with_text=parcel.with_text)
+    plain = partial(
+        way, memory=parcel.memory, codec=parcel.codec, with_text=parcel.with_text, parcel=entry_id
+    )
     began = time.perf_counter()
     steps = plain() if mode is Mode.TRANSFER else _by_estimate(services, way, plain, parcel, mode)
     async with aclosing(steps):

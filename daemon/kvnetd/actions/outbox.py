@@ -52,28 +52,33 @@ async def send_or_queue(
 ) -> AsyncGenerator[LayerProgress | SendReport, None]:
     """Send; where the peer is off, or others wait for it, the memory waits in the outbox behind them.
 
-    With `queue` the report says under which id, with `wait` it comes once the memory is delivered, with
-    `fail` nothing waits and nobody is waited for. Raises RequestError, what `send` raises, and with `wait`
-    what the entry failed with.
+    With `queue` the report says under which id and why, with `wait` it comes once the memory is delivered,
+    with `fail` nothing waits and nobody is waited for. Raises RequestError, what `send` raises, and with
+    `wait` what the entry failed with.
     """
     wish = wish_of(asked.if_off)
     record = await find(services, asked.memory)
     parcel = _parcel(services, record, asked)
     outbox = services.ledger.outbox
+    # Before the first attempt, so that what was begun now is what the outbox goes on with.
+    entry_id = "" if wish is IfOff.FAIL else "out_" + base32(os.urandom(16))
+    problem = ""
     if wish is IfOff.FAIL or not await services.in_store(outbox.has_waiting, parcel.peer):
         try:
-            async with aclosing(send_as(services, transfers, parcel, mode_of(asked.mode))) as steps:
+            async with aclosing(send_as(services, transfers, parcel, mode_of(asked.mode), entry_id)) as steps:
                 async for step in steps:
                     yield step
-        except AWAY:
+        except AWAY as failure:
             if wish is IfOff.FAIL:
                 raise
+            problem = failure.message
         else:
             return
-    entry = await _queue(services, parcel)
+    entry = await _queue(services, entry_id, parcel, problem)
     ending = dispatcher.delivery(entry) if wish is IfOff.WAIT else None
     dispatcher.notice(parcel.peer)
-    yield await ending if ending is not None else _queued(record, entry)
+    problem = problem or f"others wait for {parcel.peer_name} already, and it goes in its turn"
+    yield await ending if ending is not None else _queued(record, entry, problem)
 
 
 async def list_outbox(services: Services) -> tuple[OutboxEntry, ...]:
@@ -86,7 +91,7 @@ async def retry(services: Services, dispatcher: Dispatcher, wanted: str) -> Outb
     outbox = services.ledger.outbox
     entry = await services.in_store(outbox.find, wanted)
     entry = await services.in_store(outbox.retry, entry.id, expires_at=_expiry(services))
-    dispatcher.notice(entry.peer)
+    dispatcher.notice(entry.peer, entry.id)
     return entry
 
 
@@ -128,15 +133,17 @@ def _parcel(services: Services, record: MemoryRecord, asked: Sending) -> Parcel:
     )
 
 
-async def _queue(services: Services, parcel: Parcel) -> OutboxEntry:
+async def _queue(services: Services, entry_id: str, parcel: Parcel, problem: str) -> OutboxEntry:
     entry = await services.in_store(
         services.ledger.outbox.add,
-        "out_" + base32(os.urandom(16)),
+        entry_id,
         parcel,
         now=utc_now(),
         expires_at=_expiry(services),
-        most=services.config.max_outbox_entries,
+        most=services.config.limits.max_outbox_entries,
     )
+    if problem:
+        await services.in_store(services.ledger.outbox.tried, entry.id, problem=problem)
     services.log.write(
         "outbox.queued", entry=entry.id, peer=entry.peer_name, memory=entry.memory, agent=entry.agent
     )
@@ -148,7 +155,7 @@ def _expiry(services: Services) -> str:
     return until.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _queued(record: MemoryRecord, entry: OutboxEntry) -> SendReport:
+def _queued(record: MemoryRecord, entry: OutboxEntry, problem: str) -> SendReport:
     return SendReport(
         transfer_id="",
         memory=record.id,
@@ -161,4 +168,5 @@ def _queued(record: MemoryRecord, entry: OutboxEntry) -> SendReport:
         resumed_chunks=0,
         codec=entry.codec or preset_name(record.header.coding),
         queued=entry.id,
+        problem=problem,
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
+from functools import partial
 
+from kvnet.address import join_address, parse_address
 from kvnet.api import PairingAttempt, PairingComparison, PairingInvitation, PeerInfo
 from kvnet.discovery import Endpoint
 from kvnet.errors import (
@@ -24,7 +26,7 @@ from kvnet.identity.pairing import LIFE_S, MAX_GUESSES, Invitation, Joining
 from kvnet.identity.pairing_messages import Introduction
 from kvnet.identity.peers import AddedPeer, Verified
 from kvnet.transport.pairing import PairingLink, PairingListener, WrongGuess, dial
-from kvnetd.actions.peers import check_address, list_peers
+from kvnetd.actions.peers import list_peers
 from kvnetd.meeting import Candidate, MeetingPlace, interfaces_of, own_addresses
 from kvnetd.services import Services, utc_now
 
@@ -108,20 +110,30 @@ class Pairings:
         services = self._services
         failure: KvnetError | None = None
         refused_by: set[str] = set()
-        async with aclosing(self._candidates(code, request.address)) as candidates:
-            async for name, endpoint in candidates:
-                if name in refused_by:
-                    continue
-                joining = Joining(services.key, code, compares=request.verify)
-                try:
-                    return await dial(endpoint.address, endpoint.port, joining, pool=services.pool)
-                except PeerUnreachable as error:
-                    failure = failure or error
-                except KvnetError as error:
-                    failure = error
-                    refused_by.add(name)
-                    if len(refused_by) == MAX_GUESSES:
-                        break
+        guesses: list[str] = []  # who was given a proof: it tells whether one code is the right one
+        with suppress(TimeoutError):
+            async with (
+                asyncio.timeout(LIFE_S),
+                aclosing(self._candidates(code, request.address)) as candidates,
+            ):
+                async for name, endpoint in candidates:
+                    if name in refused_by:
+                        continue
+                    joining, before = Joining(services.key, code, compares=request.verify), len(guesses)
+                    proving = partial(guesses.append, name)
+                    try:
+                        return await dial(
+                            endpoint.address, endpoint.port, joining, pool=services.pool, proving=proving
+                        )
+                    except KvnetError as error:
+                        # One that hangs up on the proof has had its guess, as one that says no.
+                        if isinstance(error, PeerUnreachable) and len(guesses) == before:
+                            failure = failure or error
+                            continue
+                        failure = error
+                        refused_by.add(name)
+                        if len(refused_by) == MAX_GUESSES:
+                            break
         raise failure or PeerUnreachable(
             f"pairing: no node on this network shows a code with the number {code.number}; codes live two "
             "minutes, and where mDNS does not reach give the other machine's HOST:PORT with --at"
@@ -130,9 +142,7 @@ class Pairings:
     async def _candidates(self, code: PairingCode, address: str) -> AsyncGenerator[Candidate, None]:
         config = self._services.config
         if address:
-            check_address(address)
-            host, _, port = address.rpartition(":")
-            yield Candidate(address, Endpoint(host.strip("[]"), int(port)))
+            yield Candidate(address, Endpoint(*parse_address(address)))
             return
         interfaces = interfaces_of(config)
         if not config.mdns or interfaces == ():
@@ -146,7 +156,7 @@ class Pairings:
     ) -> AsyncGenerator[Step, None]:
         """Both know the code: hear who the other one is, let people compare, and keep it once both agree."""
         services = self._services
-        port = int(services.listening.address.rpartition(":")[2])
+        _, port = parse_address(services.listening.address)
         said = await link.introduce(Introduction(services.config.name, services.config.namespace, port))
         peer = self._peer(link, said, request.name)
         if link.confirmed.compares:
@@ -171,6 +181,11 @@ class Pairings:
             raise MalformedMessage(f"pairing: the other node says its port is {said.port}")
         node_id = node_id_of(link.confirmed.peer_public)
         before = services.peers.get(node_id)
+        if before is not None and not before.is_trusted and not link.confirmed.compares:
+            raise RequestError(
+                f"pairing: this is {before.name}, whose key was revoked at {before.revoked_at:.40}; "
+                f"if it is to be trusted again, pair with --verify, or run `kvnet peer trust {before.name}`"
+            )
         name = wanted or (before.name if before else "")
         if not name:
             name = services.peers.usable_name(said.name, otherwise=short_id(node_id))
@@ -194,11 +209,6 @@ class Pairings:
 
     async def _keep(self, peer: AddedPeer) -> None:
         services = self._services
-        await services.in_store(services.peers.add, peer)
+        await services.in_trust(services.peers.add, peer)
         services.directory.know(tuple(one.node_id for one in services.peers.all()))
         services.log.write("peer.paired", peer=peer.name)
-
-
-def join_address(host: str, port: int) -> str:
-    """HOST:PORT, with an IPv6 address in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
+from kvnet.address import parse_address
 from kvnet.api import PeerInfo
 from kvnet.compat import decide_tier
 from kvnet.errors import KvnetError, PeerUnreachable, RequestError
@@ -40,7 +41,7 @@ async def add_peer(services: Services, *, address: str, node_id: str, name: str)
     if node_id_of(public) == services.key.node_id:
         raise RequestError(f"node id {short_id(node_id)}: is this very node; copy the id of the other one")
     if address:
-        check_address(address)
+        parse_address(address)
     plain = node_id_of(public)
     before = services.peers.get(plain)
     shown = name or (before.name if before else short_id(plain))
@@ -48,7 +49,7 @@ async def add_peer(services: Services, *, address: str, node_id: str, name: str)
     info = await probe_peer(services, peer)
     if not name and before is None and info.reachable:
         peer = replace(peer, name=services.peers.usable_name(info.name, otherwise=peer.name))
-    peer = await services.in_store(services.peers.add, peer)
+    peer = await services.in_trust(services.peers.add, peer)
     services.directory.know(tuple(p.node_id for p in services.peers.all()))
     return replace(
         _unprobed(services, peer),
@@ -67,7 +68,7 @@ async def show_peer(services: Services, wanted: str) -> PeerInfo:
     info = await probe_peer(services, peer) if peer.is_trusted else _unprobed(services, peer)
     shown = await asyncio.gather(*(who_answers(address) for address in info.addresses))
     _compare(services, peer, dict(zip(info.addresses, shown, strict=True)))
-    kept = await services.in_store(services.peers.find_any, wanted)  # behind an alarm that is being written
+    kept = await services.in_trust(services.peers.find_any, wanted)  # behind an alarm that is being written
     return replace(info, alarm=kept.alarm)
 
 
@@ -80,21 +81,25 @@ async def trust_peer(
 ) -> PeerInfo:
     """Trust a peer, again if it was revoked, and end its alarm; what is given replaces what it may."""
     may = None if permissions is None else tuple(map(_permission, permissions))
-    peer = await services.in_store(services.peers.trust, wanted, permissions=may, quota_nbytes=quota_nbytes)
+    peer = await services.in_trust(
+        services.peers.trust, wanted, permissions=may, quota_nbytes=quota_nbytes, at=utc_now()
+    )
     return _unprobed(services, peer)
 
 
 async def revoke_peer(services: Services, wanted: str) -> PeerInfo:
     """Trust a peer no longer: its calls are refused, and what is open with it ends at once."""
-    peer = await services.in_store(services.peers.revoke, wanted, at=utc_now())
+    peer = await services.in_trust(services.peers.revoke, wanted, at=utc_now())
     services.log.write("peer.revoked", peer=peer.name)
+    await _drop_unfinished(services, peer)
     return _unprobed(services, peer)
 
 
 async def remove_peer(services: Services, wanted: str) -> PeerInfo:
     """Remove a peer: it can send nothing from now on."""
-    peer = await services.in_store(services.peers.remove, wanted)
+    peer = await services.in_trust(services.peers.remove, wanted)
     services.directory.know(tuple(p.node_id for p in services.peers.all()))
+    await _drop_unfinished(services, peer)
     return _unprobed(services, peer)
 
 
@@ -121,10 +126,15 @@ async def probe_peer(services: Services, peer: AddedPeer) -> PeerInfo:
     )
 
 
+async def _drop_unfinished(services: Services, peer: AddedPeer) -> None:
+    """Nobody will finish what it was sending: that must not fill the disk."""
+    await asyncio.shield(services.in_store(services.spool.drop, peer.all_ids))
+
+
 async def _who_answers(address: str) -> str:
     if not address:
         return "peer add: wants HOST:PORT, --id NODE_ID, or both"
-    check_address(address)
+    parse_address(address)
     shown = await who_answers(address)
     if shown is None:
         raise PeerUnreachable(f"peer {address}: no node answers there; check the address, and start it")
@@ -189,9 +199,3 @@ def _stranger(short: str, addresses: tuple[str, ...]) -> PeerInfo:
         latency_s=0.0,
         problem="seen by mDNS; add it with --id and its full id",
     )
-
-
-def check_address(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise RequestError(f"peer address {address!r:.80}: not HOST:PORT; for example 192.168.1.20:7447")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvnet.alignment import MapManifest
 from kvnet.codec.basis import Basis
@@ -14,11 +14,12 @@ from kvnet.errors import AlignmentRefused, RequestError, StateCorrupt, TextTooLo
 from kvnet.model.arriving import ArrivingMemory
 from kvnet.model.slots import Slots, join
 from kvnet.types import RawMemory, Scheme, Tier
-from kvnetd import encoding, prefixes
+from kvnetd import chains, encoding, prefixes
+from kvnetd.actions.check import require_agreement
 from kvnetd.actions.memories import find
 from kvnetd.alignments import MAPPED, map_for, refuse_unjudged, require_made_by
 from kvnetd.mapping import slots_for
-from kvnetd.parties import require_may_ask
+from kvnetd.parties import require_may_ask, untrusted_source
 from kvnetd.services import Services
 from kvnetd.store.records import MemoryRecord
 from kvnetd.store.texts import attached_text, has_text
@@ -39,6 +40,7 @@ class Recalled:
     memory_ids: str = ""  # joined by commas, as are the next two
     maps: str = ""
     codecs: str = ""
+    untrusted_source: str = ""  # joined too: whose word the memories are, or the texts read in their place
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +105,30 @@ async def plan(services: Services, wanted: str, policy: Policy) -> Planned:
     return Planned(record, tier, found if tier in MAPPED else None, route, with_text)
 
 
-async def recall(services: Services, wanted: Sequence[str], policy: Policy) -> Recalled:
+async def recall(
+    services: Services, wanted: Sequence[str], policy: Policy, *, verify_text: bool = False
+) -> Recalled:
     """Read back what these memories hold for the hosted model, in this order.
 
+    With `verify_text` each is compared with its text first, but for those of which the text itself is read.
     Raises what `plan` raises, AlignmentRefused where only some of them can be used together, TextTooLong
-    before anything is read, and as the store's `load`.
+    before anything is read, TextMismatch, what else `require_agreement` raises, and as the store's `load`.
     """
     plans = [await plan(services, name, policy) for name in wanted]
     if not plans:
         return Recalled()
+    if verify_text and all(one.route is not Route.TEXT for one in plans):
+        for one in plans:
+            await require_agreement(services, one.record)
+    sources = [
+        untrusted_source(services, record)
+        for one in plans
+        for record in (*await chains.links_of(services, one.record), one.record)
+    ]
+    return replace(await _used(services, plans), untrusted_source=_distinct(sources))
+
+
+async def _used(services: Services, plans: Sequence[Planned]) -> Recalled:
     if any(one.route is Route.TEXT for one in plans):
         return await _texts(services, plans)
     if len(plans) == 1 and plans[0].fits:

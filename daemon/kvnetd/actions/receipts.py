@@ -28,5 +28,5 @@ def _info(services: Services, kept: KeptReceipt) -> ReceiptInfo:
         peer=kept.peer,
         peer_name=peer.name if peer else "",
         completed_at=kept.completed_at,
-        has_offer=kept.sealed_offer() is not None,
+        has_offer=kept.has_offer,
     )

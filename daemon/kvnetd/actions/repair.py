@@ -27,9 +27,14 @@ async def repair(services: Services) -> AsyncGenerator[Progress | RepairReport, 
             found.append(Repaired(record.id, "left alone", exc.message, ""))
         yield Progress(done, len(checked))
     for memory, problem in tuple(memories.damaged.items()):
-        path = await services.in_store(set_aside, memories, memory)
-        found.append(Repaired(memory, "set aside", problem, str(path)))
-        services.log.write("store.set_aside", memory=memory, message=problem)
+        try:
+            path = await services.in_store(set_aside, memories, memory)
+        except KvnetError as exc:
+            found.append(Repaired(memory, "left alone", exc.message, ""))
+            continue
+        if path is not None:
+            found.append(Repaired(memory, "set aside", problem, str(path)))
+            services.log.write("store.set_aside", memory=memory, message=problem)
     problem = await services.in_store(services.ledger.check)
     problems = [f"ledger: {problem}; restore it from a backup"] if problem else []
     problems += [

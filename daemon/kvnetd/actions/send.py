@@ -11,10 +11,10 @@ from functools import partial
 from kvnet.api import LayerProgress, SendReport
 from kvnet.codec.presets import preset_name
 from kvnet.compat import require_tier
-from kvnet.errors import IncompatibleModel, KvnetError, MissingPrefix, PeerUnreachable, RequestError
+from kvnet.errors import IncompatibleModel, KvnetError, MissingPrefix, ReplayedMessage, RequestError
 from kvnet.identity.peers import AddedPeer
 from kvnet.transfer.messages import MAX_NOTE_CHARS, Hello
-from kvnet.transport.client import HELLO_DEADLINE_S, PeerClient
+from kvnet.transport.client import PeerClient
 from kvnet.transport.sending import AckProgress, Sent
 from kvnet.types import MemoryId, NodeId, Scheme, Tier
 from kvnetd import chains
@@ -27,6 +27,7 @@ from kvnetd.store.records import MemoryRecord
 from kvnetd.transfers import Transfers
 
 MEMORY_ID_CHARS = 56
+DIAL_APART_S = 0.5  # between the addresses of one peer
 
 
 async def send(
@@ -47,9 +48,9 @@ async def send(
     """Send a memory to `peer` or `peer/agent` now; yields a LayerProgress per layer, the report last.
 
     `with_text` sends along what the memory is of, for a model that cannot use it; `parcel` is the
-    entry of the outbox that is done with then. `relay_to` is as `Departures.prepare` has it; `beside` is of a
-    memory that is sent in parts; `on_outbound` sees the transfer before it begins. Of a memory behind others
-    the peer gets first what it lacks of those.
+    entry of the outbox that is done with then: it goes on as it was begun, whatever `codec` means by now.
+    `relay_to` is as `Departures.prepare` has it; `beside` is of a memory that is sent in parts; `on_outbound`
+    sees the transfer before it begins. Of a memory behind others the peer gets first what it lacks of those.
     """
     record = await find(services, memory)
     way = partial(_send_one, services, transfers, to=to, agent=agent, codec=codec)
@@ -104,24 +105,16 @@ async def _send_one(
         raise RequestError(f"note: {len(note)} characters, at most {MAX_NOTE_CHARS}; put it in the memory")
     wanted, _, to_agent = to.partition("/")
     peer = services.peers.find(wanted)
-    text = await text_of(services, record) if with_text else ""
-    hello, address, _ = await say_hello(services, peer)
-    source = record.header
-    tier = require_tier(
-        (source.fingerprint, source.geometry),
-        (hello.fingerprint, hello.geometry),
-        # Coordinates were made by one map: whether the peer has that one, the peer says.
-        has_map=bool(hello.maps_from(source.fingerprint)) or source.coding.scheme is Scheme.PORT,
-        in_coordinates=source.coding.scheme is Scheme.PORT,
-        has_text=bool(text),
-    )
-    if source.start_pos and tier not in (Tier.EXACT, Tier.IDENTITY):
-        raise IncompatibleModel(
-            f"memory {record.id}: begins at position {source.start_pos}; a map takes whole memories, from 0"
-        )
-    record = await record_to_send(services, record, codec, hello, tier, has_text=bool(text))
-    used = {section.compression for section in record.head.sections}
-    require_decoder(hello, record.header.coding, used)
+    begun = await transfers.begun(parcel, peer)
+    if begun is None:
+        text = await text_of(services, record) if with_text else ""
+        hello, address, _ = await say_hello(services, peer)
+        record = await _chosen(services, record, codec, hello, has_text=bool(text))
+        used = {section.compression for section in record.head.sections}
+        require_decoder(hello, record.header.coding, used)
+    else:
+        record, text = begun  # the peer may have it already: another coding would be a second message
+        _, address, _ = await say_hello(services, peer)
     outbound = await transfers.prepare(
         record,
         peer,
@@ -135,15 +128,42 @@ async def _send_one(
     if on_outbound is not None:
         on_outbound(outbound)
     sent_at = time.perf_counter()
-    async with aclosing(deliver(services, peer, address, outbound)) as steps:
-        async for step in steps:
-            if isinstance(step, LayerProgress):
-                yield step
-                continue
-            now = time.perf_counter()
-            if step.wire_nbytes and not (beside and beside.prefix_text):  # else it waited for a reading
-                await services.in_store(services.rates.sent, peer.node_id, step.wire_nbytes, now - sent_at)
-            yield report_of(outbound, step, peer, seconds=now - began)
+    try:
+        async with aclosing(deliver(services, peer, address, outbound)) as steps:
+            async for step in steps:
+                if isinstance(step, LayerProgress):
+                    yield step
+                    continue
+                now = time.perf_counter()
+                if step.wire_nbytes and not (beside and beside.prefix_text):  # else it waited for a reading
+                    await services.in_store(
+                        services.rates.sent, peer.node_id, step.wire_nbytes, now - sent_at
+                    )
+                yield report_of(outbound, step, peer, seconds=now - began)
+    except IncompatibleModel as error:
+        if begun is None:
+            raise
+        raise ReplayedMessage(f"{error.message}; as it was begun it is not taken any more") from error
+
+
+async def _chosen(
+    services: Services, record: MemoryRecord, codec: str, hello: Hello, *, has_text: bool
+) -> MemoryRecord:
+    """The memory in the coding in which this peer gets it. Raises IncompatibleModel, as `record_to_send`."""
+    source = record.header
+    tier = require_tier(
+        (source.fingerprint, source.geometry),
+        (hello.fingerprint, hello.geometry),
+        # Coordinates were made by one map: whether the peer has that one, the peer says.
+        has_map=bool(hello.maps_from(source.fingerprint)) or source.coding.scheme is Scheme.PORT,
+        in_coordinates=source.coding.scheme is Scheme.PORT,
+        has_text=has_text,
+    )
+    if source.start_pos and tier not in (Tier.EXACT, Tier.IDENTITY):
+        raise IncompatibleModel(
+            f"memory {record.id}: begins at position {source.start_pos}; a map takes whole memories, from 0"
+        )
+    return await record_to_send(services, record, codec, hello, tier, has_text=has_text)
 
 
 async def deliver(
@@ -199,25 +219,47 @@ def dial(services: Services, peer: AddedPeer, address: str) -> PeerClient:
 
 
 async def say_hello(
-    services: Services, peer: AddedPeer, *, deadline_s: float = HELLO_DEADLINE_S
+    services: Services, peer: AddedPeer, *, deadline_s: float = 0.0
 ) -> tuple[Hello, str, float]:
     """The peer's hello, the address it answered at, and how long that took.
 
-    Tries every known address. Raises the last failure.
+    Tries every known address, the next one soon after the one before: one that is silent, as an old address
+    is or a rogue's, holds nothing up. Raises the failure at the best address.
     """
-    failure: KvnetError | None = None
-    for address in services.directory.addresses(peer):
-        began = time.perf_counter()
-        try:
-            async with dial(services, peer, address) as client:
-                hello = await client.hello(deadline_s=deadline_s)
-        except KvnetError as error:
-            failure = error
-            services.directory.judge(peer.node_id, address, answered=False)
-        else:
-            services.directory.judge(peer.node_id, address, answered=True)
-            return hello, address, time.perf_counter() - began
-    raise failure or PeerUnreachable(f"peer {peer.name}: no address to dial")
+    addresses = services.directory.addresses(peer)
+    dials = [
+        asyncio.create_task(
+            _hello_at(services, peer, address, after_s=i * DIAL_APART_S, deadline_s=deadline_s)
+        )
+        for i, address in enumerate(addresses)
+    ]
+    try:
+        failures: dict[str, KvnetError] = {}
+        for dialled in asyncio.as_completed(dials):
+            address, answer = await dialled
+            if not isinstance(answer, KvnetError):
+                return answer[0], address, answer[1]
+            failures[address] = answer
+        raise failures[addresses[0]]
+    finally:
+        for one in dials:
+            one.cancel()
+        await asyncio.wait(dials)
+
+
+async def _hello_at(
+    services: Services, peer: AddedPeer, address: str, *, after_s: float, deadline_s: float
+) -> tuple[str, tuple[Hello, float] | KvnetError]:
+    await asyncio.sleep(after_s)
+    began = time.perf_counter()
+    try:
+        async with dial(services, peer, address) as client:
+            hello = await client.hello(deadline_s=deadline_s)
+    except KvnetError as error:
+        services.directory.judge(peer.node_id, address, answered=False)
+        return address, error
+    services.directory.judge(peer.node_id, address, answered=True)
+    return address, (hello, time.perf_counter() - began)
 
 
 async def _push(

@@ -7,18 +7,18 @@ is told in `damaged` and left alone. Who may be trusted is for those who put.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 from kvnet.alignment import AlignmentKind, Manifest, MapManifest, PortManifest
+from kvnet.durable import sync_folder, write_durably
 from kvnet.errors import KvnetError, MalformedFile, RequestError, StateCorrupt, UnknownAlignment
 from kvnet.files.alignments import AlignmentHead, VerifiedAlignment, read_alignment_file, read_head_file
-from kvnet.files.durable import sync_folder
 from kvnet.types import Fingerprint, NodeId, sha256_hex
-from kvnetd.store.disk import full_disk_refused, require_room, write_durably
+from kvnetd.store.disk import full_disk_refused, require_room
 
 MAX_AHEAD_S: Final = 300  # two clocks may differ by so much
 _SUFFIX = ".safetensors"
@@ -58,11 +58,11 @@ class AlignmentRecord:
 class AlignmentStore:
     """The folder of maps and ports. Ids name files; nothing that anyone says ever names a path."""
 
-    def __init__(self, root: Path, packaged: Sequence[Path] = (), own: str = "") -> None:
-        """`own` is this node's id: what it signed itself, and what came with kvnet, goes before others'."""
+    def __init__(self, root: Path, packaged: Sequence[Path] = (), own: Collection[str] = ()) -> None:
+        """`own` are this node's ids: what it signed itself, and what came with kvnet, goes before others'."""
         self.root = root
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._own = own
+        self._own = frozenset(own)
         self._digests: dict[Path, str] = {}
         self.damaged: dict[str, str] = {}  # id, as the file's name has it -> why it cannot be used
         self._packaged = self._scan(packaged, packaged=True)
@@ -123,6 +123,10 @@ class AlignmentStore:
         """Whether this is a map that ends in a port which is not here."""
         port = manifest.port if isinstance(manifest, MapManifest) else ""
         return bool(port) and port not in self._stored and port not in self._packaged
+
+    def is_own(self, signer: NodeId) -> bool:
+        """Whether this node signs, or before a rotation signed, as `signer`."""
+        return signer in self._own
 
     def is_packaged(self, alignment: str) -> bool:
         """Whether what has this id came with kvnet."""
@@ -200,7 +204,7 @@ class AlignmentStore:
     def _rank(self, record: AlignmentRecord) -> int:
         if record.packaged:
             return 1
-        return 0 if record.signer == self._own else 2
+        return 0 if self.is_own(record.signer) else 2
 
     def _digest_of(self, record: AlignmentRecord) -> str:
         """Of a port's whole file, read once: what is put under an id later is the same file."""

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
+from kvnet.durable import write_durably
 from kvnet.errors import UnknownBasis
 from kvnet.types import sha256_hex
-from kvnetd.store.disk import full_disk_refused, require_room, write_durably
+from kvnetd.store.disk import full_disk_refused, require_room
 
 RECENT_S = 600.0
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")

@@ -1,4 +1,4 @@
-"""Small disk habits: room left, durable writes, ENOSPC as StoreFull."""
+"""Small disk habits: room left and taken, ENOSPC as StoreFull."""
 
 from __future__ import annotations
 
@@ -7,20 +7,42 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvnet.errors import StoreFull
-from kvnet.files.durable import sync_folder
 
-RESERVE_NBYTES = 1 << 30
-RESERVE_SHARE = 0.10
+
+@dataclass(slots=True)
+class _Reserve:
+    """What is left free of every disk that this process stores on: set once, before anything is stored."""
+
+    nbytes: int = 1 << 30
+    percent: int = 10
+
+
+_reserve = _Reserve()
+
+
+def keep_free(*, nbytes: int, percent: int) -> None:
+    """Leave so much of a disk free from now on: whichever is less."""
+    _reserve.nbytes, _reserve.percent = nbytes, percent
 
 
 def free_nbytes(folder: Path) -> int:
-    """Bytes that may still be stored: free space less a reserve of 1 GiB or 10 %, whichever is less."""
+    """Bytes that may still be stored: free space less the reserve, 1 GiB or 10 % unless set otherwise."""
     usage = shutil.disk_usage(folder)
-    reserve = min(RESERVE_NBYTES, int(usage.total * RESERVE_SHARE))
+    reserve = min(_reserve.nbytes, usage.total * _reserve.percent // 100)
     return max(0, usage.free - reserve)
+
+
+def files_nbytes(folder: Path) -> int:
+    """Bytes of the files in a folder; 0 where it is gone meanwhile."""
+    try:
+        with os.scandir(folder) as entries:
+            return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
+    except FileNotFoundError:
+        return 0
 
 
 def require_room(folder: Path, nbytes: int, *, what: str) -> None:
@@ -42,19 +64,3 @@ def full_disk_refused(what: str) -> Iterator[None]:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(f"{what}: the disk is full; free some space and try again") from exc
         raise
-
-
-def write_durably(path: Path, data: bytes | memoryview) -> None:
-    """Replace `path` with `data`, for this user only, or leave it as it was."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    with open(fresh, "xb", opener=_open_private) as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    fresh.replace(path)
-    sync_folder(path.parent)
-
-
-def _open_private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from kvnet.durable import write_durably
 from kvnet.errors import KvnetError, StateCorrupt
 from kvnet.format import strict_json
 from kvnet.identity.secret_file import load_or_create_secret
 from kvnet.types import canonical_json
-from kvnetd.store.disk import write_durably
 from kvnetd.store.vault import Vault
 
 STORE_VERSION: Final = 2  # 1 had no such file, and sealed nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -76,10 +77,30 @@ class Ledger:
         offer, body, signer, signature = rows[0]
         return offer, SignedMessage(Receipt.TYPE, body, signer, signature)
 
-    def memories_from(self, peer: str) -> frozenset[str]:
-        """Ids of the memories that a peer sent, also those that others had sent before."""
-        query = "SELECT memory FROM transfers WHERE direction = 'in' AND peer = ?"
-        return frozenset(memory for (memory,) in self._run(query, peer))
+    def memories_from(self, peers: Collection[str]) -> frozenset[str]:
+        """Ids of the memories that these nodes sent, also those that others had sent before."""
+        listed = f"({', '.join('?' * len(peers))})"
+        query = f"SELECT memory FROM transfers WHERE direction = 'in' AND peer IN {listed}"  # noqa: S608
+        return frozenset(memory for (memory,) in self._run(query, *peers))
+
+    def received_nbytes(self, peers: Collection[str]) -> int:
+        """Bytes that the rows of what these nodes have sent take: offers, receipts and messages."""
+        listed = f"({', '.join('?' * len(peers))})"
+        where = f"direction = 'in' AND peer IN {listed}"
+        size = "length(offer) + length(receipt_body) + 128"
+        ((transfers,),) = self._run(f"SELECT total({size}) FROM transfers WHERE {where}", *peers)  # noqa: S608
+        ((messages,),) = self._run(
+            f"SELECT total(length(CAST(note AS BLOB)) + 256) FROM messages WHERE sender IN {listed}",  # noqa: S608
+            *peers,
+        )
+        return int(transfers + messages)
+
+    def count_unread(self, peers: Collection[str]) -> int:
+        """How many messages of these nodes nobody has acknowledged."""
+        listed = f"({', '.join('?' * len(peers))})"
+        query = f"SELECT count(*) FROM messages WHERE acknowledged_at = '' AND sender IN {listed}"  # noqa: S608
+        ((count,),) = self._run(query, *peers)
+        return int(count)
 
     def complete(self, transfer: CompletedTransfer, message: InboxMessage | None) -> None:
         """Record a finished transfer in one transaction; once is enough.

@@ -8,12 +8,14 @@ if the vault seals. A memory is read back only after the digest of every section
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from kvnet.durable import sync_folder, write_durably
 from kvnet.errors import KvnetError, MalformedChunk, RequestError, StateCorrupt, TooBusy, UnknownMemory
 from kvnet.format.awkg import AwkgHeader, Metadata, Section
 from kvnet.format.awkg.sections import unpack_section
@@ -22,7 +24,7 @@ from kvnet.identity.keys import NodeKey
 from kvnet.identity.seal import VerifiedHead, seal_head, verify_head
 from kvnet.identity.signing import SignedMessage
 from kvnet.types import MemoryHeader, MemoryId, RawMemory, canonical_json
-from kvnetd.store.disk import full_disk_refused, require_room, write_durably
+from kvnetd.store.disk import full_disk_refused, require_room
 from kvnetd.store.failpoints import reach
 from kvnetd.store.places import identity, put_in_place, restore, take_away
 from kvnetd.store.records import (
@@ -232,20 +234,23 @@ class MemoryStore:
                     for section in record.head.sections
                 ]
         except (StateCorrupt, MalformedChunk) as exc:
-            if self._records.get(record.id) == record:  # not replaced meanwhile
-                self.damaged[record.id] = exc.message
+            self._is_damage(record, exc)
             raise StateCorrupt(exc.message) from exc
         self.damaged.pop(record.id, None)
         return RawMemory(record.header, tuple(chunks))
 
     def is_intact(self, record: MemoryRecord) -> bool:
-        """Whether every section is what was stored. What is wrong is told in `damaged`."""
+        """Whether every section is what was stored. What is wrong is told in `damaged`.
+
+        Raises StateCorrupt where that cannot be said now; UnknownMemory, TooBusy for one replaced meanwhile.
+        """
         try:
             with self.open_stored(record)[1] as sections:
                 for section in record.head.sections:
                     read_section(sections, section)
-        except KvnetError as exc:
-            self.damaged[record.id] = exc.message
+        except StateCorrupt as exc:
+            if not self._is_damage(record, exc):
+                raise
             return False
         return True
 
@@ -260,12 +265,22 @@ class MemoryStore:
         write_durably(folder / SIGNATURE_FILE, head.sealed.signature)
         write_durably(folder / LOCAL_FILE, canonical_json(notes.to_plain()))
         carry_text(self.root / record.id, folder)
+        sync_folder(folder)  # its names too, before the folder that has the text is removed
         reach("memory.laid-out")
         put_in_place(folder, self.root / record.id)
         reach("memory.in-place")
         self._records[record.id] = record
         self.damaged.pop(record.id, None)
         return record
+
+    def _is_damage(self, record: MemoryRecord, error: KvnetError) -> bool:
+        """Whether an error tells of this memory, not of too many open files, say; then it is remembered."""
+        cause = error.__cause__
+        tells = not isinstance(cause, OSError) or cause.errno in (errno.ENOENT, errno.EIO)
+        if tells and self._records.get(record.id) == record:  # not replaced meanwhile
+            self.damaged[record.id] = error.message
+            return True
+        return False
 
     def _asked_for(self, record: MemoryRecord) -> MemoryRecord:
         """The record of a memory that somebody wants for its own sake from now on."""

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kvnet.durable import write_durably
 from kvnet.errors import KvnetError, StateCorrupt
 from kvnet.format import strict_json
 from kvnet.types import canonical_json
-from kvnetd.store.disk import write_durably
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 

@@ -19,14 +19,16 @@ from kvnetd.store.failpoints import reach
 from kvnetd.store.vault import Vault
 
 _SEALED_AS = "own offer"
+_SELECT = "SELECT sealed_body, signer, signature, parcel FROM offers"
 
 
 @dataclass(frozen=True, slots=True)
 class KeptOffer:
-    """An offer as it was signed."""
+    """An offer as it was signed, and the entry of the outbox that it was made for, if it was for one."""
 
     offer: Offer
     sealed: SignedMessage
+    parcel: str = ""
 
 
 class KeptOffers:
@@ -37,28 +39,30 @@ class KeptOffers:
 
     def find(self, slot: Sequence[str], vault: Vault) -> KeptOffer | None:
         """The offer of a message; None where there is none, or none that this key opens."""
-        rows = self._db.run(
-            "SELECT sealed_body, signer, signature FROM offers WHERE slot = ?", _slot_id(slot)
-        )
+        return self._opened(self._db.run(f"{_SELECT} WHERE slot = ?", _slot_id(slot)), vault)
+
+    def begun(self, parcel: str, vault: Vault) -> KeptOffer | None:
+        """The offer made for an entry of the outbox, which shall end as it was begun. Else as `find`."""
+        rows = self._db.run(f"{_SELECT} WHERE parcel = ? ORDER BY created_at DESC LIMIT 1", parcel)
+        return self._opened(rows, vault) if parcel else None
+
+    def _opened(self, rows: list[Any], vault: Vault) -> KeptOffer | None:
         if not rows:
             return None
-        sealed_body, signer, signature = rows[0]
+        sealed_body, signer, signature, parcel = rows[0]
         try:
             body = vault.open(sealed_body, what=_SEALED_AS)
             offer = strict_json.decode(Offer, body, what="own offer", max_nbytes=MAX_OFFER_NBYTES)
         except KvnetError:
             return None
-        return KeptOffer(offer, SignedMessage(Offer.TYPE, body, signer, signature))
+        return KeptOffer(offer, SignedMessage(Offer.TYPE, body, signer, signature), parcel)
 
-    def keep(self, slot: Sequence[str], kept: KeptOffer, vault: Vault, *, parcel: str) -> None:
-        """Remember an offer, for the entry `parcel` of the outbox if it is made for one.
-
-        The body is sealed whatever the vault is told of memories: a text may lie in it.
-        """
+    def keep(self, slot: Sequence[str], kept: KeptOffer, vault: Vault) -> None:
+        """Remember an offer. Its body is sealed whatever becomes of memories: it may hold a text."""
         offer, sealed = kept.offer, kept.sealed
         self._db.run(
             "INSERT OR REPLACE INTO offers VALUES (?, ?, ?, ?, ?, ?, ?)",
-            *(_slot_id(slot), offer.transfer_id, parcel, vault.seal(sealed.body, what=_SEALED_AS)),
+            *(_slot_id(slot), offer.transfer_id, kept.parcel, vault.seal(sealed.body, what=_SEALED_AS)),
             *(sealed.signer, sealed.signature, offer.created_at),
         )
         reach("offer.kept")

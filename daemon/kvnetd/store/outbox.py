@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import astuple, dataclass, fields, replace
 from typing import Any, Final
 
@@ -60,13 +61,9 @@ class Outbox:
         """Every entry, in the order in which they were queued."""
         return tuple(map(_entry, self._db.run(f"{_SELECT} ORDER BY number")))
 
-    def heads(self) -> tuple[OutboxEntry, ...]:
-        """Of each peer, the entry that goes first."""
-        of_peer: dict[str, OutboxEntry] = {}
-        for entry in self.all():
-            if entry.state == WAITING:
-                of_peer.setdefault(entry.peer, entry)
-        return tuple(of_peer.values())
+    def waiting(self) -> tuple[OutboxEntry, ...]:
+        """What shall be delivered still, in the order in which it was queued."""
+        return tuple(entry for entry in self.all() if entry.state == WAITING)
 
     def has_waiting(self, peer: str) -> bool:
         """Whether something waits for this peer."""
@@ -100,11 +97,12 @@ class Outbox:
             entry_id,
         )
 
-    def expire(self, *, now: str) -> tuple[OutboxEntry, ...]:
-        """Fail those whose time is over; returns them."""
+    def expire(self, *, now: str, busy: Collection[str] = ()) -> tuple[OutboxEntry, ...]:
+        """Fail those whose time is over, but for those in `busy`: they are being delivered. Returns them."""
         with self._db.transaction() as run:
             over = run(f"{_SELECT} WHERE state = 'waiting' AND expires_at <= ?", now)
-            failed = tuple(replace(entry, state=FAILED, problem=_over(entry)) for entry in map(_entry, over))
+            idle = (entry for entry in map(_entry, over) if entry.id not in busy)
+            failed = tuple(replace(entry, state=FAILED, problem=_over(entry)) for entry in idle)
             for entry in failed:
                 run("UPDATE outbox SET state = 'failed', problem = ? WHERE id = ?", entry.problem, entry.id)
         return failed

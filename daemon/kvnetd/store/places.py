@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from kvnet.files.durable import sync_folder
+from kvnet.durable import sync_folder
 from kvnetd.store.failpoints import reach
 
 _OLD, _GONE = ".old", ".gone"

@@ -31,9 +31,14 @@ class KeptReceipt:
     offer_signature: bytes
     receipt: SignedMessage
 
+    @property
+    def has_offer(self) -> bool:
+        """Whether the offer is kept as it was signed."""
+        return bool(self.offer_body and self.offer_signature)
+
     def sealed_offer(self) -> SignedMessage | None:
         """The offer as it was signed; None where it is not kept."""
-        if not self.offer_body or not self.offer_signature:
+        if not self.has_offer:
             return None
         offer = strict_json.decode(Offer, self.offer_body, what="own offer", max_nbytes=MAX_OFFER_NBYTES)
         return SignedMessage(Offer.TYPE, self.offer_body, public_key_of(offer.sender), self.offer_signature)
@@ -57,6 +62,8 @@ class Receipts:
         if len(wanted) < MIN_PREFIX_CHARS:
             raise UnknownTransfer(f"transfer {wanted!r:.60}: give {MIN_PREFIX_CHARS} characters or more")
         of_memory = [kept for kept in self.all() if kept.memory.startswith(wanted)]
+        if len({kept.memory for kept in of_memory}) > 1:
+            raise RequestError(f"memory {wanted}: several ids start so; use more of the id")
         if of_memory:
             return of_memory[-1]
         found = [kept for kept in self.all() if kept.transfer_id.startswith(wanted)]

@@ -41,6 +41,7 @@ class LocalNotes:
     text_digest: str = ""  # of the text that was read here
     steps: tuple[Step, ...] = ()
     in_passing: bool = False  # encoded from another memory here to be sent, not because anyone asked for it
+    source: str = ""  # node id that what this was encoded from here came from, "" for this node (`origins`)
     version: int = NOTES_VERSION
 
     def to_plain(self) -> dict[str, Any]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from kvnet.durable import sync_folder
 from kvnet.errors import UnknownMemory
-from kvnet.files.durable import sync_folder
+from kvnet.types import MemoryId
 from kvnetd.store.disk import full_disk_refused, require_room
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.places import put_in_place
 from kvnetd.store.records import SECTIONS_FILE, MemoryRecord
 from kvnetd.store.sections import make_sections_file, read_section
-from kvnetd.store.spool import OFFER_FILE
 from kvnetd.store.texts import TEXT_FILE
+from kvnetd.store.unfinished import OFFER_FILE
 
 ASIDE: Final = "aside"  # beside the folder of memories
 _SEALED: Final = (OFFER_FILE, TEXT_FILE)  # in a memory's folder, beside its sections
@@ -60,11 +62,17 @@ def _copy_sealed(memories: MemoryStore, record: MemoryRecord, fresh: Path) -> No
     sync_folder(fresh)
 
 
-def set_aside(memories: MemoryStore, memory: str) -> Path:
+def set_aside(memories: MemoryStore, memory: str) -> Path | None:
     """Move what lies in a damaged memory's place out of the store, as it is; returns where it lies now.
 
-    Raises UnknownMemory where nothing does any more.
+    None where it is whole, by now. Raises UnknownMemory where nothing lies there any more, StateCorrupt
+    where it cannot be read just now.
     """
+    # Once more, on the thread that writes: it may have been sent or made anew since.
+    with suppress(UnknownMemory):
+        if memories.is_intact(memories.get(MemoryId(memory))):
+            memories.damaged.pop(memory, None)
+            return None
     aside = memories.root.parent / ASIDE
     aside.mkdir(mode=0o700, exist_ok=True)
     place, number = aside / memory, 1

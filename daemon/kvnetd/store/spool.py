@@ -1,241 +1,39 @@
-"""Transfers on their way in: what arrived is on disk before it is acknowledged, and survives a restart.
+"""The folder of unfinished transfers, each in a folder of its own (`unfinished`): which there are, and whose.
 
-A folder per transfer: the body of the offer, payloads in order of arrival, both sealed if the vault seals,
-and `chunks.log` (fixed-size records: envelope, signature, offset of the payload). A torn last record is
-dropped.
+Knows names, sizes and offers; not what is in a transfer.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
-import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
-from kvnet.errors import BadSignature, KvnetError, StateCorrupt
-from kvnet.files.durable import sync_folder
+from kvnet.errors import KvnetError, StateCorrupt
 from kvnet.format import strict_json
-from kvnet.format.awkg import Section
-from kvnet.format.envelope import ENVELOPE_NBYTES, Envelope
 from kvnet.identity.keys import node_id_of, public_key_of
-from kvnet.identity.seal import VerifiedHead
-from kvnet.identity.signing import SignedMessage, VerifiedChunk
-from kvnet.plan import count_chunks, plan_transfer, transfer_room_nbytes
+from kvnet.identity.signing import SignedMessage
+from kvnet.plan import transfer_room_nbytes
 from kvnet.transfer.messages import MAX_OFFER_NBYTES, Offer, relay_id
-from kvnet.types import Compression, Kind, NodeId
 from kvnetd.store.bases import BasisStore
-from kvnetd.store.disk import full_disk_refused, require_room
-from kvnetd.store.failpoints import reach
-from kvnetd.store.memories import MemoryStore
-from kvnetd.store.records import LocalNotes, MemoryRecord, Step
-from kvnetd.store.sections import (
-    SEALED_SECTIONS_FILE,
-    Contents,
-    SectionsFile,
-    make_sections_file,
-    read_frame,
-    sections_place,
-)
-from kvnetd.store.vault import SEAL_NBYTES, Vault, place_of
-
-SIGNATURE_NBYTES = 64
-_OFFSET = struct.Struct("<Q")
-_RECORD_NBYTES = ENVELOPE_NBYTES + SIGNATURE_NBYTES + _OFFSET.size
-CHUNK_LOG_FILE = "chunks.log"
-OFFER_FILE = "offer.bin"
+from kvnetd.store.disk import files_nbytes, full_disk_refused, require_room
+from kvnetd.store.sections import SEALED_SECTIONS_FILE, sections_place
+from kvnetd.store.unfinished import CHUNK_LOG_FILE, OFFER_FILE, RECORD_NBYTES, IncomingTransfer
+from kvnetd.store.vault import SEAL_NBYTES, Vault
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
-    """Where a chunk's payload happened to arrive, and under which envelope."""
+class _About:
+    """What is asked of every unfinished transfer again and again, so that its offer is read but once."""
 
-    offset: int
-    envelope: Envelope
+    created_at: int  # seconds since 1970, UTC
+    basis: str  # digest, or ""
 
 
-class IncomingTransfer:
-    """One transfer's folder, open for writing."""
-
-    def __init__(self, folder: Path, offer: Offer, bases: BasisStore, vault: Vault) -> None:
-        self._folder = folder
-        self._offer = offer
-        self._bases = bases
-        self._known_basis = _known_basis(offer, bases)
-        self._held: dict[int, _Held] = {}
-        self._contents = Contents(offer.memory)
-        self._log = -1
-        self._sections = make_sections_file(folder, vault)
-        try:
-            self._log = os.open(folder / CHUNK_LOG_FILE, os.O_RDWR | os.O_CREAT, 0o600)
-            self._end = self._recover()
-            # Names last as long as what they name: a lost entry would lose acknowledged chunks.
-            sync_folder(folder)
-            sync_folder(folder.parent)
-        except BaseException:
-            self.close()
-            raise
-
-    @property
-    def held(self) -> dict[int, bytes]:
-        """Chunk index -> wire digest, of all that is durable: also of a basis that is here anyway."""
-        arrived = {index: entry.envelope.wire_digest for index, entry in self._held.items()}
-        return {**arrived, **self._known_basis}
-
-    def place_of(self, index: int) -> tuple[int, Envelope]:
-        """Where a chunk that is durable lies in the file of `reader`, and under which envelope it came."""
-        held = self._held[index]
-        return held.offset, held.envelope
-
-    def reader(self) -> SectionsFile:
-        """The sections' file, opened once more: it can be read on when this transfer is closed or gone."""
-        return self._sections.reopened()
-
-    def store(self, chunks: list[VerifiedChunk]) -> None:
-        """Write a batch and sync it. Raises StoreFull; what was durable before stays so."""
-        with full_disk_refused("transfer"):
-            fresh: list[tuple[int, _Held]] = []
-            end = self._end
-            records = b""
-            for chunk in chunks:
-                envelope = chunk.envelope
-                records += chunk.signed.envelope + chunk.signed.signature + _OFFSET.pack(end)
-                fresh.append((envelope.key.index, _Held(end, envelope)))
-                end = self._sections.write(end, chunk.signed.payload)
-            reach("chunk.written")
-            # Payloads first: a record in the log promises that its payload is there.
-            self._sections.sync()
-            reach("chunk.synced")
-            _write_all(self._log, records, len(self._held) * _RECORD_NBYTES)
-            os.fdatasync(self._log)
-            reach("chunk.logged")
-        self._end = end
-        self._held.update(fresh)
-
-    def sum_up(self, chunks: list[VerifiedChunk]) -> None:
-        """Let the contents go by as they come, where they come in order: `finish` need not read them again.
-
-        They were verified, and this very process writes and syncs them, so it may run beside `store`. What is
-        not told here, or came in another order, compressed or before a restart, is read back from disk.
-        """
-        for chunk in chunks:
-            key = chunk.envelope.key
-            in_order = key.index == self._contents.count and key.kind is not Kind.BASIS
-            if in_order and chunk.envelope.compression is Compression.NONE:
-                self._contents.add_plain(chunk.signed.payload, chunk.envelope.wire_digest)
-
-    def finish(self, memories: MemoryStore, head: VerifiedHead, *, stored_at: str) -> MemoryRecord:
-        """Turn the complete transfer into a memory under its maker's seal, which the session has checked.
-
-        Raises BadSignature when its contents belie its id, its seal or its basis.
-        """
-        try:
-            self._check_contents(head)
-            self._take_basis()
-        except BadSignature:
-            self.discard()  # resuming it could only end here again
-            raise
-        with full_disk_refused("transfer"):
-            folder = memories.new_folder(head.header.memory.id)
-            try:
-                self._lay_out(folder, head.header.sections)
-                received = Step("received", model="", model_hash="", at=stored_at, duration_s=0.0)
-                notes = LocalNotes(origin=self._offer.sender, stored_at=stored_at, steps=(received,))
-                record = memories.adopt(folder, head, notes)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
-        self.discard()
-        return record
-
-    def _check_contents(self, head: VerifiedHead) -> None:
-        header, transfer_id = head.header, self._offer.transfer_id
-        if not header.memory.closes(self._offer.memory):
-            raise BadSignature(f"transfer {transfer_id}: its seal is of another memory than was offered")
-        contents = self._contents
-        for section in header.sections:
-            held = self._held[section.key.index]
-            claimed = (section.compression, section.raw_nbytes, section.wire_nbytes, section.wire_digest)
-            envelope = held.envelope
-            came = (envelope.compression, envelope.raw_nbytes, envelope.wire_nbytes, envelope.wire_digest)
-            if claimed != came:
-                index = section.key.index
-                raise BadSignature(f"transfer {transfer_id}: chunk {index} is not as its seal says")
-            if section.key.index == contents.count:
-                contents.add(section, read_frame(self._sections, section, held.offset))
-        if contents.content_digest != header.memory.content_digest:
-            raise BadSignature(f"transfer {transfer_id}: the contents are not the memory offered")
-        if contents.checksum != header.checksum:
-            raise BadSignature(f"transfer {transfer_id}: the checksum in its seal is not that of its chunks")
-
-    def _take_basis(self) -> None:
-        digest = self._offer.memory.coding.basis
-        if not digest or self._known_basis:
-            return
-        held = [self._held[key.index] for key in plan_transfer(self._offer.memory) if key.kind is Kind.BASIS]
-        basis = b"".join(self._sections.read(h.offset, h.envelope.wire_nbytes) for h in held)
-        if "sha256:" + hashlib.sha256(basis).hexdigest() != digest:
-            raise BadSignature(f"transfer {self._offer.transfer_id}: the calibration is not the one offered")
-        self._bases.put(basis)
-
-    def _lay_out(self, folder: Path, table: tuple[Section, ...]) -> None:
-        """The memory's folder: its sections in plan order and nothing else, the envelopes, the offer.
-
-        What was acknowledged stays untouched in the spool until the memory is in place.
-        """
-        for path in (self._folder / CHUNK_LOG_FILE, place_of(self._folder / OFFER_FILE)):
-            os.link(path, folder / path.name)
-        arrived, source = sections_place(self._folder), self._sections
-        nbytes = sum(source.frame_nbytes(section.wire_nbytes) for section in table)
-        in_order = all(self._held[section.key.index].offset == source.start_of(section) for section in table)
-        if in_order and arrived.stat().st_size == nbytes:
-            os.link(arrived, folder / arrived.name)
-            return
-        with (folder / arrived.name).open("wb") as out:
-            for section in table:
-                frame_nbytes = source.frame_nbytes(section.wire_nbytes)
-                source.copy(self._held[section.key.index].offset, frame_nbytes, out)
-            out.flush()
-            os.fsync(out.fileno())
-
-    def close(self) -> None:
-        """Close the files; the folder stays for a resume."""
-        self._sections.close()
-        if self._log >= 0:
-            os.close(self._log)
-        self._log = -1
-
-    def discard(self) -> None:
-        """Close and remove."""
-        self.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _recover(self) -> int:
-        log = os.pread(self._log, self._offer.chunk_count * _RECORD_NBYTES, 0)
-        end = 0
-        for start in range(0, len(log) - _RECORD_NBYTES + 1, _RECORD_NBYTES):
-            record = log[start : start + _RECORD_NBYTES]
-            try:
-                envelope = Envelope.unpack(record[:ENVELOPE_NBYTES])
-            except KvnetError:
-                break
-            (offset,) = _OFFSET.unpack(record[-_OFFSET.size :])
-            if not self._has(envelope, offset):
-                break
-            self._held[envelope.key.index] = _Held(offset, envelope)
-            end = offset + self._sections.frame_nbytes(envelope.wire_nbytes)
-        # Else a later recovery could take what lay behind the damage for chunks of its own.
-        os.ftruncate(self._log, len(self._held) * _RECORD_NBYTES)
-        self._sections.truncate(end)
-        return end
-
-    def _has(self, envelope: Envelope, offset: int) -> bool:
-        try:
-            payload = self._sections.read(offset, envelope.wire_nbytes)
-        except StateCorrupt:
-            return False
-        return hashlib.sha256(payload).digest() == envelope.wire_digest
+# Half made, or damaged: nothing was acknowledged under it that could be resumed.
+_NOTHING: Final = _About(0, "")
 
 
 class Spool:
@@ -249,23 +47,34 @@ class Spool:
         self.root = root
         self._bases = bases
         self._vault = vault or Vault.in_clear()
+        self._known: dict[str, _About] = {}  # by folder name
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def open(self, offer: Offer, sealed: SignedMessage) -> IncomingTransfer:
-        """Start or resume a transfer. A folder of another offer with this id is started afresh.
+        """Start or resume a transfer: `prepare`, then `take_up`."""
+        self.prepare(offer, sealed)
+        return self.take_up(offer)
+
+    def prepare(self, offer: Offer, sealed: SignedMessage) -> None:
+        """Make a transfer's folder, if it is not here. One of another offer with this id is started afresh.
 
         Raises StoreFull when what is still to come would not fit.
         """
         folder = self.root / folder_name(offer)
-        needed = transfer_room_nbytes(offer.memory)
-        require_room(self.root, needed - self.held_nbytes(offer), what="transfer")
-        if folder.exists() and not self.knows(offer, sealed):
+        needed, begun = transfer_room_nbytes(offer.memory), self.knows(offer, sealed)
+        require_room(self.root, needed - (self.held_nbytes(offer) if begun else 0), what="transfer")
+        if folder.exists() and not begun:
             shutil.rmtree(folder)
         with full_disk_refused("transfer"):
             if not folder.exists():
                 folder.mkdir(mode=0o700)
                 self._vault.write(folder / OFFER_FILE, sealed.body)
-            return IncomingTransfer(folder, offer, self._bases, self._vault)
+        self._known[folder.name] = _about(offer)
+
+    def take_up(self, offer: Offer) -> IncomingTransfer:
+        """Open a transfer that was prepared; reads and hashes what of it is here, from any thread."""
+        with full_disk_refused("transfer"):
+            return IncomingTransfer(self.root / folder_name(offer), offer, self._bases, self._vault)
 
     def knows(self, offer: Offer, sealed: SignedMessage) -> bool:
         """Whether this very offer was admitted before and its transfer is not complete."""
@@ -280,7 +89,7 @@ class Spool:
         place = sections_place(folder)
         try:
             nbytes = place.stat().st_size
-            count = (folder / CHUNK_LOG_FILE).stat().st_size // _RECORD_NBYTES
+            count = (folder / CHUNK_LOG_FILE).stat().st_size // RECORD_NBYTES
         except FileNotFoundError:
             return 0
         return nbytes - (count * SEAL_NBYTES if place.name == SEALED_SECTIONS_FILE else 0)
@@ -298,16 +107,32 @@ class Spool:
         return None
 
     def claim(self, copied: Offer, offer: Offer, sealed: SignedMessage) -> None:
-        """Let what was passed on be the beginning of another transfer of the same bytes."""
+        """Let what was passed on be the beginning of a transfer of the same bytes that was not begun."""
         source, folder = self.root / folder_name(copied), self.root / folder_name(offer)
-        if not folder.exists():
+        if source.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of another offer with this id
             source.rename(folder)  # until the next line it is of an offer that nobody makes, and is swept
             self._vault.write(folder / OFFER_FILE, sealed.body)
 
-    def nbytes_of(self, sender: NodeId) -> int:
-        """Bytes of sections that lie here of one node's unfinished transfers."""
-        places = map(sections_place, self.root.glob(f"{sender}-*"))
-        return sum(place.stat().st_size for place in places if place.exists())
+    def room_nbytes(self, offer: Offer, sealed: SignedMessage) -> int:
+        """What a transfer may take here from its first to its last byte: chunks, their log and the offer."""
+        seal_nbytes = SEAL_NBYTES if self._vault.seals else 0
+        chunks = transfer_room_nbytes(offer.memory) + offer.chunk_count * (RECORD_NBYTES + seal_nbytes)
+        return chunks + len(sealed.body) + seal_nbytes
+
+    def nbytes_of(self, sender: str = "", *, but: Collection[str] = ()) -> int:
+        """Bytes of all that lies here of one node's unfinished transfers, or all's, but of some folders."""
+        return sum(files_nbytes(folder) for folder in self._folders_of(sender) if folder.name not in but)
+
+    def count_of(self, sender: str, *, but: Collection[str] = ()) -> int:
+        """How many of one node's transfers are unfinished, the folders named in `but` not counted."""
+        return sum(folder.name not in but for folder in self._folders_of(sender))
+
+    def drop(self, senders: Collection[str]) -> None:
+        """Remove every unfinished transfer of these nodes: nobody will resume them."""
+        for sender in senders:
+            for folder in self._folders_of(sender):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def expire(self, *, now: int, life_s: int, busy: frozenset[str]) -> int:
         """Remove transfers that were offered longer ago than `life_s`; returns how many.
@@ -316,20 +141,29 @@ class Spool:
         """
         gone = 0
         for folder in self.root.iterdir():
-            if folder.name not in busy and self._offered_at(folder) + life_s < now:
+            if folder.name not in busy and self._about(folder).created_at + life_s < now:
                 shutil.rmtree(folder, ignore_errors=True)
                 gone += 1
+        here = {folder.name for folder in self.root.iterdir()}
+        self._known = {name: about for name, about in self._known.items() if name in here}
         return gone
 
     def bases(self) -> frozenset[str]:
         """Digests of the calibrations that unfinished transfers need."""
-        offers = (self._offer_in(folder) for folder in self.root.iterdir())
-        return frozenset(offer.memory.coding.basis for offer in offers if offer is not None)
+        return frozenset(filter(None, (self._about(folder).basis for folder in self.root.iterdir())))
 
-    def _offered_at(self, folder: Path) -> int:
+    def _folders_of(self, sender: str) -> tuple[Path, ...]:
+        return tuple(self.root.glob(f"{sender}-*" if sender else "*"))
+
+    def _about(self, folder: Path) -> _About:
+        known = self._known.get(folder.name)
+        if known is None:
+            known = self._known[folder.name] = self._read(folder)
+        return known
+
+    def _read(self, folder: Path) -> _About:
         offer = self._offer_in(folder)
-        # Half made, or damaged: nothing was acknowledged under it that could be resumed.
-        return 0 if offer is None else offer.created_at
+        return _NOTHING if offer is None else _about(offer)
 
     def _offer_in(self, folder: Path) -> Offer | None:
         try:
@@ -339,14 +173,8 @@ class Spool:
             return None
 
 
-def _known_basis(offer: Offer, bases: BasisStore) -> dict[int, bytes]:
-    """Chunk index -> digest for the pieces of the offer's basis, if it is here already."""
-    memory = offer.memory
-    basis = bases.get(memory.coding.basis) if memory.coding.basis else None
-    if basis is None or len(basis) != memory.coding.basis_nbytes:
-        return {}
-    pieces = plan_transfer(memory)[count_chunks(memory) :]
-    return {key.index: hashlib.sha256(basis[key.start : key.stop]).digest() for key in pieces}
+def _about(offer: Offer) -> _About:
+    return _About(offer.created_at, offer.memory.coding.basis)
 
 
 def folder_name(offer: Offer) -> str:
@@ -355,10 +183,3 @@ def folder_name(offer: Offer) -> str:
     if len(transfer_id) != 32:
         raise ValueError(f"transfer id {offer.transfer_id!r:.60} is not 32 hex digits")
     return f"{node_id_of(public_key_of(offer.sender))}-{transfer_id}"
-
-
-def _write_all(handle: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(handle, view, offset)
-        view, offset = view[written:], offset + written

@@ -10,6 +10,8 @@ import hashlib
 import shutil
 import tempfile
 from collections import deque
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from kvnet.errors import BadSignature, MalformedChunk, MalformedFile
@@ -19,6 +21,7 @@ from kvnet.plan import MAX_CHUNK_RAW_NBYTES
 from kvnet.types import NodeId
 from kvnetd.store.disk import full_disk_refused, require_room
 from kvnetd.store.memories import MemoryStore
+from kvnetd.store.origins import source_of_own_file
 from kvnetd.store.records import LocalNotes, MemoryRecord, Step
 from kvnetd.store.sections import Contents, make_sections_file
 
@@ -102,12 +105,15 @@ class Upload:
             raise BadSignature(f"{_WHAT}: its contentDigest is not that of its contents")
 
     def finish(
-        self, memories: MemoryStore, head: VerifiedHead, *, own: NodeId, stored_at: str
+        self, memories: MemoryStore, head: VerifiedHead, *, own: Collection[NodeId], stored_at: str
     ) -> MemoryRecord:
-        """Make it a memory, on the store's own thread. What this node, `own`, signed itself comes home."""
+        """Make it a memory, on the store's own thread. What this node, by any `own` id, signed comes home."""
         signer = head.header.signed_by
         imported = Step("imported", model="", model_hash="", at=stored_at, duration_s=0.0)
-        notes = LocalNotes("" if signer == own else signer, stored_at, steps=(imported,))
+        notes = LocalNotes(signer, stored_at, steps=(imported,))
+        if signer in own:
+            source = source_of_own_file(memories, head.header.memory, signer)
+            notes = replace(notes, origin="", source=source)
         with full_disk_refused("import"):
             return memories.adopt(self.folder, head, notes)
 

@@ -15,8 +15,8 @@ from typing import Final
 from nacl import bindings
 from nacl.exceptions import RuntimeError as WrongBytes
 
+from kvnet.durable import write_durably
 from kvnet.errors import StateCorrupt
-from kvnetd.store.disk import write_durably
 
 KEY_NBYTES: Final = bindings.crypto_secretstream_xchacha20poly1305_KEYBYTES
 _HEADER_NBYTES: Final = bindings.crypto_secretstream_xchacha20poly1305_HEADERBYTES

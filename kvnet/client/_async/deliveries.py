@@ -50,8 +50,9 @@ class AsyncDeliveryCalls(AsyncFileCalls):
         """Send a memory to a peer, or to one agent there (`to="bob/reviewer"`), or to a list of them.
 
         Options are those of `send_stream`. The report's `memory` is the id at the peer; `queued` is not empty
-        where the peer is off and the memory waits for it. A list has a report for each, as each comes to its
-        end: one copy leaves this node and goes round among them; who could not be served has a `problem`.
+        where the memory waits, for a peer that is off or behind others, and `problem` says why. A list has a
+        report for each, as each comes to its end: one copy leaves this node and goes round among them; who
+        could not be served has a `problem` and nothing `queued`.
         """
         if isinstance(to, str) and "," in to:
             raise RequestError(f"to: {to!r:.80} names several; give a list of them")
@@ -83,6 +84,7 @@ class AsyncDeliveryCalls(AsyncFileCalls):
         or `auto`, which does what `estimate` says; the report tells which and what was predicted.
         `text` is read instead of a memory that is here, as by `send_text`. For several receivers (a list, or
         commas between them) there is a report for each as it comes to its end, and progress is that of all.
+        Where others wait for the peer already, the first two put it behind them.
         """
         request = pb.SendRequest(
             memory=id_of(memory) if memory else "",

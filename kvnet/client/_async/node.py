@@ -13,6 +13,7 @@ from kvnet.api import (
     Answer,
     Explanation,
     InboxMessage,
+    MemoryCheck,
     MemoryInfo,
     NodeStatus,
     PeerInfo,
@@ -121,6 +122,19 @@ class AsyncNode(AsyncDeliveryCalls, AsyncPairingCalls):
         request = pb.ForgetRequest(memory=id_of(memory))
         return wire.from_wire(await self._call(self._stub.Forget, request), MemoryInfo)
 
+    async def check_memory(
+        self, memory: str | MemoryInfo, *, text: str = "", samples: int = 0, seed: int | None = None
+    ) -> MemoryCheck:
+        """Compare a memory of the hosted model with what that model makes of its text, read now.
+
+        `text` is the one kept beside it, or else read out of it, if not given. `samples` slots are compared,
+        all of them if 0, chosen by `seed`.
+        """
+        request = pb.CheckMemoryRequest(
+            memory=id_of(memory), text=require_text(text, what="text"), samples=samples, seed=seed
+        )
+        return wire.from_wire(await self._call(self._stub.CheckMemory, request), MemoryCheck)
+
     async def pull(self, memory: str, peer: str) -> SendReport:
         """Fetch one of a peer's memories by its id."""
         async for event in self._stream(self._stub.Pull, pb.PullRequest(memory=memory, peer=peer)):
@@ -158,6 +172,7 @@ class AsyncNode(AsyncDeliveryCalls, AsyncPairingCalls):
         seed: int = 0,
         stream_to: str = "",
         name: str = "",
+        verify_text: bool = False,
     ) -> AsyncGenerator[str | Answer, None]:
         """Pieces of text as they are certain, then the Answer with its kv report.
 
@@ -167,7 +182,8 @@ class AsyncNode(AsyncDeliveryCalls, AsyncPairingCalls):
         context, or has the memory (by its full id), and the answer begins while it arrives, in the codec that
         is named. With `stream_to`, that peer gets what comes of it while it is made, as memories behind one
         another: `name` points at the newest one here, and `NODE/name` there, NODE being what the peer calls
-        this node. Zero means the daemon's default: 64 tokens, greedy.
+        this node. Zero means the daemon's default: 64 tokens, greedy. With `verify_text` a memory that is not
+        what the model makes of its text is refused.
         """
         first, *others = ids_of(memory) or [""]
         request = pb.AskRequest(
@@ -185,6 +201,7 @@ class AsyncNode(AsyncDeliveryCalls, AsyncPairingCalls):
             seed=seed,
             stream_to=require_text(stream_to, what="stream_to"),
             name=require_text(name, what="name"),
+            verify_text=verify_text,
         )
         async for event in self._stream(self._stub.Ask, request):
             if event.HasField("answer"):
