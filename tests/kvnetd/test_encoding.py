@@ -210,10 +210,10 @@ async def test_odd_note_on_the_choice_of_auto_is_measured_again(
     services: Services, monkeypatch: pytest.MonkeyPatch, noted: Any
 ) -> None:
     found = Choice("int8", 0.1, ())
-    monkeypatch.setattr(encoding, "choose_preset", lambda host, basis: found)
+    monkeypatch.setattr("kvnet.model.quality.choose_preset", lambda host, basis: found)
     services.models.note(services.host.fingerprint.digest, auto=noted)
     assert await encoding.chosen(services) == found
-    monkeypatch.setattr(encoding, "choose_preset", None)
+    monkeypatch.setattr("kvnet.model.quality.choose_preset", None)
     assert await encoding.chosen(services) == found  # noted for good this time
 
 
@@ -250,13 +250,11 @@ async def test_calibration_is_read_and_parsed_once_for_many_questions(
 async def test_encoding_of_a_memory_that_is_forgotten_meanwhile_is_not_kept(
     services: Services, record: MemoryRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = encoding.encode_memory
-
     def overtaken(*args: Any, **kwargs: Any) -> RawMemory:
         services.memories.forget(record.id)
-        return encode(*args, **kwargs)
+        return encode_memory(*args, **kwargs)
 
-    monkeypatch.setattr(encoding, "encode_memory", overtaken)
+    monkeypatch.setattr("kvnet.model.memory.encode_memory", overtaken)
     with pytest.raises(UnknownMemory, match="removed meanwhile"):
         await encoding.record_to_send(services, record, "int8")
     assert services.memories.all() == ()
@@ -266,7 +264,7 @@ async def test_encoding_of_a_memory_that_is_forgotten_meanwhile_is_not_kept(
 async def test_step_of_an_encoding_tells_another_dtype_and_the_heads_that_were_pruned(
     services: Services, record: MemoryRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "prunable_heads", lambda attention, num_kv_heads: ((0, 1), (2, 0)))
+    monkeypatch.setattr("kvnet.model.pruning.prunable_heads", lambda found, num_kv_heads: ((0, 1), (2, 0)))
     encoded, notes = await encoding.encode(
         services, MEMORY, record.notes, codec="int8", dtype=DType.FLOAT16, prune=True
     )
