@@ -1,4 +1,4 @@
-"""Two daemons that host TinyLlama's geometry in NF4, on a link of a known rate where that can be made."""
+"""Two daemons that host one model, on a link of a known rate where that can be made."""
 
 from __future__ import annotations
 
@@ -91,9 +91,13 @@ class Hosts:
 
 
 @contextmanager
-def two_hosts(link: Link, *, traced: bool = False) -> Iterator[Hosts]:
-    """Alice and bob, introduced to each other. With `traced` they say what they do when, and are slower."""
-    flags = {"model": harness.random_checkpoint(GEOMETRY), **MODEL_FLAGS, "mdns": "0"}
+def two_hosts(link: Link, *, traced: bool = False, small: bool = False) -> Iterator[Hosts]:
+    """Alice and bob, introduced to each other. With `traced` they say what they do when.
+
+    They host TinyLlama's geometry in NF4, or with `small` the reference model, which is there in seconds.
+    """
+    large = {} if small else {"model": harness.random_checkpoint(GEOMETRY), **MODEL_FLAGS}
+    flags = {"model": "ref-a", **large, "mdns": "0"}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kvnet-bench-")))
         traces = folder / "alice.jsonl", folder / "bob.jsonl"

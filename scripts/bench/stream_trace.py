@@ -1,8 +1,7 @@
 """A daemon that says when what happened to each chunk; and the reader of what it said.
 
-Run as a program it is `kvnetd`, with its functions wrapped: KVNET_BENCH_TRACE names the file. Nothing in kvnet
-knows of it, so that what is measured elsewhere is measured without it. Times are of the machine's monotonic clock,
-which all of its processes share.
+Run as a program it is `kvnetd`, its functions wrapped: KVNET_BENCH_TRACE names the file. Nothing in kvnet
+knows of it. Times are of the machine's monotonic clock, which all of its processes share.
 """
 
 from __future__ import annotations
