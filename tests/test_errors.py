@@ -25,6 +25,7 @@ from kvnet.errors import (
     all_error_types,
     error_from_code,
 )
+from kvnet.extras import require_node_extra
 from kvnet.paths import Home
 
 TESTS = Path(__file__).parent
@@ -46,6 +47,7 @@ REACHED_BY = {
     "unknown_outbox_entry": "kvnetd/test_outbox.py::test_entry_that_is_not_there_is_unknown",
     "unknown_transfer": "kvnetd/test_ledger.py::test_receipt_is_found_by_its_transfer_or_its_memory",
     "unknown_model": "model/test_loader.py",
+    "no_model": "kvnetd/test_no_model.py::test_coding_that_only_a_model_can_make_is_refused",
     "unsupported_model": "model/test_cache.py",
     "unknown_basis": "kvnetd/test_bases_store.py::test_basis_that_is_not_here_is_unknown",
     "unknown_alignment": "kvnetd/test_alignments_store.py::test_an_id_that_is_not_here_is_unknown",
@@ -164,13 +166,12 @@ def test_home_without_a_daemon_is_not_running(tmp_path: Path) -> None:
 def test_client_without_torch_cannot_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"kvnet\[node\]"):
-        spawn.require_node_extra()
+        require_node_extra()
 
 
 def test_state_folder_that_cannot_be_made_is_the_operators(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(spawn, "require_node_extra", lambda: None)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OperatorError, match="KVNET_HOME") as refused:
         spawn.start(Home(tmp_path / "file" / "home"), {})

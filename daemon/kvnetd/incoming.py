@@ -109,6 +109,8 @@ class InboundTransfer:
         """Make chunks durable."""
         if self._incoming is None:
             raise ReplayedMessage("chunk: the transfer was completed before")
+        if self._landing is not None:  # verified: what is used need not wait for the disk, as its ack does
+            self._landing.take(chunks)
         await run_together(  # while the disk is waited for, the processor is free
             self._services.in_pool(self._incoming.sum_up, chunks),
             self._services.in_store(self._incoming.store, chunks),
@@ -116,8 +118,6 @@ class InboundTransfer:
         nbytes = sum(chunk.envelope.wire_nbytes for chunk in chunks)
         self.wire_nbytes += nbytes
         self._on_store(nbytes)
-        if self._landing is not None:
-            self._landing.take(chunks)
 
     async def finish(self, head: VerifiedHead) -> SignedMessage:
         """Memory in place, then receipt and message in one transaction, then the answer."""

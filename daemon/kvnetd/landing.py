@@ -1,4 +1,4 @@
-"""A transfer on its way in that is used meanwhile: what is durable is decoded, for the model to take."""
+"""A transfer on its way in that is used meanwhile: what is verified is decoded, for the model to take."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Landing:
         self._first_layer = asyncio.Event()
 
     def take(self, chunks: Sequence[VerifiedChunk]) -> None:
-        """Decode chunks that are verified and durable."""
+        """Decode verified chunks; the disk may still be waited for."""
         for chunk in chunks:
             task = asyncio.create_task(self._decode(chunk))
             self._decoding.add(task)

@@ -29,7 +29,7 @@ class _NoHost:
     max_seq_len = (1 << 31) - 1  # of a memory that is kept; its bytes are bounded as any node's
 
     def __getattr__(self, name: str) -> Any:
-        raise NoModelHosted(_WHY)
+        raise _refusal()
 
 
 def no_host() -> ModelHost:
@@ -37,7 +37,14 @@ def no_host() -> ModelHost:
     return cast("ModelHost", _NoHost())
 
 
-def refuse_without_model(host: ModelHost) -> None:
+def refuse_without_model(host: object) -> None:
     """Raise NoModelHosted unless there is a model: before anything is loaded that only a model needs."""
-    if host.fingerprint == NO_MODEL:
-        raise NoModelHosted(_WHY)
+    if isinstance(host, _NoHost):
+        raise _refusal()
+
+
+def _refusal() -> NoModelHosted:
+    return NoModelHosted(
+        "this node hosts no model, it keeps memories and passes them on; "
+        "ask a node that has one, or start this one with `kvnet up --model NAME`"
+    )

@@ -122,7 +122,7 @@ class StoredSource:
             if ahead:  # they read from a file that is closed next
                 await asyncio.wait(ahead)
             for task in ahead:
-                task.exception()
+                _ = task.cancelled() or task.exception()  # nobody else looks
 
     async def _wire(self, key: ChunkKey) -> bytes:
         if key.kind is Kind.BASIS:

@@ -140,6 +140,7 @@ class PeerClient:
                 raise
             finally:
                 await inbound.close(failure)
+                failure = None  # else it and this frame hold one another, and the call, until a collection
             return inbound
 
     async def read_texts(
@@ -180,6 +181,7 @@ class PeerClient:
                     await call.code()
         finally:
             call.cancel()
+            stream.let_go()
 
 
 class _NoConnection(Exception):  # never leaves this module

@@ -63,6 +63,10 @@ class _Stream:
         """From now on every read and write raises `reason`; whoever calls this cancels the call."""
         self._cut = reason
 
+    def let_go(self) -> None:
+        """Hold the call no longer: it holds `ended`, and both would keep the connection till a collection."""
+        del self._call
+
     def ended(self, call: Any) -> None:
         """Done callback of a client's call: keep the reason that the peer gave for ending it.
 

@@ -31,7 +31,11 @@ class Round:
 
 def rows(quick: bool, seed: int) -> list[Row]:
     """Total goodput from one to eight transfers at once, and the share of each."""
-    measured = rounds(QUICK_MIB if quick else FULL_MIB, seed)
+    return rows_of(rounds(QUICK_MIB if quick else FULL_MIB, seed))
+
+
+def rows_of(measured: list[Round]) -> list[Row]:
+    """The rows of rounds that were run."""
     least = min(one.gbps / measured[0].gbps for one in measured)
     most = max(one.unfairness for one in measured)
     details = {f"gbps_{one.at_once}": one.gbps for one in measured} | {"load": load()}

@@ -111,7 +111,7 @@ def _ack_s(sender: Any, memory: str) -> float:
 
 
 def bare_stream_s(mib: int) -> float:
-    """Seconds to stream so many MiB between two processes over gRPC with mutual TLS, and hear the end."""
+    """Seconds to stream so many MiB from one process to another with mutual TLS, and hear the end."""
     spawned = multiprocessing.get_context("spawn")
     ours, theirs = spawned.Pipe()
     alice, seed = NodeKey.generate(), os.urandom(32)

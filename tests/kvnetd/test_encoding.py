@@ -264,9 +264,7 @@ async def test_encoding_of_a_memory_that_is_forgotten_meanwhile_is_not_kept(
 async def test_step_of_an_encoding_tells_another_dtype_and_the_heads_that_were_pruned(
     services: Services, record: MemoryRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "kvnet.model.pruning.prunable_heads", lambda attention, num_kv_heads: ((0, 1), (2, 0))
-    )
+    monkeypatch.setattr("kvnet.model.pruning.prunable_heads", lambda found, num_kv_heads: ((0, 1), (2, 0)))
     encoded, notes = await encoding.encode(
         services, MEMORY, record.notes, codec="int8", dtype=DType.FLOAT16, prune=True
     )

@@ -191,6 +191,9 @@ async def deliver(
         pushing.cancel()
         await asyncio.wait({pushing})  # it reads from the file that close() closes
         await outbound.close(failure)
+        # Else frame, failure and traceback hold one another, and the connection, until a collection.
+        failure = None
+        del pushing
     yield sent
 
 
