@@ -1,8 +1,8 @@
 """Delivers what waits in the outbox: to each peer one memory at a time, in the order it was asked for.
 
 A peer that is off is tried again after half a second, then ever later up to a quarter of a minute, and at
-once when mDNS shows it. A memory for which the peer has no room is tried again so too, by itself: those behind it pass,
-so the order holds among those that can go. What only the caller can mend is marked as failed.
+once when mDNS shows it. A memory for which the peer has no room is tried again so too, by itself: those
+behind it pass, so the order holds among those that can go. What only the caller can mend is marked as failed.
 """
 
 from __future__ import annotations
