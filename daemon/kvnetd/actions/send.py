@@ -14,6 +14,7 @@ from kvnet.errors import (
     AlignmentRefused,
     IncompatibleModel,
     KvnetError,
+    PeerUnreachable,
     ReplayedMessage,
     RequestError,
 )
@@ -204,7 +205,7 @@ async def say_hello(
     """The peer's hello, the address it answered at, and how long that took.
 
     Tries every known address, the next one soon after the one before: one that is silent, as an old address
-    is or a rogue's, holds nothing up. Raises the failure at the best address.
+    is or a rogue's, holds nothing up. Raises what a node said that answered, else what failed at the best.
     """
     addresses = services.directory.addresses(peer)
     dials = [
@@ -220,7 +221,10 @@ async def say_hello(
             if not isinstance(answer, KvnetError):
                 return answer[0], address, answer[1]
             failures[address] = answer
-        raise failures[addresses[0]]
+        told = (
+            failures[address] for address in addresses if not isinstance(failures[address], PeerUnreachable)
+        )
+        raise next(told, failures[addresses[0]])
     finally:
         for one in dials:
             one.cancel()
