@@ -139,9 +139,12 @@ def diff(
 
 @exp.command()
 def report(
-    name: OneRun = "last",
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Runs, each as for `exp diff`; the last if not given.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All runs that are there.")] = False,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Where the page goes; RUN.html if not given.")
+        Path | None, typer.Option("--html", help="Where the page goes; RUN.html, or runs.html for several.")
     ] = None,
     runs: Runs = None,
     as_json: Json = False,
@@ -150,15 +153,17 @@ def report(
     from kvnet.experiments.report import make_page
     from kvnet.experiments.table import make_table
 
-    path = _path(name, runs)
-    target = html or Path(f"{path.name}.html")
-    page = make_page(make_table([path]))
+    if everything and names:
+        raise RequestError("--all is every run; leave out the names")
+    paths = _paths([] if everything else names or ["last"], runs)
+    target = html or Path(f"{paths[0].name if len(paths) == 1 else 'runs'}.html")
+    page = make_page([make_table([path]) for path in paths])
     try:
         target.write_text(page, encoding="utf-8")
     except OSError as exc:
         raise RequestError(f"{target}: cannot be written ({exc.strerror}); name another with --html") from exc
     if as_json:
-        print_json({"run": path.name, "html": str(target)})
+        print_json({"runs": [path.name for path in paths], "html": str(target)})
         return
     print(target)
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from kvnet.cli.output import Json, print_json
+from kvnet.cli.output import Json, print_error, print_json
 from kvnet.cli.progress import layer_bar
 from kvnet.errors import CellsFailed, OperatorError, RequestError, error_from_code
 from kvnet.experiments.folder import RunFolder, find_run
@@ -44,17 +44,27 @@ def run(
     require_node_extra()
     job = _job(recipe, runs or default_runs_dir(), sweep or [], seeds, task, resume, on, workers, quick)
     done = _measure(job, recipe or resume)
-    summary = RunFolder.open(Path(done.run)).summary()
-    if not as_json:
-        print(f"{done.run}; `kvnet exp table {Path(done.run).name}` shows it")
-    else:
+    if as_json:
         print(done.run, file=sys.stderr)
-        print_json(dict(summary.values) if summary else {"run": done.run, "failed": done.failed})
-    if done.failed:
-        raise CellsFailed(
-            f"{Path(done.run).name}: cells that failed: {done.failed}, the others are measured; "
-            "`kvnet exp table` shows why, `kvnet exp run --resume` tries them again"
-        )
+    else:
+        print(f"{done.run}; `kvnet exp table {Path(done.run).name}` shows it")
+    error = _error_of(done) if done.failed else None
+    if error is not None:
+        print_error(error, as_json=False)
+    if as_json:  # one document and the last line, whatever failed
+        summary = RunFolder.open(Path(done.run)).summary()
+        found = dict(summary.values) if summary else {"run": done.run, "failed": done.failed}
+        told = {"error": {"code": error.code, "message": error.message, "details": {}}} if error else {}
+        print_json({**found, **told})
+    if error is not None:
+        raise typer.Exit(error.exit_status)
+
+
+def _error_of(done: RunDone) -> CellsFailed:
+    return CellsFailed(
+        f"{Path(done.run).name}: cells that failed: {done.failed}, the others are measured; "
+        "`kvnet exp table` shows why, `kvnet exp run --resume` tries them again"
+    )
 
 
 def _job(
@@ -80,7 +90,9 @@ def _job(
         path = find_run(runs_dir, resume)
         return Job("", runs_dir=str(runs_dir), resume=str(path), on=on, workers=workers, command=command)
     loaded = Recipe.load(recipe)
-    points = loaded.parse_sweep([*sweep, *([f"task={task.absolute()}"] if task else [])])
+    points = loaded.parse_sweep(sweep)
+    if task is not None:
+        points["task"] = [_own_task(loaded, task)]
     loaded.cells(points)
     return Job(
         recipe=recipe,
@@ -92,6 +104,15 @@ def _job(
         quick=quick,
         command=command,
     )
+
+
+def _own_task(recipe: Recipe, task: Path) -> str:
+    """The file as a value of the parameter `task`."""
+    if "task" not in recipe.parameters:
+        raise RequestError(f"--task: {recipe.name} has questions of its own; leave it out")
+    if task.suffix != ".jsonl" or not task.is_file():
+        raise RequestError(f"--task {str(task)!r:.80}: no file that ends in .jsonl; give one that is there")
+    return str(task.absolute())
 
 
 def _measure(job: Job, title: str) -> RunDone:
@@ -115,8 +136,6 @@ def _measure(job: Job, title: str) -> RunDone:
             error = parse_error(line) or error
     if error is not None:
         raise error_from_code(*error)
-    if last is None and process.returncode > 1:
-        raise typer.Exit(process.returncode)  # it has said why on stderr
     if last is None:
         raise OperatorError(
             f"the process that measures ended with status {process.returncode} before it was done; "

@@ -1,7 +1,8 @@
 """What `kvnet exp run` asks of the process that measures, and what that one says on the way.
 
-The job is one JSON document on the process's stdin; the answers are JSON lines on its stdout. Its stderr is
-for people. It exits with 0, with 1 if cells failed, or as kvnet.errors says.
+The job is one JSON document on the process's stdin; the answers are JSON lines on its stdout, of which
+`{"error": {"code", "message"}}` says that nothing more comes. Its stderr is what libraries print. It exits
+with 0, with 1 if cells failed, or as kvnet.errors says.
 """
 
 from __future__ import annotations

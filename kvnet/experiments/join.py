@@ -44,7 +44,7 @@ def join_logs(logs: tuple[Path, Path], runs_dir: Path, *, name: str = "transfers
             f"{len(sides[1])} transfers); give the event logs of two nodes that sent each other something"
         )
     listed = list(dict.fromkeys([*sides[0], *sides[1]]))
-    answers = [line for told in lines for line in told if line["event"] == "generation.completed"]
+    answers = {id_: said for told in lines for id_, said in _answers(told).items()}
     manifest = Manifest(
         name=name,
         kind="joined",
@@ -56,7 +56,10 @@ def join_logs(logs: tuple[Path, Path], runs_dir: Path, *, name: str = "transfers
         command=command,
     )
     with RunFolder.create(runs_dir, manifest) as folder:
-        failed = sum(_write(folder, lesson, id_, sides, logs, answers) for lesson, id_ in enumerate(listed))
+        failed = sum(
+            _write(folder, lesson, id_, sides, logs, answers.get(id_, []))
+            for lesson, id_ in enumerate(listed)
+        )
         folder.append(Summary({"transfers": len(listed) - failed, "failed": failed}))
         folder.finish(failed_cells=failed)
         return folder.path
@@ -94,11 +97,10 @@ def _write(
     made = {key: str(told[key]) for key in ("tier", "map", "agent") if told.get(key)}
     folder.append(_event(cell, "transfer", values, sender, receiver, made, lesson))
     for line in answers:
-        if line["node"] == receiver.node and told.get("memory") and line.get("memory") == told["memory"]:
-            spent = {"ttft_s": line.get("ttft_s"), "answer_s": line.get("duration_s")}
-            spent |= {key: line.get(key) for key in ("reused_tokens", "recomputed_tokens", "new_tokens")}
-            numbers = {key: float(value) for key, value in spent.items() if value is not None}
-            folder.append(_event(cell, "answer", numbers, sender, receiver, made, lesson))
+        spent = {"ttft_s": line.get("ttft_s"), "answer_s": line.get("duration_s")}
+        spent |= {key: line.get(key) for key in ("reused_tokens", "recomputed_tokens", "new_tokens")}
+        numbers = {key: float(value) for key, value in spent.items() if value is not None}
+        folder.append(_event(cell, "answer", numbers, sender, receiver, made, lesson))
     folder.append(Closed(cell, values["received_s"], parameters))
     return False
 
@@ -123,6 +125,19 @@ def _event(
         parameters=parameters,
         lesson=lesson,
     )
+
+
+def _answers(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Transfer id -> answers behind what it brought, if it was the last before them to bring it."""
+    brought: dict[str, str] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        memory = line.get("memory")
+        if line["event"] == "transfer.completed" and line.get("direction") != _SENT and memory:
+            brought[memory] = line["transfer_id"]
+        elif line["event"] == "generation.completed" and memory in brought:
+            found.setdefault(brought[memory], []).append(line)
+    return found
 
 
 def _ends_transfer(line: Mapping[str, Any]) -> bool:

@@ -53,14 +53,30 @@ def make_figures(table: Table, metrics: Sequence[str] = ()) -> list[Figure]:
         rows = [row for row in table.rows if (row.run, row.task, row.model) == (run, task, model)]
         for metric in metrics or table.metrics:
             shown = [row for row in rows if metric in row.values]
-            if len({(at.mean, at.low, at.high) for at in (row.values[metric] for row in shown)}) > 1:
-                found.append(_figure(table, run, task, model, metric, shown))
+            found += [
+                _figure(table, metric, part, numeric, is_first=place == 0)
+                for place, (numeric, part) in enumerate(_parts(table, shown))
+                if len({(at.mean, at.low, at.high) for at in (row.values[metric] for row in part)}) > 1
+            ]
     return found
 
 
-def _figure(table: Table, run: str, task: str, model: str, metric: str, rows: Sequence[Row]) -> Figure:
+def _parts(table: Table, rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """(the axis or nothing, rows): arms along one parameter each, then the others; controls in all."""
+    controls = [row for row in rows if row.is_control]
+    rest = [row for row in rows if not row.is_control]
+    while True:
+        numeric = _numeric_axis(table, rest)
+        along = [row for row in rest if not numeric or numeric in row.parameters]
+        yield numeric, [row for row in rows if row in along or row in controls]
+        rest = [row for row in rest if row not in along]
+        if not rest:
+            return
+
+
+def _figure(table: Table, metric: str, rows: Sequence[Row], numeric: str, *, is_first: bool) -> Figure:
+    run, task, model = rows[0].run, rows[0].task, rows[0].model
     figure, axes = _new_figure()
-    numeric = _numeric_axis(table, rows)
     if numeric:
         _draw_lines(axes, rows, metric, numeric, table)
         axes.set_xlabel(numeric)
@@ -76,8 +92,9 @@ def _figure(table: Table, run: str, task: str, model: str, metric: str, rows: Se
     left_out = (
         f", the first {_MAX_LABELS} of {len(rows)} rows" if not numeric and len(rows) > _MAX_LABELS else ""
     )
-    named = " · ".join(part for part in (metric, task, model) if part)
-    name = "-".join(part for part in (metric, task, model) if part).replace("/", "_")
+    words = (metric, task, model, "" if is_first else f"by {numeric or 'arm'}")
+    named = " · ".join(word for word in words if word)
+    name = "-".join(word for word in words if word).replace("/", "_").replace(" ", "-")
     command = f"kvnet exp plot {run} --metric {metric}"
     return Figure(name, named, f"{counted} a point{interval}{left_out}; controls in grey", command, figure)
 
@@ -100,13 +117,17 @@ def _new_figure() -> tuple[Any, Any]:
 
 
 def _numeric_axis(table: Table, rows: Iterable[Row]) -> str:
-    """The parameter that takes most values, if they are numbers and enough for a line."""
+    """The parameter that takes most values in one arm, if they are numbers and enough for a line."""
     best, most = "", _MIN_POINTS - 1
     for name in table.varying:
-        values = {value_text(row.parameters.get(name)) for row in rows if name in row.parameters}
+        values: dict[str, set[str]] = {}
+        for row in rows:
+            if name in row.parameters:
+                values.setdefault(row.arm, set()).add(value_text(row.parameters[name]))
         numbers = all(_is_number(row.parameters[name]) for row in rows if name in row.parameters)
-        if numbers and len(values) > most:
-            best, most = name, len(values)
+        count = max(map(len, values.values()), default=0)
+        if numbers and count > most:
+            best, most = name, count
     return best
 
 

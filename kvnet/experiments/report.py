@@ -1,4 +1,4 @@
-"""One page that shows a run: its figures, its table, and the command under each. It loads nothing.
+"""One page that shows runs: their figures, their tables, and the command under each. It loads nothing.
 
 Knows the table, not the logs. Everything that comes from a log is escaped; the page may run its own script
 only.
@@ -22,25 +22,58 @@ _VERDICT_CLASS = {"not worse": "good", "worse": "bad", "open": "open"}
 _SHOWN_ID_CHARS = 12
 
 
-def make_page(table: Table) -> str:
-    """HTML, complete in itself."""
+def make_page(tables: Sequence[Table]) -> str:
+    """HTML, complete in itself; several tables follow each other below a list of them."""
+    if len(tables) == 1:
+        title, question = _names(tables[0]), _questions(tables[0])
+        body = _table_parts(tables[0], 0)
+    else:
+        title, question = f"{len(tables)} runs", ""
+        body = _contents(tables) + "\n".join(_article(table, place) for place, table in enumerate(tables))
+    return Template(_asset("page.html")).substitute(
+        title=escape(title),
+        question=escape(question),
+        css=_asset("page.css"),
+        js=_asset("page.js"),
+        body=body,
+    )
+
+
+def _table_parts(table: Table, place: int) -> str:
+    """All of one table; `place` makes its names its own."""
     figures = make_figures(table)
     parts = [_facts(table), _notes(table)]
-    parts += [_section("Failed cells", _failures(table))] if table.failures else []
-    parts += [_section("Margins", _margins(table))] if any(row.comparisons for row in table.rows) else []
-    parts += [_section("Table", _rows(table))] if table.rows else []
+    parts += [_section("Failed cells", _failures(table, place))] if table.failures else []
+    parts += [_section("Margins", _margins(table, place))] if any(r.comparisons for r in table.rows) else []
+    parts += [_section("Table", _rows(table, place))] if table.rows else []
     parts += [_section("Figures", _figures(figures))] if figures else []
     parts += [_section(f"Found by {run}", _summary(run, values)) for run, values in table.summaries.items()]
     parts += [_section("How it was made", _made(run)) for run in table.runs]
-    names = ", ".join(run.run for run in table.runs)
-    questions = dict.fromkeys(run.question for run in table.runs if run.question)
-    return Template(_asset("page.html")).substitute(
-        title=escape(names),
-        question=escape(" ".join(questions)),
-        css=_asset("page.css"),
-        js=_asset("page.js"),
-        body="\n".join(part for part in parts if part),
+    return "\n".join(part for part in parts if part)
+
+
+def _contents(tables: Sequence[Table]) -> str:
+    links = (
+        f'<li><a href="#run-{place}">{escape(_questions(table) or _names(table))}</a> '
+        f'<span class="interval">{escape(_names(table))}</span></li>'
+        for place, table in enumerate(tables)
     )
+    return f'<nav><ol class="contents">{"".join(links)}</ol></nav>'
+
+
+def _article(table: Table, place: int) -> str:
+    return (
+        f'<article id="run-{place}"><h2 class="run">{escape(_names(table))}</h2>'
+        f'<p class="question">{escape(_questions(table))}</p>{_table_parts(table, place)}</article>'
+    )
+
+
+def _names(table: Table) -> str:
+    return ", ".join(run.run for run in table.runs)
+
+
+def _questions(table: Table) -> str:
+    return " ".join(dict.fromkeys(run.question for run in table.runs if run.question))
 
 
 def _facts(table: Table) -> str:
@@ -68,7 +101,7 @@ def _notes(table: Table) -> str:
     return f'<ul class="notes">{shown}</ul>' if shown else ""
 
 
-def _rows(table: Table) -> str:
+def _rows(table: Table, place: int) -> str:
     columns = [*_leading(table), *table.varying, "n", *table.metrics]
     body = []
     for row in table.rows:
@@ -89,14 +122,14 @@ def _rows(table: Table) -> str:
         )
     hint = "Intervals are 95 % paired bootstrap over lessons. Controls stay visible whatever is filtered."
     field = (
-        '<input class="filter" type="search" data-table="rows" placeholder="Filter rows" '
+        f'<input class="filter" type="search" data-table="rows-{place}" placeholder="Filter rows" '
         'aria-label="Filter rows">'
     )
     command = f"kvnet exp table {' '.join(run.run for run in table.runs)}"
-    return f'<p class="hint">{hint}</p>{field}{_table(columns, body, "rows")}{_command(command)}'
+    return f'<p class="hint">{hint}</p>{field}{_table(columns, body, f"rows-{place}")}{_command(command)}'
 
 
-def _margins(table: Table) -> str:
+def _margins(table: Table, place: int) -> str:
     columns = [*_leading(table), *table.varying, "metric", "against", "difference", "margin", "verdict"]
     body = []
     for row in table.rows:
@@ -120,10 +153,10 @@ def _margins(table: Table) -> str:
                 f'<tr class="control">{"".join(told)}</tr>' if row.is_control else f"<tr>{''.join(told)}</tr>"
             )
     hint = "Set before the run: an arm is not worse if its whole interval lies within the margin."
-    return f'<p class="hint">{hint}</p>{_table(columns, body, "margins")}'
+    return f'<p class="hint">{hint}</p>{_table(columns, body, f"margins-{place}")}'
 
 
-def _failures(table: Table) -> str:
+def _failures(table: Table, place: int) -> str:
     columns = ["cell", "parameters", "seed", "reason"]
     body = []
     for failed in table.failures:
@@ -131,7 +164,7 @@ def _failures(table: Table) -> str:
         texts = [failed.cell.removeprefix("sha256:")[:_SHOWN_ID_CHARS], parameters, str(failed.seed)]
         told = "".join(_cell(text, text) for text in texts)
         body.append(f'<tr>{told}<td class="words">{escape(failed.reason)} [{escape(failed.code)}]</td></tr>')
-    return _table(columns, body, "failures")
+    return _table(columns, body, f"failures-{place}")
 
 
 def _figures(figures: Iterable[Figure]) -> str:
@@ -163,7 +196,7 @@ def _made(run: Manifest) -> str:
         ("nodes", ", ".join(run.nodes)),
     ]
     shown = [f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts if v]
-    return f'<dl class="facts">{"".join(shown)}</dl>{_command(run.command)}'
+    return f'<dl class="facts made">{"".join(shown)}</dl>{_command(run.command)}'
 
 
 def _as_run(model: Any) -> str:

@@ -52,7 +52,7 @@ def measure_cell(job: CellJob) -> Outcome:
         log = CellLog(protocol, setting)
         seed_everything(setting.seed)
         with torch.no_grad():
-            protocol.measure(_lab(job.cache_dir), setting, log)
+            protocol.measure(lab_of(job.cache_dir), setting, log)
         seconds = time.monotonic() - started
         return Outcome(log.close(seconds), tuple(log.events), log.summary, seconds)
     except KvnetError as error:
@@ -70,7 +70,7 @@ def failed(setting: Setting, reason: str, code: str, seconds: float = 0.0) -> Ou
 
 
 @cache
-def _lab(cache_dir: Path) -> Lab:
+def lab_of(cache_dir: Path) -> Lab:
     """One a process, so that cells share what was loaded."""
     torch.set_num_threads(1)  # sums are then the same whatever runs beside; small models gain nothing by more
     return Lab(cache_dir)

@@ -62,6 +62,7 @@ def _trial(lab: Lab, setting: Setting, names: list[str]) -> Trial:
 
     trial = lab.trial_of(LENGTH, names[-1], other, lessons, asked_of)
     trial.parameters_of = lambda i: _stretch_of(i, num_stretches)
+    trial.leave_out = frozenset({"right"})  # 32 tokens of one's own ramble are no answer
     return trial
 
 

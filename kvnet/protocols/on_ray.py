@@ -6,18 +6,20 @@ A cell is a task without effects, so one whose worker is lost is started again, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from kvnet.errors import MissingExtra
 from kvnet.protocols.cells import CellJob, Outcome, failed, measure_cell
 
-_RETRIES: Final = 1
+RETRIES: Final = 1
 
 
-def run_on_ray(jobs: Sequence[CellJob]) -> Iterator[Outcome]:
-    """Every cell's outcome, as it comes. Raises MissingExtra where Ray is not installed.
+@contextmanager
+def connected() -> Iterator[Any]:
+    """The module `ray`, connected. Raises MissingExtra where it is not installed.
 
-    RAY_ADDRESS names the cluster; without it Ray starts one on this machine, which ends with the run.
+    RAY_ADDRESS names the cluster; without it Ray starts one on this machine, which ends with the block.
     """
     try:
         import ray
@@ -27,14 +29,20 @@ def run_on_ray(jobs: Sequence[CellJob]) -> Iterator[Outcome]:
     if is_ours:
         ray.init(log_to_driver=False, include_dashboard=False)
     try:
-        yield from _measure(ray, jobs)
+        yield ray
     finally:
         if is_ours:
             ray.shutdown()
 
 
+def run_on_ray(jobs: Sequence[CellJob]) -> Iterator[Outcome]:
+    """Every cell's outcome, as it comes. Raises MissingExtra."""
+    with connected() as ray:
+        yield from _measure(ray, jobs)
+
+
 def _measure(ray: Any, jobs: Sequence[CellJob]) -> Iterator[Outcome]:
-    remote = ray.remote(num_cpus=1, max_retries=_RETRIES)(measure_cell)
+    remote = ray.remote(num_cpus=1, max_retries=RETRIES)(measure_cell)
     running = {remote.remote(job): job for job in jobs}
     while running:
         ended, _ = ray.wait(list(running), num_returns=1)

@@ -115,9 +115,12 @@ class CellLog:
         *,
         source: str = "",
         more: Callable[[int], Mapping[str, float]] = lambda lesson: {},
+        leave_out: frozenset[str] = frozenset(),
         **parameters: Any,
     ) -> None:
-        """An arm's marks at their (lesson, question, parameters of the question); `more` is of a lesson."""
+        """An arm's marks at their (lesson, question, parameters of the question); `more` is of a lesson,
+        and `leave_out` are metrics that mean nothing here.
+        """
         for mark, (lesson, question, asked) in zip(marks, places, strict=True):
             self._tokens[arm] = self._tokens.get(arm, 0) + mark.num_tokens
             values = {
@@ -128,6 +131,7 @@ class CellLog:
                 "tokens": mark.num_tokens,
                 **more(lesson),
             }
+            values = {name: value for name, value in values.items() if name not in leave_out}
             self.values(
                 arm, values, source=source, lesson=lesson, question=question, **{**parameters, **asked}
             )

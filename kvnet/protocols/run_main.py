@@ -1,11 +1,12 @@
 """`python -m kvnet.protocols.run_main`: measure a recipe's cells into a run folder.
 
-One job on stdin, JSON lines on stdout (`kvnet.experiments.job`), sentences on stderr. The command line starts
-it as a process, since it imports no torch itself.
+One job on stdin, JSON lines on stdout (`kvnet.experiments.job`), an error that keeps the run from beginning
+among them. The command line starts it as a process, since it imports no torch itself, and tells people.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ def main() -> int:
         job = Job.parse(sys.stdin.buffer.read())
         return run(job, sys.stdout, cache_dir=find_home().cache)
     except KvnetError as error:
-        print(f"error: {error.message} [{error.code}]", file=sys.stderr)
+        _say(sys.stdout, json.dumps({"error": {"code": error.code, "message": error.message}}))
         return error.exit_status
 
 

@@ -27,7 +27,7 @@ from kvnet.model.host import ModelHost
 from kvnet.model.loader import ModelSpec
 from kvnet.model.reference.catalog import REFERENCE_MODELS, packaged_alignments, reference_basis
 from kvnet.protocols.protocol import Setting
-from kvnet.protocols.tasks import draw_lessons
+from kvnet.protocols.tasks import draw_lessons, find_task
 from kvnet.protocols.trial import Trial
 
 _KEPT_TRIALS: Final = 4
@@ -104,7 +104,7 @@ class Lab:
             self._trials.move_to_end(key)
             return self._trials[key]
         drawn = draw_lessons(task, self.host(model), lessons, questions, seed)
-        self._trials[key] = self.trial_of(task, model, other, drawn)
+        self._trials[key] = self.trial_of(find_task(task).name, model, other, drawn)
         while len(self._trials) > _KEPT_TRIALS:
             self._trials.popitem(last=False)
         return self._trials[key]

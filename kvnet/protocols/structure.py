@@ -40,7 +40,7 @@ def measure(lab: Lab, setting: Setting, log: CellLog) -> None:
     with all_cores():
         sizes = {n: _measure(host, n) for n in sorted({*setting["lengths"], *SEED_PROMPTS.values()})}
     for num_tokens in setting["lengths"]:
-        log.values("measured", _size(num_tokens, sizes[num_tokens]))
+        log.values("measured", _size(num_tokens, sizes[num_tokens]), length=num_tokens)
     fit = fit_line([float(n) for n in sizes], [float(nbytes) for nbytes in sizes.values()])
     fitted = {
         "bytes_per_token": round(fit.slope, 6),
@@ -78,7 +78,7 @@ def _log_projected(log: CellLog, shape: str, geometry: Geometry, limit: int) -> 
     for num_tokens, seed_mb in _SEED_PROJECTED_MB.items():
         said = {"seed_mb": seed_mb} if shape == "tinyllama" else {}
         values = {**_size(num_tokens, num_tokens * each), **said, **wrong}
-        log.values("projected", values, model=shape, fits=num_tokens <= limit)
+        log.values("projected", values, model=shape, length=num_tokens, fits=num_tokens <= limit)
 
 
 def _size(num_tokens: int, nbytes: int) -> dict[str, float]:

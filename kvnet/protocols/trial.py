@@ -27,6 +27,7 @@ class Trial:
     stranger: tuple[Reading, ...]
     stranger_name: str
     parameters_of: Callable[[int], Mapping[str, Any]] = lambda _: {}  # of a question by its index
+    leave_out: frozenset[str] = frozenset()  # metrics that mean nothing here
     _marks: dict[Arm, list[Mark]] = field(default_factory=dict)  # of controls, which do not change
 
     def places(self) -> list[tuple[int, int, Mapping[str, Any]]]:
@@ -60,7 +61,8 @@ class Trial:
     ) -> None:
         """Sit the exam once more, and log it; the memory is the model's own if no `source` is named."""
         source = source or self.exam.host.name
-        log.marks(arm, self.exam.mark(say), self.places(), source=source, more=more, **parameters)
+        marks, places = self.exam.mark(say), self.places()
+        log.marks(arm, marks, places, source=source, more=more, leave_out=self.leave_out, **parameters)
 
     def log_controls(self, log: CellLog, made: Sequence[Slots] | None = None, *, source: str = "") -> None:
         """The controls. Where memories were `made` otherwise, zeroed and shuffled ones are of those."""
@@ -77,7 +79,7 @@ class Trial:
             else:
                 marks = self._marks[arm]
             maker = {Arm.NONE: "", Arm.RAW: self.stranger_name}.get(arm, source if is_of_made else host.name)
-            log.marks(arm.value, marks, self.places(), source=maker)
+            log.marks(arm.value, marks, self.places(), source=maker, leave_out=self.leave_out)
 
     def _control(self, arm: Arm, made: Sequence[Slots] | None) -> Say | None:
         geometry = self.exam.host.geometry

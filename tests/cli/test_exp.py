@@ -65,6 +65,10 @@ def test_what_cannot_be_run_is_refused_before_a_model_is_loaded(
     refused(kvnet("exp", "run", "--resume", "nothing"), "unknown_run", 4)
     refused(kvnet("exp", "run", "structure", "--on", "moon"), "request_invalid", 4)
     refused(kvnet("exp", "table", "nothing"), "unknown_run", 4)
+    refused(kvnet("exp", "run", "drift", "--task", "nowhere.jsonl"), "request_invalid", 4)
+    task = tmp_path / "own, mine.jsonl"
+    task.write_text("")
+    refused(kvnet("exp", "run", "structure", "--task", task), "request_invalid", 4)
 
 
 def test_commands_start_without_what_only_some_of_them_need(run: Path) -> None:
@@ -84,9 +88,43 @@ def test_structure_ends_with_one_object_of_its_figures(kvnet: Kvnet, run: Path) 
 
 
 @pytest.mark.slow
-def test_sweep_with_a_failed_cell_goes_on_and_ends_with_one(kvnet: Kvnet, run: Path) -> None:
-    said = kvnet("exp", "run", "structure", "--quick", "--sweep", "lengths=[8,99999],[8,16,32]")
-    refused(said, "cells_failed", 1)
+def test_what_keeps_a_run_from_beginning_is_told_once_and_in_json(
+    kvnet: Kvnet, run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    said = kvnet("exp", "run", "structure", "--quick", "--runs", tmp_path / "file" / "runs", "--json")
+    assert said.status == 4, said
+    assert json.loads(said.out)["error"]["message"] in said.err
+    assert said.err.count("error: ") == 1
+
+
+@pytest.mark.slow
+def test_own_questions_take_the_place_of_the_recipes(kvnet: Kvnet, run: Path, tmp_path: Path) -> None:
+    pets = ("owl", "fox", "cat", "dog", "horse", "goat", "bear", "wolf", "sheep", "mouse")
+    lines = [
+        {"context": f"{name}'s pet is {pet}.", "question": f"{name}'s pet is", "answer": f"{pet}."}
+        for name in ("Ada", "Bob")
+        for pet in pets
+    ]
+    task = tmp_path / "own, mine.jsonl"  # a comma separates values of --sweep
+    task.write_text("\n".join(map(json.dumps, lines)))
+    said = kvnet("exp", "run", "same-model", "--task", task, "--quick", "--sweep", "lessons=20")
+    assert said.status == 0, said
+    rows = json_of(kvnet("exp", "table", "last", "--json"))["rows"]
+    assert {(row["task"], row["model"]) for row in rows} == {(task.name, "ref-a")}
+    assert {row["values"]["right"]["n"] for row in rows} == {20}
+
+
+@pytest.mark.slow
+def test_sweep_with_a_failed_cell_goes_on_and_ends_with_what_it_found_and_one(
+    kvnet: Kvnet, run: Path
+) -> None:
+    said = kvnet("exp", "run", "structure", "--quick", "--sweep", "lengths=[8,99999],[8,16,32]", "--json")
+    assert said.status == 1, said
+    last = json.loads(said.out)  # the one document
+    assert last["error"]["code"] == "cells_failed"
+    assert last["tinyllama"]["bytes_per_token"] == 22_528
+    assert said.err.count("error: ") == 1
     listed = json_of(kvnet("exp", "ls", "--json"))[-1]
     assert (listed["done"], listed["failed"], listed["status"]) == (1, 1, "failed")
     (failed,) = json_of(kvnet("exp", "table", "last", "--json"))["failures"]

@@ -21,7 +21,7 @@ WIDTHS = (1280, 400)
 def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     path = folder / "run.html"
-    path.write_text(make_page(make_table([write_run(folder)])), encoding="utf-8")
+    path.write_text(make_page([make_table([write_run(folder)])]), encoding="utf-8")
     return path
 
 
@@ -47,6 +47,14 @@ def test_page_loads_nothing_and_escapes_what_a_log_says(page_path: Path) -> None
     assert "kvnet exp run keep --sweep fraction=0.25,0.5,1.0" in page
 
 
+def test_page_of_several_runs_lists_them_and_keeps_their_tables_apart(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path), write_run(tmp_path)]
+    page = make_page([make_table([run]) for run in runs])
+    for place, run in enumerate(runs):
+        assert f'<article id="run-{place}"><h2 class="run">{run.name}' in page
+        assert page.count(f'id="rows-{place}"') == page.count(f'data-table="rows-{place}"') == 1
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", WIDTHS)
 def test_page_fits_and_complains_of_nothing(browser: Browser, page_path: Path, width: int) -> None:
@@ -66,17 +74,16 @@ def test_page_fits_and_complains_of_nothing(browser: Browser, page_path: Path, w
 def test_table_sorts_both_ways_and_a_filter_leaves_controls(browser: Browser, page_path: Path) -> None:
     page = browser.new_page()
     page.goto(page_path.as_uri())
-    heads = page.locator("#rows thead th").all_inner_texts()
+    heads = page.locator("#rows-0 thead th").all_inner_texts()
     column = [head.split()[0] for head in heads].index("right")
-    button = page.locator("#rows thead button").nth(column)
-    values = (
-        f"[...document.querySelectorAll('#rows tbody tr')].map(r => Number(r.cells[{column}].dataset.value))"
-    )
+    button = page.locator("#rows-0 thead button").nth(column)
+    rows = "[...document.querySelectorAll('#rows-0 tbody tr')]"
+    values = f"{rows}.map(row => Number(row.cells[{column}].dataset.value))"
     button.click()
     assert page.evaluate(values) == sorted(page.evaluate(values))
     button.click()
     assert page.evaluate(values) == sorted(page.evaluate(values), reverse=True)
-    assert page.locator("#rows thead th").nth(column).get_attribute("aria-sort") == "descending"
+    assert page.locator("#rows-0 thead th").nth(column).get_attribute("aria-sort") == "descending"
     page.locator("input.filter").fill("zeroed")
-    shown = page.locator("#rows tbody tr:visible").all_inner_texts()
+    shown = page.locator("#rows-0 tbody tr:visible").all_inner_texts()
     assert {line.split()[0] for line in shown} == {"zeroed", "none", "text"}

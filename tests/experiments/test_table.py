@@ -120,6 +120,17 @@ def test_figure_draws_over_the_parameter_that_varies_and_names_its_command(tmp_p
     assert "kl-facts-ref-a" not in figures  # the same everywhere
 
 
+def test_arm_that_lacks_the_axis_stands_in_a_figure_of_its_own(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path, a_manifest()) as folder:
+        for place, fraction in enumerate((0.25, 0.5, 1.0)):
+            folder.append(an_event(str(place), "odd", 0.0))
+            write_cell(folder, str(place), fraction=fraction)
+    figures = {figure.name: figure for figure in make_figures(make_table([folder.path]), ["right"])}
+    along, other = figures["right-facts-ref-a"], figures["right-facts-ref-a-by-arm"]
+    assert [line.get_label() for line in along.figure.axes[0].lines] == ["kept", "none", "text"]
+    assert [label.get_text() for label in other.figure.axes[0].get_yticklabels()][-1:] == ["odd"]
+
+
 def test_sql_sees_every_number_and_says_what_is_wrong_with_a_query(tmp_path: Path) -> None:
     path = write_run(tmp_path)
     columns, rows = query([path], "SELECT arm, count(*) AS n FROM marks GROUP BY arm ORDER BY arm")
@@ -189,6 +200,8 @@ def test_two_nodes_logs_are_joined_by_transfer_id(tmp_path: Path) -> None:
     receiver = node_log(
         tmp_path / "b.jsonl",
         "bob",
+        {**moved, "transfer_id": "t0", "direction": "in", "duration_s": 1.0},
+        {"event": "generation.completed", "memory": "m", "ttft_s": 7.0},  # behind what t0 brought
         {**moved, "direction": "in", "duration_s": 1.0},
         {**lost, "direction": "in"},
         {"event": "generation.completed", "memory": "m", "ttft_s": 0.25},
@@ -202,6 +215,7 @@ def test_two_nodes_logs_are_joined_by_transfer_id(tmp_path: Path) -> None:
     assert sorted(failed.reason for failed in table.failures) == [
         "alice: no room",
         "only a.jsonl of node alice tells of it",
+        "only b.jsonl of node bob tells of it",
     ]
     with pytest.raises(MalformedRun, match="no transfer id is in both"):
         join_logs((sender, node_log(tmp_path / "c.jsonl", "carol")), tmp_path / "runs")

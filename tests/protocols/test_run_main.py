@@ -118,6 +118,16 @@ def test_model_code_at_the_geometry_of_tinyllama_keeps_what_the_seed_measured() 
     assert limit == 2048  # so the seed's 8,192 tokens do not fit
 
 
+@pytest.mark.slow
+def test_drift_along_a_reply_claims_no_right_answers(run_recipe: Run) -> None:
+    status, folder = run_recipe("drift", sweep={"task": ["length"]})
+    assert status == 0
+    arms = means(folder)
+    assert not any("right" in values for values in arms.values())
+    assert arms["text"]["top1"] == 1
+    assert arms["none"]["kl"] > arms["recoded"]["kl"] > 0
+
+
 def test_failing_cell_is_a_row_with_its_reason_and_the_others_go_on(run_recipe: Run) -> None:
     sweep = {"task": ["facts", "nowhere.jsonl"], "lessons": [4]}
     status, folder = run_recipe("same-model", sweep=sweep)
@@ -214,9 +224,10 @@ def test_process_tells_an_unreadable_job_in_one_sentence(tmp_path: Path) -> None
         timeout=DEADLINE_S,
     )
     assert ended.returncode == 4
-    assert ended.stdout == b""
-    assert b"none ships under this name" in ended.stderr
-    assert b"Traceback" not in ended.stderr
+    error = json.loads(ended.stdout)["error"]
+    assert error["code"] == "recipe_invalid"
+    assert "none ships under this name" in error["message"]
+    assert ended.stderr == b""
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const keyed = [...table.tBodies[0].rows].map((row, place) => [keyOf(row.cells[column]), place, row]);
-      keyed.sort((a, b) => (down ? -1 : 1) * compare(a[0], b[0]) || a[1] - b[1]);
+      keyed.sort((a, b) => compare(a[0], b[0], down ? -1 : 1) || a[1] - b[1]);
       table.tBodies[0].append(...keyed.map((entry) => entry[2]));
     });
   });
@@ -26,8 +26,8 @@ function keyOf(cell) {
   const number = Number(text);
   return text === "" ? null : Number.isNaN(number) ? text : number;
 }
-function compare(a, b) {
-  if (a === null || b === null) return (a === null) - (b === null);
-  if (typeof a === "number" && typeof b === "number") return a - b;
-  return String(a).localeCompare(String(b), "en", { numeric: true });
+function compare(a, b, sign) {
+  if (a === null || b === null) return (a === null) - (b === null); // what is empty stands last, either way
+  if (typeof a === "number" && typeof b === "number") return sign * (a - b);
+  return sign * String(a).localeCompare(String(b), "en", { numeric: true });
 }
