@@ -12,6 +12,7 @@ from kvnet.cli import (
     demo,
     doctor,
     exchange,
+    exp,
     explain,
     files,
     inspect_model,
@@ -74,6 +75,7 @@ app.command()(files.verify)
 app.command()(files.inspect)
 app.command()(memory.calibrate)
 app.add_typer(align.align, name="align")
+app.add_typer(exp.exp, name="exp")
 app.command()(log.log)
 app.command()(doctor.doctor)
 app.command()(demo.demo)
