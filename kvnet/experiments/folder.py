@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from kvnet.durable import sync_folder
 from kvnet.errors import AlreadyRunning, MalformedRun, RequestError, UnknownRun
 from kvnet.experiments.record import (
     Body,
@@ -32,7 +33,6 @@ from kvnet.experiments.record import (
     parse_line,
     parse_manifest,
 )
-from kvnet.files.durable import sync_folder
 from kvnet.format.strict_json import MAX_DOCUMENT_NBYTES
 
 MANIFEST = "manifest.json"
