@@ -163,6 +163,30 @@ class TextTooLong(RequestError):
     code = "text_too_long"
 
 
+class UnknownRun(RequestError):
+    """No experiment's run has this name."""
+
+    code = "unknown_run"
+
+
+class MalformedRun(RequestError):
+    """A run's log or manifest is not of the published schema."""
+
+    code = "malformed_run"
+
+
+class RecipeInvalid(RequestError):
+    """An experiment's recipe has an unknown key, or a value that its protocol does not take."""
+
+    code = "recipe_invalid"
+
+
+class CellsFailed(KvnetError):
+    """A sweep went through, but some of its cells failed; each says why in the log."""
+
+    code = "cells_failed"
+
+
 class Cancelled(RequestError):
     """The caller went away or cancelled."""
 

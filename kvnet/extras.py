@@ -14,3 +14,12 @@ def require_node_extra() -> None:
             "this installation is the client only; to host a model install the node: "
             "pip install 'kvnet[node]'"
         )
+
+
+def require_experiments_extra() -> None:
+    """Raise MissingExtra where logs can be written, but not shown."""
+    if any(importlib.util.find_spec(name) is None for name in ("duckdb", "matplotlib", "nbformat")):
+        raise MissingExtra(
+            "this installation writes logs but does not read them; to see tables, figures and reports "
+            "install the experiments extra: pip install 'kvnet[experiments]'"
+        )

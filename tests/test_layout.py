@@ -131,6 +131,18 @@ def test_the_wheel_holds_what_files_and_codecs_read(wheel: set[str]) -> None:
     assert names | {"kvnet/model/probe.txt"} <= wheel
 
 
+def test_the_wheel_holds_what_experiments_read(wheel: set[str]) -> None:
+    folder = ROOT / "kvnet" / "experiments"
+    names = {
+        path.relative_to(ROOT).as_posix()
+        for name in ("page", "recipes", "schema")
+        for path in (folder / name).iterdir()
+        if path.is_file()
+    }
+    assert len(names) >= 3 + 11 + 2
+    assert names <= wheel
+
+
 def test_no_file_unpickles_or_runs_remote_code() -> None:
     paths = list(_sources())
     assert len(paths) > 100

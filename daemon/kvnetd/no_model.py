@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from kvnet.model.host import ModelHost
 
 NONE: Final = "none"  # the setting `model` of such a node
-_WHY: Final = (
-    "this node hosts no model, it keeps memories and passes them on; "
-    "ask a node that has one, or start this one with `kvnet up --model NAME`"
-)
 
 
 class _NoHost:

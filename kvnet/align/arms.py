@@ -65,7 +65,7 @@ def measure_arms(
     equally wide. Gaps are measured against NONE, which is therefore always sat. Raises Cancelled.
     """
     exam = sitting.exam
-    found = _memories(sitting, alignment, port, seed)
+    found = memories_of(sitting, alignment, port, seed)
     wanted = [arm for arm in arms if arm in (Arm.TEXT, Arm.NONE) or arm in found]
     none = exam.sit(lambda _: None, cancelled=cancelled)
     results = []
@@ -93,7 +93,7 @@ def _marks(
     return sitting.exam.sit(found[arm](), cancelled=cancelled)
 
 
-def _memories(
+def memories_of(
     sitting: Sitting, alignment: AlignmentMap, port: Port | None, seed: int
 ) -> dict[Arm, Callable[[], SlotsFor]]:
     """How the memories of each arm are made; none is made before its turn."""

@@ -21,6 +21,9 @@ from kvnet.model.host import ModelHost
 from kvnet.model.slots import Slots
 
 SlotsFor = Callable[[int], Slots | None]  # the memory of the i-th lesson, or none
+# Log-probabilities [answer length, vocab_size] of an answer, however the model came to be asked.
+Say = Callable[["Asked"], torch.Tensor]
+AskedOf = Callable[[ModelHost, Lesson, int], list["Asked"]]  # what is asked of the i-th lesson
 _RESAMPLES = 2000
 
 
@@ -32,6 +35,20 @@ class Asked:
     token_ids: tuple[int, ...]
     first_scored: int
     answer_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One question in one arm. `kl` (text || arm), `nll` and `nll_text` are nats a token of the answer;
+    `top1` is the share of its tokens where both say the same.
+    """
+
+    right: bool
+    kl: float
+    top1: float
+    nll: float
+    nll_text: float
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +73,12 @@ class Exam:
     """Lessons that one model was asked about having read them, and may be asked about again."""
 
     def __init__(
-        self, host: ModelHost, lessons: Sequence[Lesson], *, cancelled: Callable[[], bool] = never
+        self,
+        host: ModelHost,
+        lessons: Sequence[Lesson],
+        *,
+        asking: AskedOf | None = None,
+        cancelled: Callable[[], bool] = never,
     ) -> None:
         self.host = host
         self.lessons = lessons
@@ -67,8 +89,8 @@ class Exam:
             refuse_cancelled(cancelled)
             cache = host.new_cache()
             host.prefill(host.tokenize_context(lesson.text), cache)
-            for asked in asked_of(host, lesson, lesson_idx):
-                heard = _answer(host, cache, asked, num_gaps=0)
+            for asked in (asking or asked_of)(host, lesson, lesson_idx):
+                heard = answer_behind(host, cache, asked)
                 self.asked.append(asked)
                 self._heard.append(heard)
                 right.append(_is_right(heard, asked))
@@ -80,17 +102,34 @@ class Exam:
 
     def sit(self, slots_for: SlotsFor, *, cancelled: Callable[[], bool] = never) -> Marks:
         """The marks of one arm: every question behind what `slots_for` gives for its lesson."""
-        right, kl = [], []
-        lesson_idx, cache, num_gaps = -1, self.host.new_cache(), 0
+
+        def begin(lesson_idx: int) -> tuple[Cache, int]:
+            refuse_cancelled(cancelled)
+            return _begin(self.host, slots_for(lesson_idx))
+
+        found = list(self.mark(self.behind(begin)))
+        return Marks(
+            torch.tensor([mark.right for mark in found], dtype=torch.float64),
+            torch.tensor([mark.kl for mark in found], dtype=torch.float64),
+        )
+
+    def behind(self, begin: Callable[[int], tuple[Cache, int]]) -> Say:
+        """How answers sound behind `begin(lesson_idx)`: a cache, which no question changes, and its gaps."""
+        held: dict[int, tuple[Cache, int]] = {}
+
+        def say(asked: Asked) -> torch.Tensor:
+            if asked.lesson_idx not in held:
+                held.clear()  # one cache at a time: questions come lesson by lesson
+                held[asked.lesson_idx] = begin(asked.lesson_idx)
+            cache, num_gaps = held[asked.lesson_idx]
+            return answer_behind(self.host, cache, asked, num_gaps=num_gaps)
+
+        return say
+
+    def mark(self, say: Say | None = None) -> Iterator[Mark]:
+        """One mark a question, in the order of `asked`; without `say` those of the text itself."""
         for asked, heard in zip(self.asked, self._heard, strict=True):
-            if asked.lesson_idx != lesson_idx:
-                refuse_cancelled(cancelled)
-                lesson_idx = asked.lesson_idx
-                cache, num_gaps = _begin(self.host, slots_for(lesson_idx))
-            said = _answer(self.host, cache, asked, num_gaps=num_gaps)
-            right.append(_is_right(said, asked))
-            kl.append(float((heard.exp() * (heard - said)).sum(-1).mean()))
-        return Marks(torch.tensor(right, dtype=torch.float64), torch.tensor(kl, dtype=torch.float64))
+            yield _mark(asked, heard, heard if say is None else say(asked))
 
     def gap_recovered(self, arm: Marks, none: Marks, *, seed: int = 0) -> Interval:
         """(arm - none) / (text - none) in recall, with a paired bootstrap over lessons."""
@@ -153,11 +192,24 @@ def _begin(host: ModelHost, slots: Slots | None) -> tuple[Cache, int]:
     return host.inject_slots(slots), slots.span - slots.num_slots
 
 
-def _answer(host: ModelHost, cache: Cache, asked: Asked, *, num_gaps: int) -> torch.Tensor:
-    """Log-probabilities [answer length, vocab_size] where the answer is predicted."""
+def answer_behind(host: ModelHost, cache: Cache, asked: Asked, *, num_gaps: int = 0) -> torch.Tensor:
+    """Log-probabilities [answer length, vocab_size] where the answer is predicted; the cache stays as is."""
     with ask_behind(cache):
         logits = host.all_logits(asked.token_ids, cache, num_gaps=num_gaps)
     return logits[asked.first_scored :].float().log_softmax(-1)
+
+
+def _mark(asked: Asked, heard: torch.Tensor, said: torch.Tensor) -> Mark:
+    answer = torch.tensor(asked.answer_ids, device=said.device)[:, None]
+    nll, nll_text = (-float(one.gather(1, answer).mean()) for one in (said, heard))
+    return Mark(
+        right=_is_right(said, asked),
+        kl=float((heard.exp() * (heard - said)).sum(-1).mean()),
+        top1=float((said.argmax(-1) == heard.argmax(-1)).double().mean()),
+        nll=nll,
+        nll_text=nll_text,
+        num_tokens=len(asked.answer_ids),
+    )
 
 
 def _is_right(said: torch.Tensor, asked: Asked) -> bool:

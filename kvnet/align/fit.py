@@ -40,7 +40,7 @@ LAMBDAS: Final = (1e-9, 1e-7, 1e-5, 1e-3)
 _ANCHOR_LAMBDA: Final = 1e-5
 _SENT_ABOVE: Final = 0.5
 _HELD_OUT_EVERY: Final = 10
-_LEAST_LESSONS: Final = 16
+LEAST_LESSONS: Final = 16
 
 Progress = Callable[[int, int], None]  # lessons done, and of how many
 
@@ -80,14 +80,14 @@ class Fit:
         `progress` is told as each is read. Raises TooFewSamples, UnalignableTokens, NotFinite, Cancelled,
         RequestError for more than may be held, and what the reader raises.
         """
-        if len(lessons) < _LEAST_LESSONS:
-            raise TooFewSamples(f"{len(lessons)} texts to fit a map on, at least {_LEAST_LESSONS}; give more")
+        if len(lessons) < LEAST_LESSONS:
+            raise TooFewSamples(f"{len(lessons)} texts to fit a map on, at least {LEAST_LESSONS}; give more")
         pairs = self._read(lessons, progress, cancelled)
         if self.plan.critical_layers is not None and self.state.anchor is None:
             self._learn_anchors(pairs, lessons, saved, cancelled)
         for source, own in pairs:
             self._add(source, own)
-            if self.state.num_done % _LEAST_LESSONS == 0 or self.state.num_done == len(lessons):
+            if self.state.num_done % LEAST_LESSONS == 0 or self.state.num_done == len(lessons):
                 saved(self.state)
 
     def solve(self, relative_lambda: float) -> LinearMap:

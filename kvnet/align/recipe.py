@@ -167,11 +167,13 @@ def make_map(
     progress: Progress = lambda done, total: None,
     saved: Callable[[FitState], None] = lambda state: None,
     cancelled: Callable[[], bool] = never,
+    read_elsewhere: Callable[[Fit, Sequence[Lesson]], None] = lambda fit, lessons: None,
 ) -> AlignmentMap:
     """Fit a map from what `reader` reads to the model here, choose its lambda and let the gate judge it.
 
-    `port` is the one it shall end in (`port_id` names it), or None for the receiver's rows. The map comes
-    back whatever the verdict; its manifest says it. With `standing` it is admitted only beside that one
+    `port` is the one it shall end in (`port_id` names it), or None for the receiver's rows. `read_elsewhere`
+    may do some of the texts before the rest are read here. The map comes back whatever the verdict; its
+    manifest says it. With `standing` it is admitted only beside that one
     (`gated`). `progress` counts every text that the source reads.
     Raises TooFewSamples, SingularStatistics, UnalignableTokens, NotFinite, Cancelled, and as `reader` does.
     """
@@ -188,6 +190,7 @@ def make_map(
     num_tuned = len(lessons) + _TUNE_LESSONS
     total = num_tuned + _GATE_LESSONS
     progress(fit.state.num_done, total)
+    read_elsewhere(fit, lessons)
     fit.run(lessons, progress=lambda done, _: progress(done, total), saved=saved, cancelled=cancelled)
     manifest = _manifest_of(fit, lessons, "" if port is None else port_id, created_at)
     if options.strategy is not None:

@@ -13,6 +13,7 @@ from kvnet.cli import (
     doctor,
     estimate,
     exchange,
+    exp,
     explain,
     files,
     inspect_model,
@@ -76,6 +77,7 @@ app.command()(files.verify)
 app.command()(files.inspect)
 app.command()(memory.calibrate)
 app.add_typer(align.align, name="align")
+app.add_typer(exp.exp, name="exp")
 app.command()(log.log)
 app.command()(doctor.doctor)
 app.command()(demo.demo)

@@ -30,20 +30,28 @@ def last_of(
 
 
 @contextmanager
-def layer_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+def layer_bar(title: str, *, with_eta: bool = False) -> Iterator[Callable[[int, int], None]]:
     """Yields `show(done, total)`; silent unless stderr is a terminal."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
     # rich takes a tenth of a second to import; only a terminal pays for it.
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        *((TextColumn("left"), TimeRemainingColumn()) if with_eta else ()),
         console=Console(stderr=True),
     )
     with bar:

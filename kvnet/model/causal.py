@@ -52,6 +52,11 @@ class CausalModel:
         self._intakes: dict[tuple[int, ...], Intake] = {}
 
     @property
+    def module(self) -> Any:
+        """The transformers model itself, for experiments that do to it what no node does."""
+        return self._model
+
+    @property
     def device(self) -> torch.device:
         """Where the model computes."""
         return torch.device(self._model.device)

@@ -11,7 +11,14 @@ from functools import partial
 from kvnet.api import LayerProgress, SendReport
 from kvnet.codec.presets import preset_name
 from kvnet.compat import require_tier
-from kvnet.errors import IncompatibleModel, KvnetError, MissingPrefix, ReplayedMessage, RequestError
+from kvnet.errors import (
+    IncompatibleModel,
+    KvnetError,
+    MissingPrefix,
+    PeerUnreachable,
+    ReplayedMessage,
+    RequestError,
+)
 from kvnet.identity.peers import AddedPeer
 from kvnet.transfer.messages import MAX_NOTE_CHARS, Hello
 from kvnet.transport.client import PeerClient
@@ -227,7 +234,7 @@ async def say_hello(
     """The peer's hello, the address it answered at, and how long that took.
 
     Tries every known address, the next one soon after the one before: one that is silent, as an old address
-    is or a rogue's, holds nothing up. Raises the failure at the best address.
+    is or a rogue's, holds nothing up. Raises what a node said that answered, else what failed at the best.
     """
     addresses = services.directory.addresses(peer)
     dials = [
@@ -243,7 +250,10 @@ async def say_hello(
             if not isinstance(answer, KvnetError):
                 return answer[0], address, answer[1]
             failures[address] = answer
-        raise failures[addresses[0]]
+        told = (
+            failures[address] for address in addresses if not isinstance(failures[address], PeerUnreachable)
+        )
+        raise next(told, failures[addresses[0]])
     finally:
         for one in dials:
             one.cancel()

@@ -1,0 +1,1 @@
+"""What is measured: protocols over the models, codecs and maps of this kvnet, into run folders."""
