@@ -11,7 +11,9 @@ from dataclasses import astuple, dataclass
 from enum import StrEnum
 from typing import Final
 
+
 _DECAY: Final = 0.9  # what a measurement counts, once a younger one is there
+_DECAY_SURPRISED: Final = 0.1  # where that one is twice as much, or half
 _FLAT: Final = 1e-6  # below this share, all sizes measured are as good as one
 SPLIT_GAIN: Final = 0.9  # a split keeps both ends busy: it has to save a tenth
 MIN_WINDOW_S: Final = 2.0
@@ -50,8 +52,11 @@ class Line:
     def seen(self, units: float, seconds: float) -> Line:
         """With one more measurement."""
         weight = 1 / max(seconds, 1e-6) ** 2
+        told = self.seconds(units)
+        # What was fast weighs much: once a link is another, it would be believed for ever.
+        decay = _DECAY if told / 2 <= seconds <= told * 2 else _DECAY_SURPRISED
         now = (1.0, units, seconds, units * units, units * seconds)
-        kept = (_DECAY * old for old in astuple(self))
+        kept = (decay * old for old in astuple(self))
         return Line(*(old + weight * new for old, new in zip(kept, now, strict=True)))
 
     @property
