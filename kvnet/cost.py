@@ -11,7 +11,6 @@ from dataclasses import astuple, dataclass
 from enum import StrEnum
 from typing import Final
 
-
 _DECAY: Final = 0.9  # what a measurement counts, once a younger one is there
 _DECAY_SURPRISED: Final = 0.1  # where that one is twice as much, or half
 _FLAT: Final = 1e-6  # below this share, all sizes measured are as good as one

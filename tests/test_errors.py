@@ -59,7 +59,7 @@ REACHED_BY = {
     "unknown_run": "experiments/test_folder.py::test_run_is_found_by_how_its_name_starts_or_ends",
     "malformed_run": "experiments/test_folder.py::test_cell_without_a_control_is_not_closed",
     "recipe_invalid": "experiments/test_recipe.py::test_unknown_recipe_is_refused_with_those_that_ship",
-    "cells_failed": "cli/test_exp.py::test_sweep_with_a_failed_cell_goes_on_and_ends_with_what_it_found_and_one",
+    "cells_failed": "cli/test_exp.py::test_sweep_with_a_failed_cell_goes_on_and_ends_with_all_it_found",
     "cancelled": "model/test_generate.py",
     "peer": "transfer/test_admission.py::test_offer_in_the_name_of_another_is_refused",
     "peer_unreachable": "transport/test_push_pull.py::test_nobody_at_the_address_is_unreachable",
