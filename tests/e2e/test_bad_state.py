@@ -42,7 +42,7 @@ def test_a_corrupt_state_folder_is_refused_left_alone_and_fine_once_mended(
         b"{",
         b"[]",
         b'{"version": 0, "peers": []}',
-        b'{"version": 4, "peers": []}',
+        b'{"version": 99, "peers": []}',
         b'{"version": 1, "peers": [7]}',
         b"\xff",
     ):
