@@ -31,6 +31,7 @@ from kvnet.plan import transfer_room_nbytes
 from kvnet.transfer.messages import seal
 from kvnet.transport.client import PeerClient
 from kvnet.transport.limits import PortLimits
+from kvnet.types import Compression
 from tests.builders import RECEIVER, SENDER, STRANGER
 from tests.gates import gate_of
 from tests.kvnetd.nodes import AT, MEMORY, Node, deliver, inbox, listening, offer, services_of
@@ -121,7 +122,7 @@ async def test_what_is_unfinished_stays_within_its_bounds(tmp_path: Path, limit:
             while number < 1000:  # each is given up half way: what came of it stays
                 number += 1
                 inbound = await node.transfers.open_inbound(seal(SENDER, offer(number)))
-                await deliver(inbound, 0, 1, 2)
+                await deliver(inbound, 0, 1, 2, wanted=Compression.LZ4)  # as `push` sends them
                 await inbound.close(PeerUnreachable("gone"))
         assert number > 1
         with pytest.raises(StoreFull, match="unfinished"):
