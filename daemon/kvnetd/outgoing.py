@@ -116,7 +116,8 @@ class StoredSource:
             for key in missing:
                 while len(ahead) <= MAX_READ_AHEAD and (coming := next(to_come, None)) is not None:
                     ahead.append(asyncio.create_task(self._wire(coming)))
-                yield self._stored.chunks[key.index], await ahead[0]
+                # Shielded: a task that is cancelled here would be done while its thread still reads.
+                yield self._stored.chunks[key.index], await asyncio.shield(ahead[0])
                 ahead.popleft()
         finally:
             if ahead:  # they read from a file that is closed next

@@ -99,7 +99,7 @@ def test_peer_that_reads_no_texts_for_this_one_gets_a_transfer(nodes: tuple[Node
     bob.trust_peer("alice", permissions=("send", "pull"))
     try:
         with pytest.raises(NotPermitted):
-            alice.send(memory, "bob", mode="split")
+            alice.send(memory, "bob", mode="text")
         assert alice.send(memory, "bob", mode="auto").mode == "transfer"
     finally:
         bob.trust_peer("alice", permissions=tuple(Permission))
