@@ -116,14 +116,12 @@ class StoredSource:
             for key in missing:
                 while len(ahead) <= MAX_READ_AHEAD and (coming := next(to_come, None)) is not None:
                     ahead.append(asyncio.create_task(self._wire(coming)))
-                # Shielded: a task that is cancelled here would be done while its thread still reads.
-                yield self._stored.chunks[key.index], await asyncio.shield(ahead[0])
+                yield self._stored.chunks[key.index], await ahead[0]
                 ahead.popleft()
         finally:
-            if ahead:  # they read from a file that is closed next
-                await asyncio.wait(ahead)
-            for task in ahead:
-                _ = task.cancelled() or task.exception()  # nobody else looks
+            for task in ahead:  # what a thread reads already, it reads to its end: the file stays open for it
+                task.cancel()
+                task.add_done_callback(_looked_at)
 
     async def _wire(self, key: ChunkKey) -> bytes:
         if key.kind is Kind.BASIS:
@@ -138,6 +136,12 @@ class StoredSource:
     def release(self) -> None:
         """Close the file."""
         self._stored.sections.close()
+
+
+def _looked_at(task: asyncio.Task[bytes]) -> None:
+    """Nobody else asks how it ended."""
+    if not task.cancelled():
+        task.exception()
 
 
 class OutboundTransfer:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, Self
 
@@ -36,6 +38,8 @@ class SectionsFile:
         self._vault = vault
         self.name = str(path)
         self.closed = False
+        self._lock = threading.Lock()
+        self._num_readers = 0
         self._is_sealed = path.name == SEALED_SECTIONS_FILE
 
     def reopened(self) -> SectionsFile:
@@ -52,7 +56,8 @@ class SectionsFile:
 
     def read(self, start: int, wire_nbytes: int) -> bytes:
         """The wire bytes of the frame at `start`; fewer where the file ends. Raises StateCorrupt, OSError."""
-        frame = os.pread(self._handle, self.frame_nbytes(wire_nbytes), start)
+        with self._reading():
+            frame = os.pread(self._handle, self.frame_nbytes(wire_nbytes), start)
         return self._vault.open(frame, what=_SEALED_AS) if self._is_sealed else frame
 
     def write(self, start: int, wire: bytes | memoryview) -> int:
@@ -83,10 +88,28 @@ class SectionsFile:
             start += len(data)
 
     def close(self) -> None:
-        """Close the file; twice is once."""
-        if not self.closed:
+        """Close the file, once nobody reads any more; twice is once."""
+        with self._lock:
+            is_last = not self.closed and not self._num_readers
             self.closed = True
+        if is_last:
             os.close(self._handle)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """The number of a closed file may be another file's: it stays open while a thread reads."""
+        with self._lock:
+            if self.closed:
+                raise StateCorrupt(f"{self.name}: was closed meanwhile")
+            self._num_readers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_readers -= 1
+                is_last = self.closed and not self._num_readers
+            if is_last:
+                os.close(self._handle)
 
     def __enter__(self) -> Self:
         return self
