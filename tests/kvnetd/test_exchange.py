@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
@@ -30,12 +31,16 @@ from tests.kvnetd.nodes import MEMORY, Node, events, inbox, receipts, spooled
 TOTAL = 6
 
 
+ON_DISK_S = 0.5
+
+
 def break_after(monkeypatch: pytest.MonkeyPatch, chunks: int) -> None:
     """The sender's link goes down when so many chunks are read."""
     left = iter(range(chunks))
 
     def read(*args: Any) -> bytes:
         if next(left, None) is None:
+            time.sleep(ON_DISK_S)  # on a thread of the pool: those before it are read ahead, and now arrive
             raise PeerUnreachable("the link broke")
         return read_section(*args)
 
