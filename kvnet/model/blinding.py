@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from kvnet.model.attention import attending_by, refuse_unknown_scores
+from kvnet.model.plain_attention import attend
 
 _IMPLEMENTATION: Final = "kvnet_blinded"
 
@@ -44,17 +45,11 @@ def _blinded_attention(
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls in each layer. query [1, H, q, D], key and value [1, Hkv, n, D]."""
     refuse_unknown_scores(kwargs, "which cannot be blinded; choose another model")
-    num_heads, q_len = query.shape[1:3]
-    group, seq_len = num_heads // key.shape[1], key.shape[2]
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    keys, values = (half[0].float().repeat_interleave(group, 0) for half in (key, value))  # [H, n, D]
-    scores = query[0].float() @ keys.transpose(1, 2) * scaling  # [H, q, n]
-    hidden = torch.ones(q_len, seq_len, dtype=torch.bool, device=query.device).triu(seq_len - q_len + 1)
     blindfold = _blindfold.get()
-    if module.layer_idx in blindfold.layers:
-        hidden[:, blindfold.start : blindfold.stop] = True
-    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-    return (weights @ values).transpose(0, 1)[None].to(query.dtype), None  # [H, q, D] -> [1, q, H, D]
+    is_blind = module.layer_idx in blindfold.layers
+    slots = slice(blindfold.start, blindfold.stop) if is_blind else slice(0, 0)
+    _, output = attend(query, key, value, scaling, hidden_slots=slots)
+    return output[None].to(query.dtype), None  # [q, H, D] -> [1, q, H, D]
 
 
 AttentionInterface.register(_IMPLEMENTATION, _blinded_attention)

@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from kvnet.model.attention import attending_by, refuse_unknown_scores
+from kvnet.model.plain_attention import attend
 
 _IMPLEMENTATION: Final = "kvnet_watched"
 
@@ -45,14 +46,7 @@ def _watched_attention(
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls in each layer while a watch is open. query [1, H, q, D], key [1, Hkv, n, D]."""
     refuse_unknown_scores(kwargs, "which cannot be watched; fit maps to it without anchors")
-    num_heads, q_len = query.shape[1:3]
-    group, seq_len = num_heads // key.shape[1], key.shape[2]
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    keys, values = (half[0].float().repeat_interleave(group, 0) for half in (key, value))  # [H, n, D]
-    scores = query[0].float() @ keys.transpose(1, 2) * scaling  # [H, q, n]
-    hidden = torch.ones(q_len, seq_len, dtype=torch.bool, device=query.device).triu(seq_len - q_len + 1)
-    weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-    output = (weights @ values).transpose(0, 1)  # [H, q, D] -> [q, H, D]
+    weights, output = attend(query, key, value, scaling)  # [H, q, n], [q, H, D]
     watch = _watch.get()
     watch.weights[module.layer_idx] = weights.amax(0)
     watch.outputs[module.layer_idx] = output.flatten(1)
