@@ -8,10 +8,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import IntEnum, StrEnum
 from typing import Any, NewType
+
+from blake3 import blake3
 
 NodeId = NewType("NodeId", str)  # base32 of an Ed25519 public key, 52 characters, lower case
 MemoryId = NewType("MemoryId", str)  # "mem_" + base32 of a SHA-256, lower case
@@ -161,7 +163,7 @@ class MemoryHeader:
     start_pos: int
     key_space: KeySpace
     token_digest: str
-    content_digest: str  # SHA-256 over the ordered SHA-256 of every chunk's raw bytes; "" while it is open
+    content_digest: str  # over the `chunk_digest` of every chunk's raw bytes, in order; "" while it is open
     coding: Coding = Coding()
     attention_heads: int = 0  # query heads that the attention metadata tells of; 0: there is none
     derived_from: str = ""  # id of the memory that this one was encoded from
@@ -253,6 +255,16 @@ class AttentionMetadata:
     important_token_indices: tuple[int, ...]  # most attended first
 
 
-def content_digest(raw_digests: list[bytes] | tuple[bytes, ...]) -> str:
-    """Digest of a memory's contents from the SHA-256 of each raw chunk, in plan order."""
-    return sha256_hex(b"kvnet/content/v1\0" + b"".join(raw_digests))
+def chunk_digest(data: bytes | bytearray | memoryview) -> bytes:
+    """BLAKE3 of a chunk's bytes, 32 bytes long."""
+    return blake3(data).digest()
+
+
+def content_digest(raw_digests: Sequence[bytes]) -> str:
+    """Digest of a memory's contents from the `chunk_digest` of each raw chunk, in plan order."""
+    return sha256_hex(b"kvnet/content/v2\0" + b"".join(raw_digests))
+
+
+def chunks_digest(wire_digests: Sequence[bytes]) -> str:
+    """Digest over the wire digests of chunks in order: what commit, receipt and a file's checksum bind."""
+    return sha256_hex(b"kvnet/chunks/v2\0" + b"".join(wire_digests))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from dataclasses import replace
 from typing import Any
@@ -39,6 +38,7 @@ from kvnet.types import (
     Rope,
     Scheme,
     TransferId,
+    chunk_digest,
     content_digest,
     sha256_hex,
 )
@@ -97,7 +97,7 @@ def make_memory(
     for key in plan_memory(claims):
         nbytes = raw_nbytes_range(claims, key)[-1]
         chunks.append(source.randbytes(nbytes) if key.index % 2 else bytes([seed % 256]) * nbytes)
-    digest = content_digest([hashlib.sha256(chunk).digest() for chunk in chunks])
+    digest = content_digest([chunk_digest(chunk) for chunk in chunks])
     return RawMemory(replace(claims, content_digest=digest), tuple(chunks))
 
 
@@ -124,7 +124,7 @@ def wire_chunks(
     for key, raw in zip(plan_memory(memory.header), memory.chunks, strict=True):
         used, packed = compress(raw, wanted)
         payload = bytes(packed)
-        chunks.append(WireChunk(key, used, len(raw), len(payload), hashlib.sha256(payload).digest()))
+        chunks.append(WireChunk(key, used, len(raw), len(payload), chunk_digest(payload)))
         payloads.append(payload)
     return tuple(chunks), tuple(payloads)
 
@@ -134,7 +134,7 @@ def wire_basis(header: MemoryHeader, basis: bytes) -> tuple[tuple[WireChunk, ...
     keys = plan_transfer(header)[count_chunks(header) :]
     payloads = tuple(basis[key.start : key.stop] for key in keys)
     pairs = zip(keys, payloads, strict=True)
-    chunks = (WireChunk(k, Compression.NONE, len(p), len(p), hashlib.sha256(p).digest()) for k, p in pairs)
+    chunks = (WireChunk(k, Compression.NONE, len(p), len(p), chunk_digest(p)) for k, p in pairs)
     return tuple(chunks), payloads
 
 
@@ -142,14 +142,13 @@ def make_head(
     memory: RawMemory, *, key: NodeKey = SENDER, wanted: Compression = Compression.LZ4
 ) -> VerifiedHead:
     """The sealed head of the file that holds `wire_chunks(memory)`."""
-    chunks, payloads = wire_chunks(memory, wanted)
+    chunks, _ = wire_chunks(memory, wanted)
     facts = [(c.compression, c.wire_nbytes, c.raw_nbytes, c.wire_digest) for c in chunks]
     header = AwkgHeader(
         memory=memory.header,
         sections=make_sections(memory.header, [SectionFacts(*fact) for fact in facts]),
         compression=wanted,
         compression_level=0,
-        checksum=sha256_hex(b"".join(payloads)),
         created_at="2027-01-15T08:00:00Z",
         created_by="alice",
         signed_by=key.node_id,
@@ -200,7 +199,7 @@ def make_envelope(payload: bytes = b"payload", **changes: Any) -> Envelope:
         compression=Compression.NONE,
         raw_nbytes=len(payload),
         wire_nbytes=len(payload),
-        wire_digest=hashlib.sha256(payload).digest(),
+        wire_digest=chunk_digest(payload),
     )
     return replace(plain, **changes)
 

@@ -38,7 +38,7 @@ def test_bytes_of_a_token_are_keys_and_values_of_all_layers() -> None:
 
 
 def test_memory_id_is_the_one_it_always_was() -> None:
-    assert make_memory(7).header.id == "mem_qfjho4bva3wqw4yhcscsvi5iydy52esdkauxlqklksbjwwljqwya"
+    assert make_memory(7).header.id == "mem_mepuw2qmymprftfnj3r6wocb3lx3fhdo5rbxndmxoabjkdm55j5a"
 
 
 def test_memory_id_changes_with_every_field() -> None:

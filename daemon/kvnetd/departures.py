@@ -19,8 +19,8 @@ from kvnet.errors import (
 )
 from kvnet.identity.peers import AddedPeer, Permission
 from kvnet.identity.signing import SignedMessage, VerifiedMessage
-from kvnet.transfer.messages import Offer, PullRequest, chunks_digest, open_sealed, seal
-from kvnet.types import MemoryHeader, MemoryId, NodeId, sha256_hex
+from kvnet.transfer.messages import Offer, PullRequest, open_sealed, seal
+from kvnet.types import MemoryHeader, MemoryId, NodeId, chunks_digest, sha256_hex
 from kvnetd import chains
 from kvnetd.log import Span
 from kvnetd.outgoing import (

@@ -105,12 +105,15 @@ class InboundTransfer:
         """Let somebody use the memory while it comes; before the first chunk does."""
         self._landing = landing
 
+    async def use(self, chunk: VerifiedChunk) -> None:
+        """Decode it for whoever takes the memory as it comes: verified, it need not wait for the disk."""
+        if self._landing is not None:
+            await self._landing.take(chunk)
+
     async def store(self, chunks: list[VerifiedChunk]) -> None:
         """Make chunks durable."""
         if self._incoming is None:
             raise ReplayedMessage("chunk: the transfer was completed before")
-        if self._landing is not None:  # verified: what is used need not wait for the disk, as its ack does
-            self._landing.take(chunks)
         await run_together(  # while the disk is waited for, the processor is free
             self._services.in_pool(self._incoming.sum_up, chunks),
             self._services.in_store(self._incoming.store, chunks),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvnet.format.compress import decompress
@@ -13,9 +12,11 @@ from kvnetd.services import Services
 if TYPE_CHECKING:
     from kvnet.model.arriving import ArrivingMemory
 
+MAX_DECODING = 8  # chunks of one memory; those behind them wait on the link
+
 
 class Landing:
-    """From the spool into an arriving memory. Everything but `first_layer` and `settled` returns at once."""
+    """From the spool into an arriving memory. `end` returns at once."""
 
     def __init__(self, services: Services, arriving: ArrivingMemory) -> None:
         self.arriving = arriving
@@ -23,12 +24,13 @@ class Landing:
         self._decoding: set[asyncio.Task[None]] = set()
         self._first_layer = asyncio.Event()
 
-    def take(self, chunks: Sequence[VerifiedChunk]) -> None:
-        """Decode verified chunks; the disk may still be waited for."""
-        for chunk in chunks:
-            task = asyncio.create_task(self._decode(chunk))
-            self._decoding.add(task)
-            task.add_done_callback(self._decoding.discard)
+    async def take(self, chunk: VerifiedChunk) -> None:
+        """Begin to decode a verified chunk; waits while too many are being decoded."""
+        while len(self._decoding) >= MAX_DECODING:
+            await asyncio.wait(self._decoding, return_when=asyncio.FIRST_COMPLETED)
+        task = asyncio.create_task(self._decode(chunk))
+        self._decoding.add(task)
+        task.add_done_callback(self._decoding.discard)
 
     def end(self, failure: BaseException | None) -> None:
         """Nothing more comes: whoever waits for a layer that is not there hears why."""

@@ -6,7 +6,6 @@ The model's thread reads, the pool codes and compresses, the event loop sends: t
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from kvnet.model.cache import LayerKV
 from kvnet.model.memory import digest_tokens, encode_piece, open_header
 from kvnet.plan import ChunkKey, plan_memory
 from kvnet.transfer.sender import Part, SenderSession, WireChunk
-from kvnet.types import Compression, Kind, MemoryHeader, sha256_hex
+from kvnet.types import Compression, Kind, MemoryHeader, chunk_digest, sha256_hex
 from kvnetd import encoding
 from kvnetd.holding import refuse_held
 from kvnetd.outgoing import basis_chunks
@@ -200,7 +199,8 @@ class LiveSource:
         raw = encode_piece(layer, key, wanted.header, wanted.basis)
         facts, wire = pack_section(wanted.header, key, raw, wanted=wanted.compression, level=wanted.level)
         chunk = WireChunk(key, facts.compression, facts.raw_nbytes, facts.wire_nbytes, facts.wire_digest)
-        return _Coded(chunk, wire, hashlib.sha256(raw).digest())
+        is_plain = facts.compression is Compression.NONE  # then raw and wire bytes are the same
+        return _Coded(chunk, wire, facts.wire_digest if is_plain else chunk_digest(raw))
 
 
 async def _next(items: asyncio.Queue[_T], maker: asyncio.Task[None]) -> _T | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from kvnet.errors import KvnetError, StateCorrupt
 from kvnet.extras import require_node_extra
 from kvnet.paths import Home, find_home
+from kvnetd.allocator import keep_chunks_mapped
 from kvnetd.config import load_config
 from kvnetd.no_model import NONE
 
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
             require_node_extra()
         # gRPC's core would write a line for every stranger whose handshake fails.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        keep_chunks_mapped()
         # Here, not above: a bad setting must not cost the seconds that torch takes to import.
         from kvnetd.app import run
 

@@ -23,6 +23,7 @@ from kvnet.types import (
     NodeId,
     Scheme,
     TransferId,
+    chunk_digest,
     sha256_hex,
 )
 from kvnetd.log import Span
@@ -242,7 +243,7 @@ def basis_chunks(memory: MemoryHeader, basis: bytes) -> tuple[WireChunk, ...]:
             compression=Compression.NONE,
             raw_nbytes=key.stop - key.start,
             wire_nbytes=key.stop - key.start,
-            wire_digest=hashlib.sha256(basis[key.start : key.stop]).digest(),
+            wire_digest=chunk_digest(basis[key.start : key.stop]),
         )
         for key in pieces
     )

@@ -121,6 +121,10 @@ class PassedOn:
         self._inbound = inbound
         self._passing = passing
 
+    async def use(self, chunk: VerifiedChunk) -> None:
+        """As the transfer does."""
+        await self._inbound.use(chunk)
+
     async def store(self, chunks: list[VerifiedChunk]) -> None:
         """Make chunks durable; then they go on."""
         await self._inbound.store(chunks)

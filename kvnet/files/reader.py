@@ -5,7 +5,6 @@ Knows files; what the sections mean is for those who decode them.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from kvnet.errors import BadSignature, MalformedChunk, MalformedFile, RequestErr
 from kvnet.format.awkg import PRELUDE_NBYTES, SIGNATURE_NBYTES, AwkgHeader, read_prelude
 from kvnet.format.awkg.sections import unpack_section
 from kvnet.identity.seal import VerifiedHead, verify_head_bytes
-from kvnet.types import Compression, MemoryId, content_digest
+from kvnet.types import Compression, MemoryId, chunk_digest, content_digest
 
 
 class MemoryFile:
@@ -77,7 +76,7 @@ class MemoryFile:
         section = self.header.sections[index]
         at = len(self.head.sealed.body) + section.offset
         wire = _pread(self.path, self._fd, section.wire_nbytes, at)
-        if hashlib.sha256(wire).digest() != section.wire_digest:
+        if chunk_digest(wire) != section.wire_digest:
             raise BadSignature(f"{self.path}: section {index} is not what was signed; get the file again")
         return wire
 
@@ -86,26 +85,23 @@ class MemoryFile:
         return self._decompress(index, self.read(index))
 
     def verify(self, on_progress: Callable[[int, int], None] | None = None) -> None:
-        """Check every section, the checksum and the content digest, one section in memory at a time.
+        """Check every section and the content digest, one section in memory at a time.
 
         `on_progress` is called after each section with the section bytes done and the total.
         Raises BadSignature and MalformedChunk.
         """
         header = self.header
         total_nbytes, done_nbytes = header.sections_nbytes, 0
-        checksum, raw_digests = hashlib.sha256(), []
+        raw_digests = []
         for section in header.sections:
             wire = self.read(section.key.index)
-            checksum.update(wire)
             if section.compression is Compression.NONE:
                 raw_digests.append(section.wire_digest)  # raw and wire bytes are the same
             else:
-                raw_digests.append(hashlib.sha256(self._decompress(section.key.index, wire)).digest())
+                raw_digests.append(chunk_digest(self._decompress(section.key.index, wire)))
             done_nbytes += len(wire)
             if on_progress is not None:
                 on_progress(done_nbytes, total_nbytes)
-        if "sha256:" + checksum.hexdigest() != header.checksum:
-            raise BadSignature(f"{self.path}: its checksum is not that of its sections")
         if content_digest(raw_digests) != header.memory.content_digest:
             raise BadSignature(f"{self.path}: its contentDigest is not that of its contents")
 

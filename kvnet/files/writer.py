@@ -6,7 +6,6 @@ A file is made from wire bytes that exist already, or from raw chunks as they co
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import secrets
 import stat
@@ -25,7 +24,7 @@ from kvnet.identity.keys import NodeKey
 from kvnet.identity.seal import VerifiedHead, seal_head, verify_head
 from kvnet.identity.signing import SignedMessage
 from kvnet.plan import plan_memory, raw_nbytes_range
-from kvnet.types import Compression, MemoryHeader, content_digest
+from kvnet.types import Compression, MemoryHeader, chunk_digest, content_digest
 
 _COPY_NBYTES: Final = 1 << 20
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -44,7 +43,7 @@ def write_memory_file(
     with replacing(path) as write:
         write(sealed.body)
         for section, wire in zip(head.header.sections, wire_chunks, strict=True):
-            if len(wire) != section.wire_nbytes or hashlib.sha256(wire).digest() != section.wire_digest:
+            if len(wire) != section.wire_nbytes or chunk_digest(wire) != section.wire_digest:
                 raise ValueError(f"wire chunk {section.key.index} is not the one in the head's table")
             write(wire)
         write(sealed.signature)
@@ -69,7 +68,6 @@ class MemoryFileWriter:
         self._plan = plan_memory(memory)
         self._facts: list[SectionFacts] = []
         self._raw_digests: list[bytes] = []
-        self._checksum = hashlib.sha256()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -90,9 +88,8 @@ class MemoryFileWriter:
         facts, wire = pack_section(self._memory, key, raw, wanted=self._compression, level=self._level)
         with _disk_errors(self._path):
             self._spool.write(wire)
-        self._checksum.update(wire)
         stored = facts.compression is Compression.NONE  # then raw and wire bytes are the same
-        self._raw_digests.append(facts.wire_digest if stored else hashlib.sha256(raw).digest())
+        self._raw_digests.append(facts.wire_digest if stored else chunk_digest(raw))
         self._facts.append(facts)
 
     def finish(
@@ -122,7 +119,6 @@ class MemoryFileWriter:
             sections=make_sections(memory, self._facts),
             compression=self._compression,
             compression_level=self._level,
-            checksum="sha256:" + self._checksum.hexdigest(),
             created_at=created_at,
             created_by=created_by,
             signed_by=key.node_id,

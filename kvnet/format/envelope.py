@@ -2,7 +2,7 @@
 
 Layout, little-endian, 208 bytes (FORMAT.md §4):
 
-    0    16  domain tag "kvnet/chunk/v1" + two zero bytes
+    0    16  domain tag "kvnet/chunk/v2" + two zero bytes
     16   32  sender's Ed25519 public key
     48   32  receiver's Ed25519 public key
     80   16  transfer id
@@ -18,7 +18,7 @@ Layout, little-endian, 208 bytes (FORMAT.md §4):
     164   4  chunks in the transfer
     168   4  raw length
     172   4  wire length
-    176  32  SHA-256 of the wire bytes
+    176  32  BLAKE3 of the wire bytes
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from kvnet.errors import MalformedChunk
 from kvnet.plan import MAX_CHUNK_RAW_NBYTES, ChunkKey
 from kvnet.types import Compression, Kind
 
-DOMAIN = b"kvnet/chunk/v1\0\0"
+DOMAIN = b"kvnet/chunk/v2\0\0"
 _LAYOUT = struct.Struct("<16s32s32s16s16s32sIBBHIIIIII32s")
 ENVELOPE_NBYTES = _LAYOUT.size
 _KINDS = frozenset(int(kind) for kind in Kind)

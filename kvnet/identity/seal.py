@@ -22,7 +22,7 @@ from kvnet.identity.keys import NodeKey, node_id_of, public_key_of, short_id
 from kvnet.identity.signing import SignedMessage, sign_message, verify_message
 from kvnet.types import MemoryId
 
-SEAL_TYPE: Final = "kvnet/awkg/v2"
+SEAL_TYPE: Final = "kvnet/awkg/v3"
 _WITNESS: Final = object()
 
 

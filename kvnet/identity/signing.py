@@ -14,7 +14,7 @@ from typing import Final
 from kvnet.errors import BadSignature, MalformedChunk, MalformedMessage, ReplayedMessage
 from kvnet.format.envelope import Envelope
 from kvnet.identity.keys import NodeKey, node_id_of, verify_signature
-from kvnet.types import NodeId
+from kvnet.types import NodeId, chunk_digest
 
 _MESSAGE_DOMAIN: Final = b"kvnet/message/v1\0"
 _WITNESS: Final = object()
@@ -134,7 +134,7 @@ def verify_chunk(chunk: SignedChunk, binding: ChunkBinding) -> VerifiedChunk:
         raise ReplayedMessage(f"chunk {envelope.key.index}: made for an earlier attempt at this transfer")
     if not verify_signature(binding.sender_key, chunk.envelope, chunk.signature):
         raise BadSignature(f"chunk {envelope.key.index}: the signature does not match its envelope")
-    if hashlib.sha256(chunk.payload).digest() != envelope.wire_digest:
+    if chunk_digest(chunk.payload) != envelope.wire_digest:
         raise BadSignature(f"chunk {envelope.key.index}: the payload is not what was signed")
     return VerifiedChunk(envelope, chunk, _WITNESS)
 

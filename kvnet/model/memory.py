@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -37,6 +36,7 @@ from kvnet.types import (
     RawMemory,
     Scheme,
     canonical_json,
+    chunk_digest,
     content_digest,
     sha256_hex,
     to_plain,
@@ -229,7 +229,7 @@ def encode_piece(layer: LayerKV, key: ChunkKey, header: MemoryHeader, basis: Bas
 
 def digest_chunks(chunks: Sequence[bytes | memoryview]) -> str:
     """The content digest of raw chunks in plan order."""
-    return content_digest([hashlib.sha256(chunk).digest() for chunk in chunks])
+    return content_digest([chunk_digest(chunk) for chunk in chunks])
 
 
 def refuse_incompatible(header: MemoryHeader, geometry: Geometry) -> None:

@@ -33,7 +33,7 @@ from kvnet.types import (
     canonical_json,
 )
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 MAX_NOTE_CHARS = 2000
 MAX_TEXT_NBYTES = 256 << 10
 MAX_OFFER_NBYTES = MAX_BODY_NBYTES + 6 * MAX_TEXT_NBYTES  # JSON writes a byte of text in at most six
@@ -258,9 +258,3 @@ def unpack_bitmap(text: str, count: int) -> frozenset[int]:
     if len(bits) != -(-count // 8) or any(index >= count for index in held):
         raise MalformedMessage(f"accept: the bitmap has {len(bits)} bytes for {count} chunks")
     return held
-
-
-def chunks_digest(wire_digests: list[bytes] | tuple[bytes, ...]) -> str:
-    """Digest over the wire digests of all chunks in order; what Commit and Receipt bind."""
-    joined = b"kvnet/chunks/v1\0" + b"".join(wire_digests)
-    return "sha256:" + hashlib.sha256(joined).hexdigest()

@@ -16,8 +16,8 @@ from kvnet.identity.keys import public_key_of
 from kvnet.identity.seal import VerifiedHead
 from kvnet.identity.signing import ChunkBinding, VerifiedChunk
 from kvnet.plan import ChunkKey, count_chunks, plan_transfer, raw_nbytes_range
-from kvnet.transfer.messages import Accept, Commit, Offer, Receipt, chunks_digest, pack_bitmap
-from kvnet.types import MemoryHeader, Tier
+from kvnet.transfer.messages import Accept, Commit, Offer, Receipt, pack_bitmap
+from kvnet.types import MemoryHeader, Tier, chunks_digest
 
 SPARE_REPEATS = 16
 
@@ -34,6 +34,7 @@ class AlreadyHeld:
     """The very same chunk again: acknowledge it, store nothing."""
 
     index: int
+    wire_nbytes: int
 
 
 class ReceiverSession:
@@ -107,7 +108,7 @@ class ReceiverSession:
         self._num_repeats += 1
         if self._num_repeats > len(self.plan) + SPARE_REPEATS:
             raise MalformedChunk(f"chunk {index}: repeats without end; transfer ended")
-        return AlreadyHeld(index)
+        return AlreadyHeld(index, envelope.wire_nbytes)
 
     def durable(self, index: int) -> None:
         """Report that a chunk survived fsync and may be acknowledged."""

@@ -10,8 +10,8 @@ from kvnet.errors import BadSignature, MalformedMessage, ReplayedMessage
 from kvnet.format.envelope import Envelope
 from kvnet.identity.keys import public_key_of
 from kvnet.plan import ChunkKey, plan_transfer
-from kvnet.transfer.messages import Accept, Commit, Offer, Receipt, chunks_digest, unpack_bitmap
-from kvnet.types import Compression, MemoryHeader
+from kvnet.transfer.messages import Accept, Commit, Offer, Receipt, unpack_bitmap
+from kvnet.types import Compression, MemoryHeader, chunks_digest
 
 SPARE_ACKS = 16
 

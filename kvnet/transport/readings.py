@@ -31,6 +31,7 @@ from kvnet.types import (
     NodeId,
     RawMemory,
     Scheme,
+    chunk_digest,
     content_digest,
     sha256_hex,
 )
@@ -214,7 +215,7 @@ def decode_reading(head: ReadingHead, payload: bytearray, num_chars: int) -> Rea
         nbytes = decoded_nbytes(header.geometry, key)
         chunks.append(memoryview(payload)[place : place + nbytes])
         place += nbytes
-    if content_digest([hashlib.sha256(chunk).digest() for chunk in chunks]) != header.content_digest:
+    if content_digest([chunk_digest(chunk) for chunk in chunks]) != header.content_digest:
         raise MalformedChunk(f"{what}: its contents are not those that its memory names")
     return Reading(head.index, RawMemory(header, tuple(chunks)), head.num_sinks, spans)
 

@@ -11,12 +11,12 @@ from kvnet.identity.keys import NodeKey, public_key_of
 from kvnet.identity.seal import VerifiedHead, verify_head
 from kvnet.identity.signing import SignedChunk, SignedMessage, VerifiedChunk, verify_chunk
 from kvnet.transfer.messages import Commit, open_sealed, seal
-from kvnet.transfer.receiver import AlreadyHeld, ReceiverSession
+from kvnet.transfer.receiver import AlreadyHeld, ReceiverSession, StoreChunk
 from kvnet.transport.budgets import ByteBudget, ByteShare
 from kvnet.transport.frames import FrameStream, reading_deadline_s
 from kvnet.transport.tasks import run_together
 
-MAX_WAITING_CHUNKS = 16
+MAX_WAITING_CHUNKS = 8  # that are being verified, and as many that wait for the disk
 
 
 class Inbound(Protocol):
@@ -25,6 +25,10 @@ class Inbound(Protocol):
     session: ReceiverSession
     key: NodeKey
     unstored: ByteBudget  # of all that is on its way in and not durable
+
+    async def use(self, chunk: VerifiedChunk) -> None:
+        """Let whoever uses the memory meanwhile have a new chunk: verified, and not durable yet."""
+        ...
 
     async def store(self, chunks: list[VerifiedChunk]) -> None:
         """Make chunks durable; they are on disk when this returns."""
@@ -47,12 +51,14 @@ async def receive_memory(stream: FrameStream, inbound: Inbound, pool: Executor) 
     session = inbound.session
     await stream.write_control(seal(inbound.key, session.accept()))
     waiting: asyncio.Queue[_Verifying | None] = asyncio.Queue(maxsize=MAX_WAITING_CHUNKS)
+    admitted: asyncio.Queue[StoreChunk | AlreadyHeld | None] = asyncio.Queue(maxsize=MAX_WAITING_CHUNKS)
     commits: list[SignedMessage] = []
     with inbound.unstored.share() as share:
         try:
             await run_together(
                 _read_chunks(stream, session, waiting, commits, pool, share),
-                _store_chunks(stream, inbound, waiting, share),
+                _admit_chunks(inbound, waiting, admitted),
+                _store_chunks(stream, inbound, admitted, share),
             )
         finally:
             while not waiting.empty():
@@ -90,38 +96,48 @@ async def _read_chunks(
     await waiting.put(None)
 
 
+async def _admit_chunks(
+    inbound: Inbound,
+    waiting: asyncio.Queue[_Verifying | None],
+    admitted: asyncio.Queue[StoreChunk | AlreadyHeld | None],
+) -> None:
+    """Decide on each chunk as it is verified, and have it used at once: the disk is slower."""
+    while (item := await waiting.get()) is not None:
+        decided = inbound.session.receive(await item)
+        if isinstance(decided, StoreChunk):
+            await inbound.use(decided.chunk)
+        await admitted.put(decided)
+    await admitted.put(None)
+
+
 async def _store_chunks(
     stream: FrameStream,
     inbound: Inbound,
-    waiting: asyncio.Queue[_Verifying | None],
+    admitted: asyncio.Queue[StoreChunk | AlreadyHeld | None],
     share: ByteShare,
 ) -> None:
     """Store what came as it came: everything that waits is one batch, so that one sync serves all of it."""
     session, ended = inbound.session, False
     while not ended:
-        fresh: list[VerifiedChunk] = []
-        repeated: list[int] = []
-        item = await waiting.get()
+        batch: list[StoreChunk | AlreadyHeld] = []
+        item = await admitted.get()
         while item is not None:
-            verified = await item
-            decided = session.receive(verified)
-            if isinstance(decided, AlreadyHeld):
-                repeated.append(decided.index)
-                share.give_back(verified.envelope.wire_nbytes)
-            else:
-                fresh.append(decided.chunk)
-            if waiting.empty() or len(fresh) == MAX_WAITING_CHUNKS:
+            batch.append(item)
+            if admitted.empty() or len(batch) == MAX_WAITING_CHUNKS:
                 break
-            item = waiting.get_nowait()
+            item = admitted.get_nowait()
         ended = item is None
+        fresh = [decided.chunk for decided in batch if isinstance(decided, StoreChunk)]
+        repeated = [decided for decided in batch if isinstance(decided, AlreadyHeld)]
         if fresh:
             await inbound.store(fresh)
-            share.give_back(sum(chunk.envelope.wire_nbytes for chunk in fresh))
-        indices = [chunk.envelope.key.index for chunk in fresh]
-        for index in indices:
-            session.durable(index)
-        if indices or repeated:
-            await stream.write_ack(indices + repeated)
+        share.give_back(sum(chunk.envelope.wire_nbytes for chunk in fresh))
+        share.give_back(sum(again.wire_nbytes for again in repeated))
+        for chunk in fresh:
+            session.durable(chunk.envelope.key.index)
+        if batch:
+            indices = [chunk.envelope.key.index for chunk in fresh]
+            await stream.write_ack(indices + [again.index for again in repeated])
 
 
 def _forsake(verifying: _Verifying | None) -> None:

@@ -51,11 +51,14 @@ class Link:
         return nbytes * 8 / ((self.mbit or MBIT) * 1e6)
 
 
+LOOPBACK = Link(("127.0.0.1", "127.0.0.1"), ((), ()), None)
+
+
 @contextmanager
 def new_link(mbit: float = MBIT) -> Iterator[Link]:
     """Two namespaces on one switch, as root; else loopback."""
     if not _can_make_namespaces():
-        yield Link(("127.0.0.1", "127.0.0.1"), ((), ()), None)
+        yield LOOPBACK
         return
     with Lan(2) as lan:
         for node in lan.nodes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -33,6 +32,7 @@ from kvnet.types import (
     MemoryHeader,
     RawMemory,
     Rope,
+    chunk_digest,
     content_digest,
     sha256_hex,
 )
@@ -91,7 +91,7 @@ def put_memory(home: Home, num_tokens: int, *, seed: int, sealed: bool = True, l
         nbytes = decoded_nbytes(header.geometry, plan[index])
         return (index.to_bytes(8, "little") + block)[:nbytes]
 
-    digests = [hashlib.sha256(chunk(index)).digest() for index in range(len(plan))]
+    digests = [chunk_digest(chunk(index)) for index in range(len(plan))]
     chunks: Any = _Chunks(chunk, len(plan))
     memory = RawMemory(replace(header, content_digest=content_digest(digests)), chunks)
     home.store.mkdir(parents=True, exist_ok=True)

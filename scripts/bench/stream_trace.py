@@ -94,6 +94,7 @@ def _install(trace: _Trace) -> None:
     from kvnet.identity.signing import Envelope
     from kvnet.model.arriving import ArrivingMemory
     from kvnet.model.host import ModelHost
+    from kvnet.transfer.sender import SenderSession
     from kvnet.transport import receiving
     from kvnet.transport.frames import FrameStream
 
@@ -111,7 +112,21 @@ def _install(trace: _Trace) -> None:
     )
     trace.wrap(Landing, "_add", "decode", lambda _, __, chunk: of_key(chunk.envelope.key))
     trace.wrap(ArrivingMemory, "layer", "inject", lambda _, __, layer_idx: (layer_idx, -1))
+    _trace_acks(trace, SenderSession)
     _trace_reading(trace, ModelHost)
+
+
+def _trace_acks(trace: _Trace, session: Any) -> None:
+    acked = session.acked
+
+    @functools.wraps(acked)
+    def traced(self: Any, indices: Iterable[int]) -> bool:
+        indices, now = list(indices), time.perf_counter()
+        for index in indices:
+            trace.say("ack", -1, index, now, now)
+        return bool(acked(self, indices))
+
+    session.acked = traced
 
 
 def _trace_reading(trace: _Trace, host: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
 import struct
@@ -27,7 +26,7 @@ from kvnet.format.attention import unpack_attention
 from kvnet.format.awkg import SectionFacts, make_sections, pack_head
 from kvnet.format.compress import zstd
 from kvnet.identity.seal import seal_head
-from kvnet.types import Compression, Kind, sha256_hex
+from kvnet.types import Compression, Kind, chunk_digest, sha256_hex
 from tests.files.conftest import SmallFile
 from tests.format.memory_files import (
     OTHER,
@@ -43,7 +42,7 @@ from tests.format.memory_files import (
     with_fields,
 )
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "memory_v2.awkg"
+GOLDEN = Path(__file__).parent.parent / "golden" / "memory_v3.awkg"
 
 
 def read_all(path: Path) -> None:
@@ -56,11 +55,9 @@ def forged(small: SmallFile, index: int, wire: bytes, compression: Compression) 
     """The file with another section, everything else made to agree with it and signed."""
     facts, wires = make_parts(small.memory, Compression.SPLIT)
     wires[index] = wire
-    facts[index] = SectionFacts(
-        compression, len(wire), len(small.memory.chunks[index]), hashlib.sha256(wire).digest()
-    )
+    facts[index] = SectionFacts(compression, len(wire), len(small.memory.chunks[index]), chunk_digest(wire))
     sections = make_sections(small.memory.header, facts)
-    header = replace(small.header, sections=sections, checksum=sha256_hex(b"".join(wires)))
+    header = replace(small.header, sections=sections)
     return small.replaced(file_of(pack_head(header), wires))
 
 
@@ -132,13 +129,13 @@ def test_no_descriptor_is_left_open(small: SmallFile) -> None:
 # Rules 1 to 3
 
 
-@pytest.mark.parametrize("data", [b"", b"AWKG", b"AWKG\x02\x00\x02\x00\x00", b"PK\x03\x04" + bytes(100)])
+@pytest.mark.parametrize("data", [b"", b"AWKG", b"AWKG\x03\x00\x02\x00\x00", b"PK\x03\x04" + bytes(100)])
 def test_other_files_are_malformed(small: SmallFile, data: bytes) -> None:
     with pytest.raises(MalformedFile):
         MemoryFile.open(small.replaced(data))
 
 
-@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("version", [2, 4])
 def test_other_version_is_unsupported(small: SmallFile, version: int) -> None:
     data = small.data[:4] + struct.pack("<H", version) + small.data[6:]
     with pytest.raises(UnsupportedFormat):
@@ -154,8 +151,8 @@ def test_header_longer_than_the_file_is_refused(small: SmallFile, spare: int) ->
 
 
 def test_header_that_is_no_header_is_malformed_though_it_is_signed(small: SmallFile) -> None:
-    for body in (b"{}", b"\xff\xff", b'{"version":2}'):
-        head = struct.pack("<4sHI", b"AWKG", 2, len(body)) + body
+    for body in (b"{}", b"\xff\xff", b'{"version":3}'):
+        head = struct.pack("<4sHI", b"AWKG", 3, len(body)) + body
         with pytest.raises(MalformedFile):
             MemoryFile.open(small.replaced(file_of(head, small.wires)))
 
@@ -272,12 +269,6 @@ def test_section_that_does_not_decompress_is_a_malformed_chunk(
 # Rule 11
 
 
-def test_checksum_of_other_sections_is_refused(small: SmallFile) -> None:
-    sealed = seal_head(WRITER, replace(small.header, checksum=sha256_hex(b"other")))
-    with pytest.raises(BadSignature, match="checksum"):
-        read_all(small.replaced(file_of(sealed.body, small.wires)))
-
-
 def test_content_digest_of_other_contents_is_refused(small: SmallFile) -> None:
     memory = replace(small.memory.header, content_digest=sha256_hex(b"other"))
     sealed = seal_head(WRITER, replace(small.header, memory=memory))
@@ -332,4 +323,4 @@ def test_golden_file_is_read_as_it_was_made() -> None:
         (Kind.ATTENTION, Compression.ZSTD),
     }
     built, _ = make_awkg_header(memory, Compression.SPLIT)
-    assert with_fields(header, sections=(), checksum="") == with_fields(built, sections=(), checksum="")
+    assert with_fields(header, sections=()) == with_fields(built, sections=())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import struct
@@ -32,6 +31,7 @@ from kvnet.types import (
     Rope,
     Scheme,
     base32,
+    chunk_digest,
     content_digest,
     sha256_hex,
 )
@@ -61,7 +61,7 @@ def make_raw_memory(header: MemoryHeader, seed: int = 0) -> RawMemory:
     """Bytes for every chunk of this header: keys are noise, values are zeros, attention is well-formed."""
     source = random.Random(seed)
     chunks = tuple(_raw_chunk(header, key, source) for key in plan_memory(header))
-    digest = content_digest([hashlib.sha256(chunk).digest() for chunk in chunks])
+    digest = content_digest([chunk_digest(chunk) for chunk in chunks])
     return RawMemory(with_fields(header, content_digest=digest), chunks)
 
 
@@ -71,7 +71,7 @@ def make_finite(memory: RawMemory) -> RawMemory:
         _without_top_bit(chunk) if key.kind in (Kind.KEY, Kind.VALUE) else chunk
         for key, chunk in zip(plan_memory(memory.header), memory.chunks, strict=True)
     )
-    digest = content_digest([hashlib.sha256(chunk).digest() for chunk in chunks])
+    digest = content_digest([chunk_digest(chunk) for chunk in chunks])
     return RawMemory(with_fields(memory.header, content_digest=digest), chunks)
 
 
@@ -94,7 +94,7 @@ def make_parts(memory: RawMemory, wanted: Compression) -> tuple[list[SectionFact
         suited = suited_compression(wanted, header.coding, key.kind)
         used, packed = compress(raw, suited, itemsize=header.geometry.dtype.itemsize)
         wire = bytes(packed)
-        facts.append(SectionFacts(used, len(wire), len(raw), hashlib.sha256(wire).digest()))
+        facts.append(SectionFacts(used, len(wire), len(raw), chunk_digest(wire)))
         wires.append(wire)
     return facts, wires
 
@@ -109,7 +109,6 @@ def make_awkg_header(
         "sections": make_sections(memory.header, facts),
         "compression": wanted,
         "compression_level": effective_level(wanted),
-        "checksum": sha256_hex(b"".join(wires)),
         "created_at": CREATED_AT,
         "created_by": "kvnet tests",
         "signed_by": WRITER.node_id,
@@ -127,7 +126,7 @@ def document_of(head: bytes) -> dict[str, Any]:
 def head_of(document: Any) -> bytes:
     """A head around any document; bytes stand as they are."""
     body = document if isinstance(document, bytes) else json.dumps(document, ensure_ascii=False).encode()
-    return struct.pack("<4sHI", b"AWKG", 2, len(body)) + body
+    return struct.pack("<4sHI", b"AWKG", 3, len(body)) + body
 
 
 def head_with(head: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:

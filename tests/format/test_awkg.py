@@ -83,12 +83,12 @@ def test_document_is_canonical_json_in_camel_case() -> None:
     assert document["sections"][2] == {
         "codec": "none", "kind": "attention", "layer": 0, "start": 0, "stop": 5,
         "offset": HEADER.sections[2].offset, "rawLength": 52, "wireLength": 52,
-        "sha256": HEADER.sections[2].wire_digest.hex(),
+        "blake3": HEADER.sections[2].wire_digest.hex(),
     }  # fmt: skip
 
 
 def test_prelude_is_ten_little_endian_bytes() -> None:
-    assert HEAD[:10] == b"AWKG\x02\x00" + struct.pack("<I", len(HEAD) - 10)
+    assert HEAD[:10] == b"AWKG\x03\x00" + struct.pack("<I", len(HEAD) - 10)
     assert read_prelude(HEAD) == len(HEAD) - 10
 
 
@@ -171,7 +171,7 @@ def test_other_magic_is_refused(magic: bytes) -> None:
         unpack_head(magic + HEAD[4:])
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, 512, 65535])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, 512, 65535])
 def test_other_version_is_unsupported(version: int) -> None:
     with pytest.raises(UnsupportedFormat, match=f"version {version}"):
         unpack_head(HEAD[:4] + struct.pack("<H", version) + HEAD[6:])
@@ -180,7 +180,7 @@ def test_other_version_is_unsupported(version: int) -> None:
 @pytest.mark.parametrize("nbytes", [0, 1, (1 << 20) + 1, 2**32 - 1])
 def test_header_length_outside_its_bounds_is_refused(nbytes: int) -> None:
     with pytest.raises(MalformedFile, match="allowed are"):
-        read_prelude(b"AWKG\x02\x00" + struct.pack("<I", nbytes))
+        read_prelude(b"AWKG\x03\x00" + struct.pack("<I", nbytes))
 
 
 # Rule 3: keys, types, forms
@@ -229,7 +229,7 @@ def test_extension_is_strict_json_too() -> None:
 
 
 WRONG: list[tuple[str, Any]] = [
-    ("version", 3),
+    ("version", 2),
     ("version", "2"),
     ("sequenceLength", 0),
     ("sequenceLength", 2**31),
@@ -292,9 +292,9 @@ WRONG_IN_SECTION: list[tuple[str, Any]] = [
     ("offset", 2**63),
     ("wireLength", None),
     ("rawLength", True),
-    ("sha256", "A" * 64),
-    ("sha256", "a" * 63),
-    ("sha256", "sha256:" + "a" * 64),
+    ("blake3", "A" * 64),
+    ("blake3", "a" * 63),
+    ("blake3", "sha256:" + "a" * 64),
 ]
 
 
@@ -305,7 +305,7 @@ def test_wrong_value_in_the_table_is_refused(key: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"[]", b"{}", b"null", b"12", b"{} {}", b"\xff\xfe", b'{"version":2,"version":2}']
+    "body", [b"[]", b"{}", b"null", b"12", b"{} {}", b"\xff\xfe", b'{"version":3,"version":3}']
 )
 def test_document_that_is_no_header_is_refused(body: bytes) -> None:
     with pytest.raises(MalformedFile):
@@ -315,7 +315,7 @@ def test_document_that_is_no_header_is_refused(body: bytes) -> None:
 @given(st.binary(max_size=80))
 def test_noise_behind_a_prelude_is_refused(body: bytes) -> None:
     with pytest.raises(MalformedFile):
-        unpack_head(struct.pack("<4sHI", b"AWKG", 2, len(body)) + body)
+        unpack_head(struct.pack("<4sHI", b"AWKG", 3, len(body)) + body)
 
 
 # Rule 5: what repeats
@@ -370,7 +370,20 @@ def test_table_that_is_not_the_plan_is_refused(change: Callable[[Any], object], 
         checked(head_with(HEAD, change))
 
 
-# Rule 7: offsets and lengths
+# Rule 7: offsets, lengths, and the checksum
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d.update(checksum="sha256:" + "0" * 64),
+        lambda d: d["sections"][0].update(blake3="0" * 64),
+        lambda d: d["sections"][5].update(blake3=d["sections"][4]["blake3"]),
+    ],
+)
+def test_checksum_of_another_table_is_refused(change: Callable[[Any], object]) -> None:
+    with pytest.raises(MalformedFile, match="checksum is not that"):
+        checked(head_with(HEAD, change))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from kvnet.plan import MAX_CHUNK_RAW_NBYTES, ChunkKey
 from kvnet.types import Compression, Kind
 from tests.builders import envelopes, make_envelope
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "envelope_v1.hex"
+GOLDEN = Path(__file__).parent.parent / "golden" / "envelope_v2.hex"
 PACKED = make_envelope().pack()
 
 
@@ -80,7 +80,7 @@ def test_noise_is_refused(data: bytes) -> None:
 
 
 HOSTILE = {
-    "another version": with_bytes(13, "<B", ord("2")),
+    "another version": with_bytes(13, "<B", ord("1")),
     "kind 5": with_bytes(148, "<B", 5),
     "compression 4": with_bytes(149, "<B", 4),
     "reserved bytes": with_bytes(150, "<H", 1),

@@ -7,13 +7,13 @@ mostly the digests in it are made right first, so that what was changed is reach
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import random
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from tests.hostile import bases, recipes_port
@@ -26,7 +26,7 @@ from tests.hostile.zips import Entry, write_zip
 from tests.second_reader.awkg_builder import Draft, sign_file
 from tests.second_reader.chunks import ITEMSIZE, decompress
 from tests.second_reader.package_builder import sign_package
-from tests.second_reader.strict import Refused, sha256_text
+from tests.second_reader.strict import Refused, blake3_of, checksum_of, sha256_text
 
 Scramble = Callable[[bytes, int], bytes]  # (data, largest result) -> data
 _SIGNATURE_NBYTES = 64
@@ -209,15 +209,16 @@ def _describe(header: dict[str, Any], stored: bytes) -> None:
     for section in header["sections"]:
         try:
             wire = stored[section["offset"] : section["offset"] + section["wireLength"]]
-            section["sha256"] = hashlib.sha256(wire).hexdigest()
+            section["blake3"] = blake3_of(wire).hex()
             raw = decompress(
                 wire, section["codec"], min(section["rawLength"], 1 << 20), ITEMSIZE[header["dtype"]]
             )
-            digests.append(hashlib.sha256(raw).digest())
+            digests.append(blake3_of(raw))
         except (Refused, TypeError, KeyError, ValueError, OverflowError):
             digests.append(bytes(32))
-    header["checksum"] = sha256_text(stored)
-    header["contentDigest"] = sha256_text(b"kvnet/content/v1\0" + b"".join(digests))
+    with suppress(TypeError, KeyError, ValueError):
+        header["checksum"] = checksum_of(header["sections"])
+    header["contentDigest"] = sha256_text(b"kvnet/content/v2\0" + b"".join(digests))
 
 
 def _mutate_package(data: bytes, max_nbytes: int, rng: random.Random, scramble: Scramble) -> bytes:

@@ -29,7 +29,7 @@ _REQUIRED = {
     "rope": "ropeType ropeTheta",
     "coding": "",
     "metadata": "domain topic languageHint qualityScore tokenCount",
-    "section": "layer kind start stop offset wireLength rawLength codec sha256",
+    "section": "layer kind start stop offset wireLength rawLength codec blake3",
 }
 _DEFAULTED = {
     "header": "attentionHeads derivedFrom wMatrixReference alignment",
@@ -113,7 +113,7 @@ def _unknown_keys() -> Iterator[Case]:
 
 def _ranges() -> Iterator[Case]:
     values: dict[str, list[Any]] = {
-        "version": [0, 1, 3, 2**31],
+        "version": [0, 1, 2, 4, 2**31],
         "sequenceLength": [0, 2**31, 2**62],
         "numLayers": [0, 513, 2**31],
         "numKvHeads": [0, 257, 2**31],

@@ -36,7 +36,7 @@ def cases() -> Iterator[Case]:
 
 def _repeated_keys() -> Iterator[Case]:
     members = {
-        "at_the_top": '"version": 2',
+        "at_the_top": '"version": 3',
         "at_the_top_escaped": r'"\u0076ersion": 2',
         "of_no_meaning": '"x-a": 1, "x-a": 1',
         "within_x": '"x-a": {"b": 1, "b": 1}',
@@ -193,7 +193,7 @@ def _grammar() -> Iterator[Case]:
         "with_a_form_feed": lambda text: "\f" + text,
         "with_python_true": lambda text: '{"x-a": True, ' + text[1:],
         "with_undefined": lambda text: '{"x-a": undefined, ' + text[1:],
-        "without_a_colon": lambda text: text.replace('"version": 2', '"version" 2'),
+        "without_a_colon": lambda text: text.replace('"version": 3', '"version" 3'),
         "with_a_lone_comma": lambda text: "{," + text[1:],
     }
     for name, change in changes.items():

@@ -204,7 +204,7 @@ def _signatures() -> Iterator[Case]:
         "by_another_key", BAD_SIGNATURE, json.dumps(sign_list(list_files(files), key=OTHER_KEY))
     )
     yield _with_signature("names_another_key", BAD_SIGNATURE, signed(signedBy=node_id(OTHER_KEY)))
-    for i, kind in enumerate(("kvnet/awkg/v2", "kvnet/package/v2", "")):
+    for i, kind in enumerate(("kvnet/awkg/v3", "kvnet/package/v2", "")):
         text = json.dumps(sign_list(list_files(files), kind=kind))
         yield _with_signature(f"of_another_type_{i}", BAD_SIGNATURE, text)
     yield _with_signature("zero", BAD_SIGNATURE, signed(signature=base64.b64encode(bytes(64)).decode()))

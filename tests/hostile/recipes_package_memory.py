@@ -38,7 +38,7 @@ def _memories() -> Iterator[Case]:
     draft = small()
     data = draft.sign()
     broken = {
-        "wrong_version": ("unsupported_format", data[:4] + b"\3\0" + data[6:]),
+        "wrong_version": ("unsupported_format", data[:4] + b"\4\0" + data[6:]),
         "no_memory": (MALFORMED_FILE, b"AWKG"),
         "a_byte_behind": (BAD_SIGNATURE, data + b"\0"),
     }

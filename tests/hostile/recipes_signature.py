@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from nacl.signing import SigningKey
 
-from tests.hostile.bases import BAD_SIGNATURE, Case, changed, file_case, raw, small, zeros
+from tests.hostile.bases import BAD_SIGNATURE, MALFORMED_FILE, Case, changed, file_case, raw, small, zeros
 from tests.hostile.frames import zstd_zeros
 from tests.second_reader.awkg_builder import KEY, OTHER_KEY, SIGNATURE_TYPE, node_id, sign_file
-from tests.second_reader.strict import base32, sha256_text, signed_bytes
+from tests.second_reader.strict import base32, checksum_of, sha256_text, signed_bytes
 
 _SIGNATURE_NBYTES = 64
 _ORDER = 2**252 + 27742317777372353535851937790883648493  # of the base point, RFC 8032 §5.1
@@ -88,8 +89,8 @@ def _keys() -> Iterator[Case]:
 def _types() -> Iterator[Case]:
     draft = small()
     header = json.dumps(draft.header).encode()
-    others = ("kvnet/awkg/v1", "kvnet/awkg/v2\0", "kvnet/awkg/", "kvnet/package/v1", "kvnet/offer/v1", "")
-    for i, kind in enumerate((*others, "kvnet/chunk/v1", "KVNET/AWKG/V2")):
+    others = ("kvnet/awkg/v2", "kvnet/awkg/v3\0", "kvnet/awkg/", "kvnet/package/v1", "kvnet/offer/v1", "")
+    for i, kind in enumerate((*others, "kvnet/chunk/v2", "KVNET/AWKG/V3")):
         yield file_case(f"signature_of_type_{i}", BAD_SIGNATURE, sign_file(header, draft.stored, kind=kind))
     whole = draft.sign()
     body = whole[:-_SIGNATURE_NBYTES]
@@ -120,7 +121,7 @@ def _flipped() -> Iterator[Case]:
         ("position", '"startPosition":0', '"startPosition":1'),
         ("quality", "null", "1.00"),
         ("creation", "2026", "2027"),
-        ("order", '"version":2,"sourceModel":"tiny"', '"sourceModel":"tiny","version":2'),
+        ("order", '"version":3,"sourceModel":"tiny"', '"sourceModel":"tiny","version":3'),
     ):
         at = text.index(old)
         data = whole[:at] + new.encode() + whole[at + len(old) :]
@@ -135,23 +136,33 @@ def _flipped() -> Iterator[Case]:
             yield file_case(f"section_{i}_changed_at_{place}", BAD_SIGNATURE, _flip(whole, bit))
 
 
+def _digest_of_nothing(index: int) -> Callable[[dict[str, Any]], None]:
+    """Another digest for one section, under a checksum that agrees with it."""
+
+    def change(header: dict[str, Any]) -> None:
+        header["sections"][index]["blake3"] = "0" * 64
+        header["checksum"] = checksum_of(header["sections"])
+
+    return change
+
+
 def _digests() -> Iterator[Case]:
     zero = "sha256:" + "0" * 64
-    yield changed("checksum_zero", lambda header: header.update(checksum=zero), BAD_SIGNATURE)
+    yield changed("checksum_zero", lambda header: header.update(checksum=zero))
     yield changed("content_digest_zero", lambda header: header.update(contentDigest=zero), BAD_SIGNATURE)
-    yield changed("section_digest_zero", lambda h: h["sections"][0].update(sha256="0" * 64), BAD_SIGNATURE)
-    yield changed(
-        "section_digest_of_last_zero", lambda h: h["sections"][5].update(sha256="0" * 64), BAD_SIGNATURE
-    )
+    yield changed("section_digest_zero", lambda h: h["sections"][0].update(blake3="0" * 64))
+    for i in (0, 5):
+        yield changed(f"section_{i}_and_checksum_of_another", _digest_of_nothing(i), BAD_SIGNATURE)
     swapped = raw()
     first, second = swapped.header["sections"][:2]
-    first["sha256"], second["sha256"] = second["sha256"], first["sha256"]
+    first["blake3"], second["blake3"] = second["blake3"], first["blake3"]
+    swapped.header["checksum"] = checksum_of(swapped.header["sections"])
     yield file_case("section_digests_swapped", BAD_SIGNATURE, swapped.sign())
     packed = zeros()
     packed.codecs[0], packed.wires[0] = "zstd", zstd_zeros(len(packed.raws[0]))
     packed.describe()
     packed.header["checksum"] = sha256_text(b"".join(packed.raws))
-    yield file_case("checksum_of_raw_bytes", BAD_SIGNATURE, packed.sign())
+    yield file_case("checksum_of_raw_bytes", MALFORMED_FILE, packed.sign())
     checked = packed.describe().header
     checked["contentDigest"] = checked["checksum"]
     yield file_case("content_digest_is_the_checksum", BAD_SIGNATURE, packed.sign())

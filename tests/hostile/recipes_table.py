@@ -114,7 +114,7 @@ def _offsets() -> Iterator[Case]:
         draft.wires.insert(index, bytes(8))
         yield file_case(f"hole_of_8_bytes_{name}", MALFORMED, draft.sign())
     aliased = raw()
-    aliased.header["sections"][1] |= {"offset": 0, "sha256": aliased.header["sections"][0]["sha256"]}
+    aliased.header["sections"][1] |= {"offset": 0, "blake3": aliased.header["sections"][0]["blake3"]}
     yield file_case("two_sections_of_the_same_bytes", MALFORMED, aliased.sign())
 
 
@@ -125,9 +125,9 @@ def _codecs() -> Iterator[Case]:
     for name, make in {"grouped": grouped, "transform": transform}.items():
         yield changed(f"split_of_{name}", _section(0, codec="split"), draft=make())
     for i, digest in enumerate(("", "0" * 63, "0" * 65, "sha256:" + "0" * 64, "g" * 64)):
-        yield changed(f"section_sha256_{i}", _section(0, sha256=digest))
+        yield changed(f"section_blake3_{i}", _section(0, blake3=digest))
     yield changed(
-        "section_sha256_upper_case", lambda h: _section(0, sha256=h["sections"][0]["sha256"].upper())(h)
+        "section_blake3_upper_case", lambda h: _section(0, blake3=h["sections"][0]["blake3"].upper())(h)
     )
 
 

@@ -41,7 +41,7 @@ def test_verify_head_takes_what_seal_head_made(made: tuple[RawMemory, AwkgHeader
 
 
 def test_seal_is_the_message_signature_over_the_head() -> None:
-    assert sign_message(WRITER, "kvnet/awkg/v2", pack_head(HEADER)) == SEALED
+    assert sign_message(WRITER, "kvnet/awkg/v3", pack_head(HEADER)) == SEALED
 
 
 def test_header_longer_than_a_control_message_is_sealed() -> None:
@@ -79,7 +79,7 @@ def test_signature_by_another_key_is_refused() -> None:
 
 def test_signature_of_another_type_is_refused() -> None:
     other = sign_message(WRITER, "kvnet/offer/v1", SEALED.body)
-    with pytest.raises(MalformedMessage, match="expected a kvnet/awkg/v2"):
+    with pytest.raises(MalformedMessage, match="expected a kvnet/awkg/v3"):
         verify_head(other)
     with pytest.raises(BadSignature):
         verify_head(replace(other, type=SEAL_TYPE))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import threading
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
@@ -29,7 +28,7 @@ from kvnet.errors import (
     UnknownBasis,
     UnknownMemory,
 )
-from kvnet.types import Compression, MemoryId
+from kvnet.types import Compression, MemoryId, chunk_digest
 from tests.builders import SENDER, STRANGER, make_basis, make_memory
 from tests.kvnetd.nodes import MEMORY, events, making, offer, pull
 
@@ -103,7 +102,7 @@ async def test_compact_memory_goes_out_with_the_pieces_of_its_basis(
     assert outbound.session.offer.chunk_count == len(chunks) == 6 + 2
     pieces = [bytes(wire) async for _, wire in outbound.parts(outbound.session.plan)]
     assert b"".join(pieces[6:]) == basis
-    assert [hashlib.sha256(piece).digest() for piece in pieces] == [chunk.wire_digest for chunk in chunks]
+    assert [chunk_digest(piece) for piece in pieces] == [chunk.wire_digest for chunk in chunks]
     assert await outbound.sealed_head() == read_head(services.memories.root / record.id).sealed
     await outbound.close(None)
 

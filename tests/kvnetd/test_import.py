@@ -17,7 +17,9 @@ from kvnetd.store.records import SECTIONS_FILE
 from kvnetd.store.upload import Upload
 
 from kvnet.errors import BadSignature, KvnetError, MalformedFile, StoreFull, UnsupportedFormat
-from kvnet.identity.seal import seal_head
+from kvnet.format.awkg import pack_head
+from kvnet.identity.seal import SEAL_TYPE
+from kvnet.identity.signing import sign_message
 from tests.builders import (
     MAP_ID,
     RECEIVER,
@@ -66,7 +68,7 @@ def nothing_is_left(services: Services) -> bool:
 
 @pytest.mark.parametrize(
     ("start", "why"),
-    [(b"", "wanted b'AWKG'"), (b"AWKG\2\0\xff\xff\xff\xff", "a header of 4294967295"), (b"PK\3\4", "AWKG")],
+    [(b"", "wanted b'AWKG'"), (b"AWKG\3\0\xff\xff\xff\xff", "a header of 4294967295"), (b"PK\3\4", "AWKG")],
 )
 async def test_stream_that_is_no_memory_file_is_refused_at_its_first_bytes(
     services: Services, start: bytes, why: str
@@ -79,14 +81,14 @@ async def test_stream_that_is_no_memory_file_is_refused_at_its_first_bytes(
 
 
 async def test_file_of_another_version_is_refused_at_its_first_bytes(services: Services) -> None:
-    stream = Endless(b"AWKG\3\0\2\0\0\0")
+    stream = Endless(b"AWKG\4\0\2\0\0\0")
     with pytest.raises(UnsupportedFormat):
         await files.import_(services, stream.__aiter__())
     assert stream.pieces == 0
 
 
 async def test_head_that_is_no_head_is_refused_before_its_sections_come(services: Services) -> None:
-    stream = Endless(b"AWKG\2\0\2\0\0\0{}")
+    stream = Endless(b"AWKG\3\0\2\0\0\0{}")
     with pytest.raises(MalformedFile, match="missing"):
         await files.import_(services, stream.__aiter__())
     assert stream.pieces == 0
@@ -137,10 +139,11 @@ async def test_altered_section_is_refused_and_names_no_path_of_this_node(service
 
 
 async def test_checksum_that_belies_the_sections_is_refused(services: Services) -> None:
-    header = replace(make_head(MEMORY).header, checksum="sha256:" + "0" * 64, repeated=None)
-    sealed = seal_head(SENDER, header)
+    header = make_head(MEMORY).header
+    belied = replace(header.repeated, checksum="sha256:" + "0" * 64)
+    sealed = sign_message(SENDER, SEAL_TYPE, pack_head(replace(header, repeated=belied)))
     data = sealed.body + b"".join(wire_chunks(MEMORY)[1]) + sealed.signature
-    with pytest.raises(BadSignature, match="checksum"):
+    with pytest.raises(MalformedFile, match="checksum"):
         await files.import_(services, sent(("memory", data)))
     assert nothing_is_left(services)
 

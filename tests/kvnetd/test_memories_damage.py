@@ -116,7 +116,7 @@ DAMAGE: dict[str, tuple[Change, str]] = {
     "head cut short": (rewrite(HEAD_FILE, lambda d: d[:-1]), "head"),
     "head of nothing": (rewrite(HEAD_FILE, lambda d: b""), "head"),
     "head of noise": (rewrite(HEAD_FILE, lambda d: bytes(100)), "head"),
-    "head of a newer version": (rewrite(HEAD_FILE, lambda d: d[:4] + b"\3\0" + d[6:]), "version 3"),
+    "head of a newer version": (rewrite(HEAD_FILE, lambda d: d[:4] + b"\4\0" + d[6:]), "version 4"),
     "head that is gone": (lambda folder: (folder / HEAD_FILE).unlink(), "cannot be read"),
     "head of another memory": (swap_head, "does not describe the memory"),
     "signature of zeros": (rewrite(SIGNATURE_FILE, lambda d: bytes(64)), "signed"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, aclosing
@@ -24,6 +23,7 @@ from kvnet.errors import PeerUnreachable, RequestError
 from kvnet.identity.keys import NodeKey, short_id
 from kvnet.identity.peers import Permission
 from kvnet.transfer.sender import Part, WireChunk
+from kvnet.types import chunk_digest
 from tests.builders import RECEIVER, SENDER
 from tests.kvnetd.nodes import MEMORY, Node, add, events, inbox, listening, receipts, services_of, spooled
 
@@ -242,7 +242,7 @@ async def test_a_mode_that_is_for_one_receiver_is_refused_before_anything_is_sen
 
 def forged(chunk: WireChunk, wire: bytes) -> WireChunk:
     """The chunk as its liar signs it."""
-    return replace(chunk, wire_digest=hashlib.sha256(wire).digest())
+    return replace(chunk, wire_digest=chunk_digest(wire))
 
 
 def test_receivers_are_named_with_commas_and_each_once() -> None:

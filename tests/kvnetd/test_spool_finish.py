@@ -78,17 +78,6 @@ def test_seal_that_belies_a_chunk_is_refused_and_makes_no_memory(
     assert (list(memories.root.iterdir()), list(spool.root.iterdir())) == ([], [])
 
 
-def test_seal_with_another_checksum_is_refused_and_makes_no_memory(
-    spool: Spool, arrival: Arrival, memories: MemoryStore
-) -> None:
-    header = replace(arrival.head.header, checksum="sha256:" + "0" * 64, repeated=None)
-    incoming = begin(spool, arrival)
-    incoming.store(arrival.chunks)
-    with pytest.raises(BadSignature, match="checksum"):
-        incoming.finish(memories, verify_head(seal_head(SENDER, header)), stored_at=AT)
-    assert (list(memories.root.iterdir()), list(spool.root.iterdir())) == ([], [])
-
-
 class PowerCut(BaseException):
     """Nothing runs after it."""
 

@@ -37,6 +37,16 @@ def test_first_opening_makes_a_key_for_this_user_only_and_the_next_finds_it(
     assert (again.open(frame, what="x"), again.seals) == (b"data", False)
 
 
+def test_folder_of_an_older_version_is_refused_and_left_untouched(store: Path, key_file: Path) -> None:
+    text = json.dumps({"version": STORE_VERSION - 1, "vault": "00" * 16})
+    (store / STORE_FILE).write_text(text)
+    key_file.parent.mkdir(exist_ok=True)
+    key_file.write_bytes(b"k" * 32)
+    with pytest.raises(StateCorrupt, match=r"a store of version 2, this kvnet reads 3; move it away"):
+        open_folder(store, key_file, seals=True)
+    assert (store / STORE_FILE).read_text() == text
+
+
 def test_folder_of_a_newer_version_is_refused_and_left_untouched(store: Path, key_file: Path) -> None:
     (store / STORE_FILE).write_text(json.dumps({"version": STORE_VERSION + 1, "shape": "of the future"}))
     before = contents(store.parent)
@@ -75,7 +85,7 @@ def test_key_of_another_length_is_refused(store: Path, key_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b"[]", b'{"version":2}', b'{"version":"2","vault":"a"}', b"\xff"]
+    "data", [b"", b"{", b"[]", b'{"version":3}', b'{"version":"2","vault":"a"}', b"\xff"]
 )
 def test_garbage_is_refused_and_left_untouched(store: Path, key_file: Path, data: bytes) -> None:
     open_folder(store, key_file, seals=True)

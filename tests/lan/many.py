@@ -6,7 +6,6 @@ with Many(8, mbit=100.0, memories=[make_bytes(8 << 20, seed=1)]) as many:
 
 from __future__ import annotations
 
-import hashlib
 import random
 import shutil
 import tempfile
@@ -35,6 +34,7 @@ from kvnet.types import (
     MemoryId,
     RawMemory,
     Rope,
+    chunk_digest,
     content_digest,
     sha256_hex,
 )
@@ -69,7 +69,7 @@ def make_bytes(nbytes: int, seed: int) -> RawMemory:
     )
     rng = random.Random(seed)
     chunks = tuple(rng.randbytes(decoded_nbytes(GEOMETRY, key)) for key in plan_memory(header))
-    digests = [hashlib.sha256(chunk).digest() for chunk in chunks]
+    digests = [chunk_digest(chunk) for chunk in chunks]
     return RawMemory(replace(header, content_digest=content_digest(digests)), chunks)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from kvnet.api import SendReport
 from kvnet.errors import UnknownMemory
 from tests.e2e.daemons import long_text
 from tests.lan.harness import Output, stop
@@ -28,6 +29,7 @@ from tests.lan.scene import SEEDS, Scene, halfway
 
 pytestmark = [pytest.mark.lan, pytest.mark.timeout(180)]
 
+FAST_MBIT = 40.0
 _PROXY = str(Path(__file__).with_name("proxy.py"))
 
 
@@ -79,6 +81,26 @@ async def test_a_link_of_one_megabit_delivers(scene: Scene) -> None:
     finally:
         scene.lan.unlimit_rate(scene.lan.nodes[0])
     assert report.seconds > report.wire_bytes * 8 / 2e6  # it was slow
+    await delivered_once(scene.alice, scene.bob, memory)
+
+
+async def test_a_link_that_drops_to_a_hundredth_of_its_speed_in_the_middle_still_delivers(
+    scene: Scene,
+) -> None:
+    memory, sender = await scene.memory(), scene.lan.nodes[0]
+    scene.lan.limit_rate(sender, FAST_MBIT)
+    try:
+        async with scene.alice.async_node() as alice:
+            await found(alice, "bob")
+            sending = alice.send_stream(memory, "bob", codec="exact", mode="transfer")
+            async with asyncio.timeout(120):
+                steps = [await anext(sending)]  # a layer is there
+                scene.lan.limit_rate(sender, FAST_MBIT / 100)
+                steps += [step async for step in sending]
+    finally:
+        scene.lan.unlimit_rate(sender)
+    (report,) = [step for step in steps if isinstance(step, SendReport)]
+    assert report.seconds > report.wire_bytes * 8 / (FAST_MBIT * 1e6)
     await delivered_once(scene.alice, scene.bob, memory)
 
 

@@ -31,7 +31,17 @@ from kvnet.model.loader import ModelSpec
 from kvnet.model.memory import digest_tokens, encode_memory
 from kvnet.model.sampling import Sampling
 from kvnet.plan import MAX_CHUNK_RAW_NBYTES, count_chunks, plan_memory
-from kvnet.types import AttentionMetadata, DType, Geometry, KeySpace, Kind, RawMemory, Rope, content_digest
+from kvnet.types import (
+    AttentionMetadata,
+    DType,
+    Geometry,
+    KeySpace,
+    Kind,
+    RawMemory,
+    Rope,
+    chunk_digest,
+    content_digest,
+)
 
 Checkpoint = Callable[..., Any]
 LoadHost = Callable[..., ModelHost]
@@ -61,7 +71,7 @@ def test_memory_says_what_it_holds(host: ModelHost, texts: tuple[str, ...], memo
     assert (header.seq_len, header.start_pos) == (len(token_ids), 0)
     assert header.key_space is KeySpace.ROTATED
     assert header.token_digest == digest_tokens(token_ids)
-    digests = [hashlib.sha256(chunk).digest() for chunk in memory.chunks]
+    digests = [chunk_digest(chunk) for chunk in memory.chunks]
     assert header.content_digest == content_digest(digests)
     assert sum(len(chunk) for chunk in memory.chunks) == header.raw_nbytes
 

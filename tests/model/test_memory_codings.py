@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from kvnet.types import (
     Kind,
     RawMemory,
     Rope,
+    chunk_digest,
     content_digest,
 )
 from tests.builders import make_fingerprint, make_geometry
@@ -88,7 +88,7 @@ def test_derived_memory_says_what_it_is(name: str) -> None:
     assert coded.header.key_space is KeySpace.CONTENT
     assert coded.header.derived_from == plain.header.id != coded.header.id
     assert coded.header.token_digest == plain.header.token_digest
-    digests = [hashlib.sha256(chunk).digest() for chunk in coded.chunks]
+    digests = [chunk_digest(chunk) for chunk in coded.chunks]
     assert coded.header.content_digest == content_digest(digests)
     for key, chunk in zip(plan_memory(coded.header), coded.chunks, strict=True):
         assert len(chunk) in raw_nbytes_range(coded.header, key)

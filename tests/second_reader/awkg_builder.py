@@ -1,4 +1,4 @@
-"""An independent writer of `.awkg` version 2: random valid files from a seed. Source: FORMAT.md §3, §7, §8.
+"""An independent writer of `.awkg` version 3: random valid files from a seed. Source: FORMAT.md §3, §7, §8.
 
 Imports nothing of kvnet. A draft is built in steps (raw bytes, wire bytes, table, signature), so that
 whoever wants a file that breaks one rule changes the draft after the step before that rule and takes the
@@ -7,7 +7,6 @@ remaining steps as they are.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import struct
@@ -22,11 +21,11 @@ from backports import zstd
 from tests.second_reader import chunk_writers
 from tests.second_reader.chunks import ITEMSIZE
 from tests.second_reader.rope_builder import random_rope
-from tests.second_reader.strict import base32, canonical, sha256_text, signed_bytes
+from tests.second_reader.strict import base32, blake3_of, canonical, checksum_of, sha256_text, signed_bytes
 
 KEY = nacl.signing.SigningKey(b"\x07" * 32)
 OTHER_KEY = nacl.signing.SigningKey(b"\x08" * 32)
-SIGNATURE_TYPE = "kvnet/awkg/v2"
+SIGNATURE_TYPE = "kvnet/awkg/v3"
 LABELS = {(8, 8): "int8", (8, 4): "k8v4", (4, 4): "int4", (4, 8): "k4v8"}
 _MANY_CHUNKS_EVERY = 40  # seeds
 
@@ -64,12 +63,12 @@ class Draft:
         for part, raw, codec, wire in zip(self.plan, self.raws, self.codecs, self.wires, strict=True):
             section = dict(zip(("layer", "kind", "start", "stop"), part, strict=True))
             section |= {"offset": offset, "wireLength": len(wire), "rawLength": len(raw), "codec": codec}
-            table.append(section | {"sha256": hashlib.sha256(wire).hexdigest()})
+            table.append(section | {"blake3": blake3_of(wire).hex()})
             offset += len(wire)
-        digests = b"".join(hashlib.sha256(raw).digest() for raw in self.raws)
+        digests = b"".join(blake3_of(raw) for raw in self.raws)
         self.header["sections"] = table
-        self.header["checksum"] = sha256_text(self.stored)
-        self.header["contentDigest"] = sha256_text(b"kvnet/content/v1\0" + digests)
+        self.header["checksum"] = checksum_of(table)
+        self.header["contentDigest"] = sha256_text(b"kvnet/content/v2\0" + digests)
         return self
 
     @property
@@ -90,7 +89,7 @@ def sign_file(
     *,
     key: nacl.signing.SigningKey = KEY,
     kind: str = SIGNATURE_TYPE,
-    version: int = 2,
+    version: int = 3,
 ) -> bytes:
     """Prelude, header, sections and the signature of `key` over the head."""
     head = b"AWKG" + struct.pack("<HI", version, len(header)) + header
@@ -158,7 +157,7 @@ def make_header(coding: dict[str, Any], **changes: Any) -> dict[str, Any]:
     }
     names = ("architecture", "configDigest", "tokenizerDigest", "weightsDigest", "quantization")
     header: dict[str, Any] = {
-        "version": 2,
+        "version": 3,
         "sourceModel": "tiny",
         "sourceModelHash": sha256_text(b"kvnet/fingerprint/v1\0" + canonical(facts)),
         "fingerprint": dict(zip(names, facts.values(), strict=True)),

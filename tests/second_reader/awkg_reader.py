@@ -1,4 +1,4 @@
-"""The second, independent reader of `.awkg` version 2. Source: FORMAT.md §7 and §8, and nothing else.
+"""The second, independent reader of `.awkg` version 3. Source: FORMAT.md §7 and §8, and nothing else.
 
 Imports nothing of kvnet. Refuses in the order of §7.2, so both readers must give the same code for the same
 bytes.
@@ -6,7 +6,6 @@ bytes.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from numpy.typing import NDArray
 from tests.second_reader import chunks, port, rope
 from tests.second_reader.basis import Basis, read_basis
 from tests.second_reader.header import check_coding, check_repeats, check_schema, check_table
-from tests.second_reader.strict import Refused, check_signature, key_of, parse_strict, sha256_text
+from tests.second_reader.strict import Refused, blake3_of, check_signature, key_of, parse_strict, sha256_text
 
 MAX_HEADER_NBYTES = 1 << 20
 SIGNATURE_NBYTES = 64
-SIGNATURE_TYPE = "kvnet/awkg/v2"
+SIGNATURE_TYPE = "kvnet/awkg/v3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +60,7 @@ def read_head(data: bytes) -> tuple[dict[str, Any], int]:
     """The header, defaults filled in, and where the sections begin: rules 1 to 8."""
     if len(data) < 10 or data[:4] != b"AWKG":
         raise Refused("malformed_file", "not a memory file")
-    if int.from_bytes(data[4:6], "little") != 2:
+    if int.from_bytes(data[4:6], "little") != 3:
         raise Refused("unsupported_format", "another format version")
     header_nbytes = int.from_bytes(data[6:10], "little")
     sections_at = 10 + header_nbytes
@@ -84,13 +83,11 @@ def _read_sections(header: dict[str, Any], stored: bytes) -> list[bytes]:
     raws, itemsize = [], chunks.ITEMSIZE[header["dtype"]]
     for section in header["sections"]:
         wire = stored[section["offset"] : section["offset"] + section["wireLength"]]
-        if hashlib.sha256(wire).hexdigest() != section["sha256"]:
+        if blake3_of(wire).hex() != section["blake3"]:
             raise Refused("bad_signature", "a section's digest is not that of its bytes")
         raws.append(chunks.decompress(wire, section["codec"], section["rawLength"], itemsize))
-    if header["checksum"] != sha256_text(stored):
-        raise Refused("bad_signature", "the checksum is not that of the sections")
-    digests = b"".join(hashlib.sha256(raw).digest() for raw in raws)
-    if header["contentDigest"] != sha256_text(b"kvnet/content/v1\0" + digests):
+    digests = b"".join(blake3_of(raw) for raw in raws)
+    if header["contentDigest"] != sha256_text(b"kvnet/content/v2\0" + digests):
         raise Refused("bad_signature", "the content digest is not that of the raw bytes")
     return raws
 

@@ -19,6 +19,7 @@ from tests.second_reader.strict import (
     boolean,
     canonical,
     check_object,
+    checksum_of,
     count,
     digest,
     number,
@@ -60,7 +61,7 @@ def _object(value: Any) -> bool:
 
 _CODECS = one_of("none", "lz4", "zstd", "split")
 _HEADER = {
-    "version": count(2, 2),
+    "version": count(3, 3),
     "sourceModel": text,
     "sourceModelHash": digest,
     "fingerprint": _object,
@@ -120,7 +121,7 @@ _SECTION = {
     **dict.fromkeys(("layer", "start", "stop", "offset", "wireLength", "rawLength"), count()),
     "kind": one_of("key", "value", "attention", "coordinates"),
     "codec": _CODECS,
-    "sha256": _matches(_HEX),
+    "blake3": _matches(_HEX),
 }
 
 
@@ -226,6 +227,8 @@ def check_table(header: dict[str, Any]) -> None:
     for section in sections:
         _check_lengths(header, section, offset)
         offset += section["wireLength"]
+    if header["checksum"] != checksum_of(sections):
+        raise Refused("malformed_file", "checksum is not that of the table")
 
 
 def _check_lengths(header: dict[str, Any], section: dict[str, Any], offset: int) -> None:

@@ -17,6 +17,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import blake3
 import nacl.exceptions
 import nacl.signing
 
@@ -157,6 +158,17 @@ def check_object(
 def canonical(value: Any) -> bytes:
     """The canonical document of §1."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def blake3_of(data: bytes) -> bytes:
+    """The digest of a chunk."""
+    return blake3.blake3(data).digest()
+
+
+def checksum_of(sections: list[dict[str, Any]]) -> str:
+    """The digest over the digests of a table's sections."""
+    digests = b"".join(bytes.fromhex(section["blake3"]) for section in sections)
+    return sha256_text(b"kvnet/chunks/v2\0" + digests)
 
 
 def sha256_text(data: bytes) -> str:

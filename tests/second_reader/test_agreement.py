@@ -21,7 +21,7 @@ from tests.second_reader.header import memory_id
 from tests.second_reader.package_builder import random_package, write_folder, zip_bytes
 from tests.second_reader.strict import Refused
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "memory_v2.awkg"
+GOLDEN = Path(__file__).parents[1] / "golden" / "memory_v3.awkg"
 NUM_FILES = 1000
 NUM_PACKAGES = 100
 NUM_CHANGED = 2000

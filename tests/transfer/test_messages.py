@@ -27,14 +27,13 @@ from kvnet.transfer.messages import (
     Offer,
     PullRequest,
     Receipt,
-    chunks_digest,
     open_sealed,
     pack_bitmap,
     require_protocol,
     seal,
     unpack_bitmap,
 )
-from kvnet.types import MemoryId, TransferId
+from kvnet.types import MemoryId, TransferId, chunks_digest
 from tests.builders import (
     NOW,
     RECEIVER,
@@ -47,7 +46,7 @@ from tests.builders import (
     make_offer,
 )
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "offer_v2.json"
+GOLDEN = Path(__file__).parent.parent / "golden" / "offer_v3.json"
 TRANSFER = TransferId("ab" * 16)
 MESSAGES: list[Any] = [
     Hello(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -24,7 +23,7 @@ from kvnet.plan import ChunkKey
 from kvnet.transfer.messages import Commit, unpack_bitmap
 from kvnet.transfer.receiver import SPARE_REPEATS, AlreadyHeld, ReceiverSession, StoreChunk
 from kvnet.transfer.sender import SenderSession
-from kvnet.types import Compression, Kind, Tier
+from kvnet.types import Compression, Kind, Tier, chunk_digest
 from tests.builders import (
     MAP_ID,
     NOW,
@@ -64,7 +63,7 @@ def chunk(
     envelope = sending(receiver).envelope(CHUNKS[index])
     sent = PAYLOADS[index] if payload is None else payload
     if payload is not None:
-        changes.update(wire_nbytes=len(sent), wire_digest=hashlib.sha256(sent).digest())
+        changes.update(wire_nbytes=len(sent), wire_digest=chunk_digest(sent))
     signed = sign_chunk(SENDER, replace(envelope, **changes), sent)
     return verify_chunk(signed, receiver.binding)
 
@@ -89,10 +88,10 @@ def test_chunks_in_any_order_complete_a_transfer() -> None:
 def test_repeated_chunk_is_held_already_durable_or_not() -> None:
     receiver = receiving()
     receiver.receive(chunk(receiver, 2))
-    assert receiver.receive(chunk(receiver, 2)) == AlreadyHeld(2)
+    assert receiver.receive(again := chunk(receiver, 2)) == AlreadyHeld(2, again.envelope.wire_nbytes)
     assert receiver.durable_count == 0
     receiver.durable(2)
-    assert receiver.receive(chunk(receiver, 2)) == AlreadyHeld(2)
+    assert receiver.receive(again := chunk(receiver, 2)) == AlreadyHeld(2, again.envelope.wire_nbytes)
     assert receiver.durable_count == 1
 
 
@@ -100,7 +99,7 @@ def test_chunk_repeated_without_end_ends_the_transfer() -> None:
     receiver = receiving()
     receiver.receive(chunk(receiver, 2))
     for _ in range(TOTAL + SPARE_REPEATS):
-        assert receiver.receive(chunk(receiver, 2)) == AlreadyHeld(2)
+        assert receiver.receive(again := chunk(receiver, 2)) == AlreadyHeld(2, again.envelope.wire_nbytes)
     with pytest.raises(MalformedChunk, match="without end"):
         receiver.receive(chunk(receiver, 2))
 
@@ -272,7 +271,7 @@ def compact_chunk(receiver: ReceiverSession, index: int, nbytes: int) -> Verifie
         compression=Compression.NONE,
         raw_nbytes=nbytes,
         wire_nbytes=nbytes,
-        wire_digest=hashlib.sha256(payload).digest(),
+        wire_digest=chunk_digest(payload),
     )
     return verify_chunk(sign_chunk(SENDER, envelope, payload), receiver.binding)
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from kvnet.errors import BadSignature, KvnetError, MalformedMessage, ReplayedMessage
-from kvnet.transfer.messages import Accept, Receipt, chunks_digest, pack_bitmap
+from kvnet.transfer.messages import Accept, Receipt, pack_bitmap
 from kvnet.transfer.sender import SPARE_ACKS, SenderSession
+from kvnet.types import chunks_digest
 from tests.builders import NOW, RECEIVER, SENDER, make_basis, make_memory, make_offer, wire_basis, wire_chunks
 
 OFFER = make_offer(make_memory())

@@ -8,7 +8,6 @@ crashed after the first, and frames of an earlier attempt are refused.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 
 import pytest
@@ -29,7 +28,7 @@ from kvnet.identity.signing import SignedChunk, sign_chunk, verify_chunk
 from kvnet.transfer.messages import Receipt
 from kvnet.transfer.receiver import SPARE_REPEATS, AlreadyHeld, ReceiverSession, StoreChunk
 from kvnet.transfer.sender import SPARE_ACKS, SenderSession
-from kvnet.types import Compression, Tier
+from kvnet.types import Compression, Tier, chunk_digest
 from tests.builders import NOW, SENDER, make_basis, make_memory, make_offer, wire_basis, wire_chunks
 
 _CODING, _BASIS = make_basis()
@@ -101,7 +100,7 @@ class Transfer(RuleBasedStateMachine):
             return
         decided = self.receiver.receive(verified)
         if is_repeat:
-            assert decided == AlreadyHeld(index)
+            assert decided == AlreadyHeld(index, verified.envelope.wire_nbytes)
         else:
             assert decided == StoreChunk(verified)
             self.in_memory.append(index)
@@ -140,7 +139,7 @@ class Transfer(RuleBasedStateMachine):
             self.sender.envelope(_CHUNKS[index]),
             compression=Compression.NONE,
             wire_nbytes=len(other),
-            wire_digest=hashlib.sha256(other).digest(),
+            wire_digest=chunk_digest(other),
         )
         verified = verify_chunk(sign_chunk(SENDER, envelope, other), self.receiver.binding)
         with pytest.raises(ConflictingChunk):

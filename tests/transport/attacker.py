@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,7 +16,7 @@ from kvnet.transfer.messages import (
     open_sealed,
 )
 from kvnet.transport.frames import PUSH, FrameStream
-from kvnet.types import TransferId
+from kvnet.types import TransferId, chunk_digest
 from kvnet.v1 import peer_pb2
 from tests.builders import (
     RECEIVER,
@@ -49,7 +48,7 @@ class Attacker:
         """Signed as it should be, whatever it claims."""
         sent = self.payloads[index] if payload is None else payload
         if payload is not None:
-            changes |= {"wire_nbytes": len(sent), "wire_digest": hashlib.sha256(sent).digest()}
+            changes |= {"wire_nbytes": len(sent), "wire_digest": chunk_digest(sent)}
         envelope = replace(self.session.envelope(self.session.chunks[index]), **changes)
         return sign_chunk(SENDER, envelope, sent)
 

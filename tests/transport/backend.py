@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kvnet.errors import BadSignature, UnknownMemory
@@ -23,7 +23,7 @@ from kvnet.transfer.receiver import ReceiverSession
 from kvnet.transfer.sender import Part, SenderSession
 from kvnet.transport.budgets import ByteBudget
 from kvnet.transport.client import PeerClient
-from kvnet.types import MemoryId, RawMemory, TransferId, content_digest
+from kvnet.types import MemoryId, RawMemory, TransferId, chunk_digest, content_digest
 from tests.builders import (
     NOW,
     RECEIVER,
@@ -89,6 +89,9 @@ class MemoryInbound:
         self._disk = disk
         self.failures: list[BaseException | None] = []
 
+    async def use(self, chunk: VerifiedChunk) -> None:
+        """Nobody does."""
+
     async def store(self, chunks: list[VerifiedChunk]) -> None:
         """As a disk: after a while everything is there."""
         await self._node.disk_is_ready.wait()
@@ -104,7 +107,7 @@ class MemoryInbound:
             envelope = chunk.envelope
             raws.append(bytes(decompress(chunk.signed.payload, envelope.compression, envelope.raw_nbytes)))
         count = count_chunks(header)
-        if content_digest([hashlib.sha256(raw).digest() for raw in raws[:count]]) != header.content_digest:
+        if content_digest([chunk_digest(raw) for raw in raws[:count]]) != header.content_digest:
             raise BadSignature("the contents are not the memory offered")
         self._node.memories[header.id] = RawMemory(header, tuple(raws[:count]))
         if header.coding.basis:
@@ -133,6 +136,10 @@ class MemoryNode:
         self.disk_is_ready = asyncio.Event()
         self.disk_is_ready.set()
         self._receiver = make_receiver(node_id=key.node_id, **receiver)
+
+    def takes(self, **changes: Any) -> None:
+        """Change what it hosts and has room for: as `make_receiver`."""
+        self._receiver = replace(self._receiver, **changes)
 
     def hello(self, nonce: bytes) -> Hello:
         """Who this node is."""

@@ -60,7 +60,7 @@ async def seal_over_other_digests(alice: Attacker) -> None:
 
 async def seal_of_another_type(alice: Attacker) -> None:
     await _commit(alice)
-    await alice.stream.write_control(sign_message(SENDER, "kvnet/awkg/v3", HEAD.sealed.body))
+    await alice.stream.write_control(sign_message(SENDER, "kvnet/awkg/v2", HEAD.sealed.body))
 
 
 async def offer_instead_of_a_seal(alice: Attacker) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -24,13 +23,12 @@ from kvnet.identity.seal import seal_head
 from kvnet.identity.signing import SignedChunk
 from kvnet.transfer.messages import (
     Receipt,
-    chunks_digest,
     open_sealed,
     seal,
 )
 from kvnet.transfer.receiver import SPARE_REPEATS
 from kvnet.transport.frames import MAX_MESSAGE_NBYTES
-from kvnet.types import Compression
+from kvnet.types import Compression, chunk_digest, chunks_digest
 from kvnet.v1 import peer_pb2
 from tests.builders import (
     RECEIVER,
@@ -143,7 +141,7 @@ async def lz4_bomb(alice: Attacker) -> None:
     bomb = b"\x1f\x00\x01\x00" + b"\xff" * 10
     await alice.stream.write_chunk(alice.chunk(0, bomb, compression=Compression.LZ4))
     digests = [chunk.wire_digest for chunk in alice.session.chunks]
-    digests[0] = hashlib.sha256(bomb).digest()
+    digests[0] = chunk_digest(bomb)
     await alice.send(*range(1, TOTAL))
     commit = replace(alice.session.commit(), chunks_digest=chunks_digest(digests))
     await alice.stream.write_control(seal(SENDER, commit))

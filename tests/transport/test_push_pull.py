@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import Executor
 from typing import Any
 
@@ -18,6 +19,7 @@ from kvnet.errors import (
     UnknownMemory,
 )
 from kvnet.identity.signing import SignedMessage
+from kvnet.plan import MAX_CHUNK_RAW_NBYTES
 from kvnet.transfer.messages import (
     PROTOCOL_VERSION,
     PullRequest,
@@ -25,6 +27,7 @@ from kvnet.transfer.messages import (
     open_sealed,
     seal,
 )
+from kvnet.transport.budgets import ByteBudget
 from kvnet.transport.sending import AckProgress
 from kvnet.transport.server import PeerServer
 from kvnet.types import MemoryId
@@ -35,10 +38,13 @@ from tests.builders import (
     SENDER,
     make_basis,
     make_fingerprint,
+    make_geometry,
     make_memory,
 )
 from tests.gates import NAMESPACE, gate_of, raw_channel
 from tests.transport.backend import MEMORY, TOTAL, MemoryNode, Pair
+
+LARGE = make_geometry(num_kv_heads=256, head_dim=1024)  # a token and layer is a chunk of a MiB
 
 
 async def test_hello_says_who_answers(pair: Pair) -> None:
@@ -71,6 +77,25 @@ async def test_memory_with_attention_and_a_basis_arrives_and_is_receipted(pair: 
     assert outbound.sent == list(range(3 * 3 + 1))
     assert pair.bob.memories == {memory.header.id: memory}
     assert pair.bob.bases == {coding.basis: basis}
+
+
+async def test_slow_disk_of_the_receiver_holds_the_sender_to_a_few_chunks(pair: Pair) -> None:
+    # 48 chunks, every other one a MiB on the wire.
+    memory = make_memory(seq_len=8, num_kv_heads=LARGE.num_kv_heads, head_dim=LARGE.head_dim)
+    pair.bob.takes(geometry=LARGE, free_nbytes=1 << 30)
+    pair.bob.unstored = ByteBudget(2 * MAX_CHUNK_RAW_NBYTES)
+    outbound = pair.alice.outgoing(memory)
+    pair.bob.disk_is_ready.clear()
+    async with pair.client() as client:
+        pushing = asyncio.create_task(client.push(outbound))
+        sent = 0
+        while not sent or sent < len(outbound.sent):  # until nothing more leaves
+            sent = len(outbound.sent)
+            await asyncio.sleep(0.3)
+        assert sent <= len(outbound.session.plan) // 2
+        pair.bob.disk_is_ready.set()
+        assert (await pushing).receipt.memory == memory.header.id
+    assert pair.bob.memories == {memory.header.id: memory}
 
 
 async def test_push_again_sends_nothing_and_gets_a_receipt(pair: Pair) -> None:

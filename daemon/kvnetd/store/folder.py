@@ -17,7 +17,7 @@ from kvnet.identity.secret_file import load_or_create_secret
 from kvnet.types import canonical_json
 from kvnetd.store.vault import Vault
 
-STORE_VERSION: Final = 2  # 1 had no such file, and sealed nothing
+STORE_VERSION: Final = 3  # 1 had no such file, and sealed nothing; 2 held other digests and frames
 STORE_FILE: Final = "store.json"
 
 
@@ -68,5 +68,10 @@ def _parse(data: bytes, path: Path) -> _About:
         raise StateCorrupt(
             f"{path.parent}: a store of version {version}, this kvnet reads up to {STORE_VERSION}; "
             "install the newer kvnet, this one left it untouched"
+        )
+    if isinstance(version, int) and version < STORE_VERSION:
+        raise StateCorrupt(
+            f"{path.parent}: a store of version {version}, this kvnet reads {STORE_VERSION}; move it away: "
+            "memories are made or sent again"
         )
     return strict_json.from_plain(_About, document, what=str(path))

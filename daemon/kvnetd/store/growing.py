@@ -5,7 +5,6 @@ What was written lies in plan order in the end, as FORMAT.md §7 has it. Blocks;
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -39,7 +38,7 @@ class GrowingMemory:
         self._told: dict[int, tuple[int, WireChunk, bytes]] = {}  # offset, and digest of the raw bytes
 
     def write(self, chunk: WireChunk, wire: bytes | memoryview, raw_digest: bytes) -> None:
-        """Add a section; `raw_digest` is the SHA-256 of its raw bytes. Raises StoreFull."""
+        """Add a section; `raw_digest` is the `chunk_digest` of its raw bytes. Raises StoreFull."""
         with full_disk_refused("reading"):
             start, self._end = self._end, self._sections.write(self._end, wire)
         self._told[chunk.key.index] = (start, chunk, raw_digest)
@@ -51,13 +50,8 @@ class GrowingMemory:
         with full_disk_refused("reading"):
             self._put_in_order([(start, chunk.wire_nbytes) for start, chunk, _ in told])
             table = make_sections(header, [_facts_of(chunk) for _, chunk, _ in told])
-            checksum = hashlib.sha256()
-            for section in table:
-                checksum.update(self._sections.read(self._sections.start_of(section), section.wire_nbytes))
             self._sections.sync()
-            return self._memories.seal_in(
-                self.folder, header, table, f"sha256:{checksum.hexdigest()}", making(header), key
-            )
+            return self._memories.seal_in(self.folder, header, table, making(header), key)
 
     def _put_in_order(self, places: list[tuple[int, int]]) -> None:
         """Write the sections anew behind one another, unless they came so. `places`: (start, wire bytes)."""

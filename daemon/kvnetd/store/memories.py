@@ -119,7 +119,7 @@ class MemoryStore:
         folder = self.new_folder(memory.header.id)
         try:
             with full_disk_refused("remember"):
-                sections, checksum = write_sections(
+                sections = write_sections(
                     folder,
                     memory.header,
                     memory.chunks,
@@ -127,7 +127,7 @@ class MemoryStore:
                     wanted=making.compression,
                     level=making.level,
                 )
-                return self.seal_in(folder, memory.header, sections, checksum, making, key)
+                return self.seal_in(folder, memory.header, sections, making, key)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -137,7 +137,6 @@ class MemoryStore:
         folder: Path,
         memory: MemoryHeader,
         sections: tuple[Section, ...],
-        checksum: str,
         making: Making,
         key: NodeKey,
     ) -> MemoryRecord:
@@ -147,7 +146,6 @@ class MemoryStore:
             sections=sections,
             compression=making.compression,
             compression_level=effective_level(making.compression, making.level),
-            checksum=checksum,
             created_at=making.created_at,
             created_by=making.created_by,
             signed_by=key.node_id,

@@ -6,7 +6,6 @@ bare bytes: what an earlier kvnet wrote, or one that was told not to seal.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Iterable, Iterator
@@ -16,9 +15,9 @@ from typing import BinaryIO, Final, Self
 
 from kvnet.errors import StateCorrupt
 from kvnet.format.awkg import Section, SectionFacts, make_sections
-from kvnet.format.awkg.sections import pack_section, unpack_section
+from kvnet.format.awkg.sections import Packed, pack_section, unpack_section
 from kvnet.plan import plan_memory
-from kvnet.types import Compression, MemoryHeader, content_digest
+from kvnet.types import Compression, MemoryHeader, chunk_digest
 from kvnetd.store.records import SECTIONS_FILE
 from kvnetd.store.vault import SEAL_NBYTES, SEALED_SUFFIX, Vault
 
@@ -72,6 +71,11 @@ class SectionsFile:
     def sync(self) -> None:
         """Make what was written durable."""
         os.fdatasync(self._handle)
+
+    def drop_from_cache(self, start: int, end: int) -> None:
+        """Let the system forget a range that is durable: it is read from disk when somebody wants it."""
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(self._handle, start, end - start, os.POSIX_FADV_DONTNEED)
 
     def truncate(self, nbytes: int) -> None:
         """Cut off what lies behind."""
@@ -151,7 +155,7 @@ def read_frame(sections: SectionsFile, section: Section, start: int) -> bytes:
         raise StateCorrupt(f"{sections.name}: cannot be read ({exc.strerror})") from exc
     except StateCorrupt as exc:
         raise StateCorrupt(_told(sections, start, exc.message)) from exc
-    if hashlib.sha256(data).digest() != section.wire_digest:
+    if chunk_digest(data) != section.wire_digest:
         raise StateCorrupt(_told(sections, start, "not what was stored"))
     return data
 
@@ -160,41 +164,11 @@ def _told(sections: SectionsFile, start: int, what: str) -> str:
     return f"{sections.name}: {what} at {start}; forget the memory and have it made or sent again"
 
 
-class Contents:
-    """What all sections of a memory say together, as they go by in plan order, none of them kept."""
-
-    def __init__(self, memory: MemoryHeader) -> None:
-        self._memory = memory
-        self._checksum = hashlib.sha256()
-        self._raw_digests: list[bytes] = []
-
-    def add(self, section: Section, wire: bytes) -> None:
-        """The next section, its digest already checked. Raises MalformedChunk."""
-        self._checksum.update(wire)
-        if section.compression is Compression.NONE:
-            self._raw_digests.append(section.wire_digest)  # raw and wire bytes are the same
-        else:
-            self._raw_digests.append(hashlib.sha256(unpack_section(self._memory, section, wire)).digest())
-
-    def add_plain(self, wire: bytes | memoryview, digest: bytes) -> None:
-        """The next section, uncompressed, as it goes to disk; its digest was checked when it came."""
-        self._checksum.update(wire)
-        self._raw_digests.append(digest)
-
-    @property
-    def count(self) -> int:
-        """Sections that went by."""
-        return len(self._raw_digests)
-
-    @property
-    def checksum(self) -> str:
-        """Of the wire bytes, to be compared with the head's."""
-        return f"sha256:{self._checksum.hexdigest()}"
-
-    @property
-    def content_digest(self) -> str:
-        """Of the raw bytes, to be compared with the memory's."""
-        return content_digest(self._raw_digests)
+def raw_digest(memory: MemoryHeader, section: Packed, wire: bytes | memoryview) -> bytes:
+    """The digest of a section's raw bytes; `wire` are its wire bytes, verified. Raises MalformedChunk."""
+    if section.compression is Compression.NONE:
+        return section.wire_digest  # raw and wire bytes are the same
+    return chunk_digest(unpack_section(memory, section, wire))
 
 
 def write_sections(
@@ -205,16 +179,14 @@ def write_sections(
     vault: Vault,
     wanted: Compression,
     level: int,
-) -> tuple[tuple[Section, ...], str]:
-    """Compress chunks in plan order into a folder's file, durably; returns the table and the checksum."""
+) -> tuple[Section, ...]:
+    """Compress chunks in plan order into a folder's file, durably; returns the table."""
     facts: list[SectionFacts] = []
-    checksum = hashlib.sha256()
     end = 0
     with make_sections_file(folder, vault) as out:
         for key, raw in zip(plan_memory(memory), chunks, strict=True):
             told, wire = pack_section(memory, key, raw, wanted=wanted, level=level)
             end = out.write(end, wire)
-            checksum.update(wire)
             facts.append(told)
         out.sync()
-    return make_sections(memory, facts), f"sha256:{checksum.hexdigest()}"
+    return make_sections(memory, facts)

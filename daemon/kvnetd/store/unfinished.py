@@ -11,24 +11,25 @@ import hashlib
 import os
 import shutil
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvnet.durable import sync_folder
-from kvnet.errors import BadSignature, KvnetError, StateCorrupt
+from kvnet.errors import BadSignature, KvnetError, MalformedChunk, StateCorrupt
 from kvnet.format.awkg import Section
 from kvnet.format.envelope import ENVELOPE_NBYTES, Envelope
 from kvnet.identity.seal import VerifiedHead
 from kvnet.identity.signing import VerifiedChunk
-from kvnet.plan import count_chunks, plan_transfer
+from kvnet.plan import count_chunks, plan_transfer, transfer_room_nbytes
 from kvnet.transfer.messages import Offer
-from kvnet.types import Compression, Kind
+from kvnet.types import Compression, Kind, chunk_digest, content_digest
 from kvnetd.store.bases import BasisStore
 from kvnetd.store.disk import full_disk_refused
 from kvnetd.store.failpoints import reach
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.records import LocalNotes, MemoryRecord, Step
-from kvnetd.store.sections import Contents, SectionsFile, make_sections_file, read_frame, sections_place
+from kvnetd.store.sections import SectionsFile, make_sections_file, raw_digest, read_frame, sections_place
 from kvnetd.store.vault import Vault, place_of
 
 SIGNATURE_NBYTES = 64
@@ -36,6 +37,7 @@ _OFFSET = struct.Struct("<Q")
 RECORD_NBYTES = ENVELOPE_NBYTES + SIGNATURE_NBYTES + _OFFSET.size
 CHUNK_LOG_FILE = "chunks.log"
 OFFER_FILE = "offer.bin"
+CACHED_NBYTES = 64 << 20  # a transfer of more does not stay in the page cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,9 @@ class IncomingTransfer:
         self._bases = bases
         self._known_basis = _known_basis(offer, bases)
         self._held: dict[int, _Held] = {}
-        self._contents = Contents(offer.memory)
+        self._raw_digests: dict[int, bytes] = {}  # of chunks that came since this was opened
+        # Gigabytes that go by would take the place of what is in use, the model's own weights first.
+        self._is_large = transfer_room_nbytes(offer.memory) > CACHED_NBYTES
         self._log = -1
         self._sections = make_sections_file(folder, vault)
         try:
@@ -98,6 +102,8 @@ class IncomingTransfer:
             # Payloads first: a record in the log promises that its payload is there.
             self._sections.sync()
             reach("chunk.synced")
+            if self._is_large:
+                self._sections.drop_from_cache(self._end, end)
             _write_all(self._log, records, len(self._held) * RECORD_NBYTES)
             os.fdatasync(self._log)
             reach("chunk.logged")
@@ -105,16 +111,17 @@ class IncomingTransfer:
         self._held.update(fresh)
 
     def sum_up(self, chunks: list[VerifiedChunk]) -> None:
-        """Let the contents go by as they come, where they come in order: `finish` need not read them again.
+        """Decompress and digest what came, each chunk as it comes: `finish` need not read it again.
 
-        They were verified, and this very process writes and syncs them, so it may run beside `store`. What is
-        not told here, or came in another order, compressed or before a restart, is read back from disk.
+        They were verified, and this very process writes and syncs them, so it may run beside `store`. What
+        came before a restart is read back from disk, and so is what cannot be decompressed: `finish` says so.
         """
         for chunk in chunks:
-            key = chunk.envelope.key
-            in_order = key.index == self._contents.count and key.kind is not Kind.BASIS
-            if in_order and chunk.envelope.compression is Compression.NONE:
-                self._contents.add_plain(chunk.signed.payload, chunk.envelope.wire_digest)
+            envelope = chunk.envelope
+            if envelope.key.kind is not Kind.BASIS:
+                with suppress(MalformedChunk):
+                    digest = raw_digest(self._offer.memory, envelope, chunk.signed.payload)
+                    self._raw_digests[envelope.key.index] = digest
 
     def finish(self, memories: MemoryStore, head: VerifiedHead, *, stored_at: str) -> MemoryRecord:
         """Turn the complete transfer into a memory under its maker's seal, which the session has checked.
@@ -144,7 +151,7 @@ class IncomingTransfer:
         header, transfer_id = head.header, self._offer.transfer_id
         if not header.memory.closes(self._offer.memory):
             raise BadSignature(f"transfer {transfer_id}: its seal is of another memory than was offered")
-        contents = self._contents
+        raw_digests: list[bytes] = []
         for section in header.sections:
             held = self._held[section.key.index]
             claimed = (section.compression, section.raw_nbytes, section.wire_nbytes, section.wire_digest)
@@ -153,12 +160,17 @@ class IncomingTransfer:
             if claimed != came:
                 index = section.key.index
                 raise BadSignature(f"transfer {transfer_id}: chunk {index} is not as its seal says")
-            if section.key.index == contents.count:
-                contents.add(section, read_frame(self._sections, section, held.offset))
-        if contents.content_digest != header.memory.content_digest:
+            raw_digests.append(self._raw_digest_of(section, held))
+        if content_digest(raw_digests) != header.memory.content_digest:
             raise BadSignature(f"transfer {transfer_id}: the contents are not the memory offered")
-        if contents.checksum != header.checksum:
-            raise BadSignature(f"transfer {transfer_id}: the checksum in its seal is not that of its chunks")
+
+    def _raw_digest_of(self, section: Section, held: _Held) -> bytes:
+        known = self._raw_digests.get(section.key.index)
+        if known is None and section.compression is Compression.NONE:
+            known = section.wire_digest  # raw and wire bytes are the same, and were verified as they came
+        return known or raw_digest(
+            self._offer.memory, section, read_frame(self._sections, section, held.offset)
+        )
 
     def _take_basis(self) -> None:
         digest = self._offer.memory.coding.basis
@@ -226,7 +238,7 @@ class IncomingTransfer:
             payload = self._sections.read(offset, envelope.wire_nbytes)
         except StateCorrupt:
             return False
-        return hashlib.sha256(payload).digest() == envelope.wire_digest
+        return chunk_digest(payload) == envelope.wire_digest
 
 
 def _known_basis(offer: Offer, bases: BasisStore) -> dict[int, bytes]:
@@ -236,7 +248,7 @@ def _known_basis(offer: Offer, bases: BasisStore) -> dict[int, bytes]:
     if basis is None or len(basis) != memory.coding.basis_nbytes:
         return {}
     pieces = plan_transfer(memory)[count_chunks(memory) :]
-    return {key.index: hashlib.sha256(basis[key.start : key.stop]).digest() for key in pieces}
+    return {key.index: chunk_digest(basis[key.start : key.stop]) for key in pieces}
 
 
 def _write_all(handle: int, data: bytes | memoryview, offset: int) -> None:

@@ -6,7 +6,6 @@ called from any thread, one call at a time.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from collections import deque
@@ -18,12 +17,12 @@ from kvnet.errors import BadSignature, MalformedChunk, MalformedFile
 from kvnet.format.awkg import PRELUDE_NBYTES, SIGNATURE_NBYTES, read_prelude, unpack_head
 from kvnet.identity.seal import VerifiedHead, verify_head_bytes
 from kvnet.plan import MAX_CHUNK_RAW_NBYTES
-from kvnet.types import NodeId
+from kvnet.types import NodeId, chunk_digest, content_digest
 from kvnetd.store.disk import full_disk_refused, require_room
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.origins import source_of_own_file
 from kvnetd.store.records import LocalNotes, MemoryRecord, Step
-from kvnetd.store.sections import Contents, make_sections_file
+from kvnetd.store.sections import make_sections_file, raw_digest
 
 _WHAT = "memory file"
 
@@ -89,19 +88,17 @@ class Upload:
         return head
 
     def _check_contents(self, head: VerifiedHead) -> None:
-        contents = Contents(head.header.memory)
+        memory, raw_digests = head.header.memory, []
         for section in head.header.sections:
             index = section.key.index
             wire = self._sections.read(self._sections.start_of(section), section.wire_nbytes)
-            if hashlib.sha256(wire).digest() != section.wire_digest:
+            if chunk_digest(wire) != section.wire_digest:
                 raise BadSignature(f"{_WHAT}: section {index} is not what was signed; get the file again")
             try:
-                contents.add(section, wire)
+                raw_digests.append(raw_digest(memory, section, wire))
             except MalformedChunk as exc:
                 raise MalformedChunk(f"{_WHAT}: section {index}: {exc.message}") from exc
-        if contents.checksum != head.header.checksum:
-            raise BadSignature(f"{_WHAT}: its checksum is not that of its sections")
-        if contents.content_digest != head.header.memory.content_digest:
+        if content_digest(raw_digests) != memory.content_digest:
             raise BadSignature(f"{_WHAT}: its contentDigest is not that of its contents")
 
     def finish(

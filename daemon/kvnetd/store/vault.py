@@ -1,8 +1,9 @@
 """What memories are sealed with at rest, and the key for it. Knows bytes and files; not what they mean.
 
-A frame is one libsodium secretstream (XChaCha20-Poly1305) of one message, `TAG_FINAL`: 24 bytes of header,
-the ciphertext, 17 bytes of tag. Each section is a frame of its own, so any can be read without those before
-it. The key lies in the identity folder: whoever holds the store alone holds noise.
+A frame is 24 random bytes, and AES-256-GCM (NIST SP 800-38D) of one message under a key of its own: the keyed
+BLAKE3 of those bytes. So no key is used twice, and its nonce may be zero (after Gueron and Lindell, CCS 17).
+Each section is a frame of its own, so any can be read without those before it. The vault's key lies in the
+identity folder: whoever holds the store alone holds noise.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ import os
 from pathlib import Path
 from typing import Final
 
-from nacl import bindings
-from nacl.exceptions import RuntimeError as WrongBytes
+from blake3 import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from kvnet.durable import write_durably
 from kvnet.errors import StateCorrupt
 
-KEY_NBYTES: Final = bindings.crypto_secretstream_xchacha20poly1305_KEYBYTES
-_HEADER_NBYTES: Final = bindings.crypto_secretstream_xchacha20poly1305_HEADERBYTES
-SEAL_NBYTES: Final = _HEADER_NBYTES + bindings.crypto_secretstream_xchacha20poly1305_ABYTES
-_FINAL: Final = bindings.crypto_secretstream_xchacha20poly1305_TAG_FINAL
+KEY_NBYTES: Final = 32
+_SALT_NBYTES: Final = 24
+_TAG_NBYTES: Final = 16
+_NONCE: Final = bytes(12)
+SEAL_NBYTES: Final = _SALT_NBYTES + _TAG_NBYTES
 SEALED_SUFFIX: Final = ".sealed"
 
 
@@ -42,30 +45,25 @@ class Vault:
     @property
     def key_id(self) -> str:
         """Tells two keys apart, and says nothing else of them."""
-        return hashlib.blake2b(b"kvnet/vault/v1", key=self._key, digest_size=16).hexdigest()
+        return hashlib.blake2b(b"kvnet/vault/v2", key=self._key, digest_size=16).hexdigest()
 
     def seal(self, data: bytes | memoryview, *, what: str) -> bytes:
         """A frame of `data`, SEAL_NBYTES longer. It opens as the same `what` only."""
-        state = bindings.crypto_secretstream_xchacha20poly1305_state()
-        header = bindings.crypto_secretstream_xchacha20poly1305_init_push(state, self._key)
-        sealed = bindings.crypto_secretstream_xchacha20poly1305_push(state, bytes(data), _bound(what), _FINAL)
-        return header + sealed
+        salt = os.urandom(_SALT_NBYTES)
+        return salt + self._cipher(salt).encrypt(_NONCE, data, _bound(what))
 
     def open(self, frame: bytes, *, what: str) -> bytes:
         """Inverse of `seal`. Raises StateCorrupt for bytes that this key did not seal as `what`."""
         if len(frame) < SEAL_NBYTES:
             raise StateCorrupt(f"a frame of {len(frame)} bytes; the shortest has {SEAL_NBYTES}")
-        state = bindings.crypto_secretstream_xchacha20poly1305_state()
-        bindings.crypto_secretstream_xchacha20poly1305_init_pull(state, frame[:_HEADER_NBYTES], self._key)
+        view = memoryview(frame)
         try:
-            data, tag = bindings.crypto_secretstream_xchacha20poly1305_pull(
-                state, frame[_HEADER_NBYTES:], _bound(what)
-            )
-        except WrongBytes as exc:
+            return self._cipher(frame[:_SALT_NBYTES]).decrypt(_NONCE, view[_SALT_NBYTES:], _bound(what))
+        except InvalidTag as exc:
             raise StateCorrupt("these bytes were changed, or sealed with another key") from exc
-        if tag != _FINAL:
-            raise StateCorrupt("a frame that goes on behind its end")
-        return data
+
+    def _cipher(self, salt: bytes) -> AESGCM:
+        return AESGCM(blake3(b"kvnet/vault/v2" + salt, key=self._key).digest())
 
     def write(self, path: Path, data: bytes) -> Path:
         """Keep a small file durably at `path`, or sealed beside it; returns where."""
@@ -95,4 +93,4 @@ def place_of(path: Path) -> Path:
 
 
 def _bound(what: str) -> bytes:
-    return b"kvnet/rest/v1/" + what.encode()
+    return b"kvnet/rest/v2/" + what.encode()

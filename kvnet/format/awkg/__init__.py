@@ -1,4 +1,4 @@
-"""The head of a memory file, `.awkg` version 2: prelude, JSON header and section table. Source: FORMAT.md §7.
+"""The head of a memory file, `.awkg` version 3: prelude, JSON header and section table. Source: FORMAT.md §7.
 
 Knows what the head says and when it contradicts itself; no keys, no signatures, no files, no tensors.
 """

@@ -170,14 +170,13 @@ def _header_of(document: HeaderDocument) -> AwkgHeader:
         sections=tuple(_unpacked_section(i, section) for i, section in enumerate(document.sections)),
         compression=Compression[document.compression.name],
         compression_level=document.compression_level,
-        checksum=document.checksum,
         created_at=document.created_at,
         created_by=document.created_by,
         signed_by=NodeId(document.signed_by),
         metadata=document.metadata,
         w_matrix_reference=document.w_matrix_reference,
         alignment=document.alignment,
-        repeated=Repeated(document.source_model_hash, document.quantization.value),
+        repeated=Repeated(document.source_model_hash, document.quantization.value, document.checksum),
     )
 
 
@@ -192,7 +191,7 @@ def _packed_section(section: Section) -> SectionDocument:
         wire_length=section.wire_nbytes,
         raw_length=section.raw_nbytes,
         codec=CodecName[section.compression.name],
-        sha256=section.wire_digest.hex(),
+        blake3=section.wire_digest.hex(),
     )
 
 
@@ -203,7 +202,7 @@ def _unpacked_section(index: int, section: SectionDocument) -> Section:
         wire_nbytes=section.wire_length,
         raw_nbytes=section.raw_length,
         compression=Compression[section.codec.name],
-        wire_digest=bytes.fromhex(section.sha256),
+        wire_digest=bytes.fromhex(section.blake3),
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from kvnet.plan import ChunkKey, plan_memory
-from kvnet.types import Coding, Compression, MemoryHeader, NodeId, Scheme
+from kvnet.types import Coding, Compression, MemoryHeader, NodeId, Scheme, chunks_digest
 
 _GROUPED_LABELS: Final = {(8, 8): "int8", (8, 4): "k8v4", (4, 4): "int4", (4, 8): "k4v8"}
 
@@ -21,7 +21,7 @@ class Section:
     wire_nbytes: int
     raw_nbytes: int
     compression: Compression
-    wire_digest: bytes  # SHA-256, 32 bytes
+    wire_digest: bytes  # BLAKE3, 32 bytes
 
 
 class SectionFacts(NamedTuple):
@@ -30,7 +30,7 @@ class SectionFacts(NamedTuple):
     compression: Compression
     wire_nbytes: int
     raw_nbytes: int
-    wire_digest: bytes  # SHA-256, 32 bytes
+    wire_digest: bytes  # BLAKE3, 32 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class Repeated:
 
     source_model_hash: str
     quantization: str
+    checksum: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,6 @@ class AwkgHeader:
     sections: tuple[Section, ...]
     compression: Compression
     compression_level: int
-    checksum: str  # sha256:<hex> of all section bytes in order
     created_at: str  # YYYY-MM-DDThh:mm:ssZ
     created_by: str
     signed_by: NodeId
@@ -78,6 +78,13 @@ class AwkgHeader:
     def quantization(self) -> str:
         """The coding's label, as the file states it if it came from one."""
         return self.repeated.quantization if self.repeated else quantization_label(self.memory.coding)
+
+    @property
+    def checksum(self) -> str:
+        """The digest over all sections' digests, as the file states it if it came from one."""
+        if self.repeated:
+            return self.repeated.checksum
+        return chunks_digest([section.wire_digest for section in self.sections])
 
     @property
     def sections_nbytes(self) -> int:

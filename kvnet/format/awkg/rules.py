@@ -8,7 +8,7 @@ from typing import Final
 from kvnet.errors import MalformedFile
 from kvnet.format.awkg.header import AwkgHeader, Section, quantization_label
 from kvnet.plan import ChunkKey, check_coding, count_chunks, plan_memory, raw_nbytes_range
-from kvnet.types import Compression, Kind, MemoryHeader, Scheme
+from kvnet.types import Compression, Kind, MemoryHeader, Scheme, chunks_digest
 
 _MAP_ID: Final = re.compile(r"map_[a-z2-7]{52}")
 
@@ -36,6 +36,8 @@ def check_head(header: AwkgHeader) -> None:
             )
         _check_lengths(header.memory, section)
         offset += section.wire_nbytes
+    if header.checksum != chunks_digest([section.wire_digest for section in header.sections]):
+        raise MalformedFile("memory file: checksum is not that of its sections' digests")
 
 
 def _check_repeated(header: AwkgHeader) -> None:

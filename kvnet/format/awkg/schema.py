@@ -16,7 +16,7 @@ from kvnet.plan import MAX_ATTENTION_HEADS
 from kvnet.types import Coding, DType, KeySpace, Rope
 
 WHAT: Final = "memory file header"
-VERSION: Final = 2
+VERSION: Final = 3
 _RANGES: Final = {
     "version": (VERSION, VERSION),
     "sequence_length": (1, 2**31 - 1),
@@ -77,7 +77,7 @@ class SectionDocument:
     wire_length: int
     raw_length: int
     codec: CodecName
-    sha256: str
+    blake3: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +127,8 @@ def check_forms(document: HeaderDocument) -> None:
             key = camel_case(name)
             raise MalformedFile(f"{WHAT}: {key} is not `sha256:` and 64 lower-case hex digits")
     for i, section in enumerate(document.sections):
-        if not _HEX_DIGEST.fullmatch(section.sha256):
-            raise MalformedFile(f"{WHAT}: sha256 of section {i} is not 64 lower-case hex digits")
+        if not _HEX_DIGEST.fullmatch(section.blake3):
+            raise MalformedFile(f"{WHAT}: blake3 of section {i} is not 64 lower-case hex digits")
     if not _is_time(document.created_at):
         raise MalformedFile(f"{WHAT}: createdAt is {document.created_at!r:.40}, wanted YYYY-MM-DDThh:mm:ssZ")
     if document.prefix_digest and not _DIGEST.fullmatch(document.prefix_digest):
