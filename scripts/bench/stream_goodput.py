@@ -30,6 +30,7 @@ from stream_nodes import (
     put_memory,
     timed_send,
     tokens_of,
+    touch,
 )
 
 from kvnet.identity.keys import NodeKey
@@ -82,6 +83,8 @@ def _share(arm: str, target: float | None, baseline_s: float, seconds: list[floa
 def _path_s(mib: int, seed: int, *, where: Path | None, sealed: bool) -> float:
     with folder_at(where) as folder:
         memory = put_memory(Home(folder / "alice"), tokens_of(mib * MIB), seed=seed, sealed=sealed)
+        if where is not None:
+            touch(2 * mib * MIB)
         with keepers(folder, "alice", "bob", encrypt_at_rest=sealed) as nodes:
             return timed_send(nodes["alice"], memory, "bob")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -145,6 +146,16 @@ def keepers(
                 if one != other:
                     nodes[one].add_peer(known[other].grpc, node_id=known[other].node_id, name=other)
         yield nodes
+
+
+def touch(nbytes: int) -> None:
+    """Use that much memory once, so that what is measured next gets pages that were used before.
+
+    On a virtual machine the host backs a page when it is first touched: slower than hashing what it holds.
+    """
+    with mmap.mmap(-1, nbytes) as pages:
+        for start in range(0, nbytes, mmap.PAGESIZE):
+            pages[start] = 1
 
 
 def resident_nbytes(pid: int) -> int:
