@@ -153,7 +153,11 @@ class Departures:
                 from kvnetd.live import begin_reading  # torch
 
                 memory, source = await begin_reading(
-                    self._services, request.text, codec=request.codec, start_pos=request.start_pos
+                    self._services,
+                    request.text,
+                    codec=request.codec,
+                    start_pos=request.start_pos,
+                    in_passing=True,
                 )
                 map_id, behind = "", ""
             else:

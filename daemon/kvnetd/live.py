@@ -57,10 +57,12 @@ class _Coded:
 
 
 async def begin_reading(
-    services: Services, text: str, *, codec: str, start_pos: int = 0
+    services: Services, text: str, *, codec: str, start_pos: int = 0, in_passing: bool = False
 ) -> tuple[MemoryHeader, LiveSource]:
     """Get ready to read a text and to send what is behind its first `start_pos` tokens, coded as it is read.
 
+    Read `in_passing`, for a peer, the memory goes when the transfer ends, unless somebody here has asked for
+    it meanwhile: a peer that is let ask must not fill this disk.
     Raises RequestError, TextTooLong, StoreFull, and UnknownBasis for a codec without a calibration.
     """
     refuse_held(services)
@@ -85,7 +87,7 @@ async def begin_reading(
     wanted = ToRead(
         header,
         token_ids,
-        partial(_making, services, text, preset),
+        partial(_making, services, text, preset, in_passing),
         preset.compression,
         preset.level,
         basis,
@@ -94,11 +96,13 @@ async def begin_reading(
     return header, LiveSource(services, wanted, growing)
 
 
-def _making(services: Services, text: str, preset: Preset, header: MemoryHeader) -> Making:
+def _making(services: Services, text: str, preset: Preset, in_passing: bool, header: MemoryHeader) -> Making:
     host = services.host
     step = Step("inference", host.name, host.fingerprint.digest, utc_now(), 0.0, {"codec": preset.name})
     digest = sha256_hex(text.encode())
-    notes = LocalNotes(origin="", stored_at=utc_now(), text_digest=digest, steps=(step,))
+    notes = LocalNotes(
+        origin="", stored_at=utc_now(), text_digest=digest, steps=(step,), in_passing=in_passing
+    )
     return encoding.new_making(services, notes, preset.compression, preset.level)
 
 
@@ -111,7 +115,7 @@ class LiveSource:
         self._growing = growing
         self._basis_raw = wanted.basis.raw if wanted.basis else b""
         self._abandoned = threading.Event()
-        self._record: MemoryRecord | None = None
+        self._finished: tuple[MemoryRecord, SignedMessage] | None = None
 
     def know(self, session: SenderSession) -> None:
         """Nothing but the basis is known before it is read."""
@@ -144,19 +148,25 @@ class LiveSource:
 
     async def finished(self) -> tuple[MemoryRecord, SignedMessage]:
         """The memory, stored and signed."""
-        services = self._services
-        if self._record is None:
-            act = partial(self._growing.finish, self._wanted.making, services.key)
-            self._record = await services.in_store(act)
-        sealed, sections = await services.in_pool(services.memories.open_stored, self._record)
+        if self._finished is None:
+            self._finished = await self._services.in_store(self._finish)
+        return self._finished
+
+    def _finish(self) -> tuple[MemoryRecord, SignedMessage]:
+        # In one go on the store's thread: what was read in passing for another peer too goes with that one.
+        memories = self._services.memories
+        record = self._growing.finish(self._wanted.making, self._services.key)
+        sealed, sections = memories.open_stored(record)
         sections.close()
-        return self._record, sealed
+        return record, sealed
 
     def release(self) -> None:
-        """Stop reading, and remove what never became a memory; twice is once."""
+        """Stop reading; remove what never became a memory, or was one for the peer alone. Twice is once."""
         self._abandoned.set()
-        if self._record is None:
+        if self._finished is None:
             self._growing.discard()
+        else:
+            self._services.store_thread.submit(self._services.memories.drop_passing, self._finished[0].id)
 
     async def _read(self, coded: asyncio.Queue[asyncio.Task[_Coded]]) -> None:
         """Let the model read, and have every chunk coded once its tokens are there, in that order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -50,6 +51,19 @@ def test_peer_reads_and_this_node_answers(nodes: tuple[Node, Node], codec: str) 
         assert (answer.kv.tier, answer.kv.codec, answer.kv.fallback) == ("exact", codec, "none")
         assert answer.kv.reused_tokens > answer.kv.recomputed_tokens > 0
         assert answer.kv.untrusted_source == "alice"
+
+
+def test_what_is_read_for_a_peer_does_not_stay_unless_it_was_asked_for_here(nodes: tuple[Node, Node]) -> None:
+    alice, bob = nodes
+    before = {memory.id for memory in alice.memories(all=True)}
+    bob.ask("What?", context=long_text(73), peer="alice", codec="exact", max_tokens=1)
+    asked_for = alice.remember(long_text(74))
+    bob.ask("What?", context=long_text(74), peer="alice", codec="exact", max_tokens=1)
+    deadline = time.monotonic() + 10  # the last step of a transfer is logged after the answer
+    while (new := {memory.id for memory in alice.memories(all=True)} - before) != {asked_for.id}:
+        assert time.monotonic() < deadline, new
+        time.sleep(0.05)
+    assert alice.ask("What?", asked_for, max_tokens=1).tokens == 1
 
 
 def test_peers_memory_is_answered_from_while_it_arrives(nodes: tuple[Node, Node]) -> None:

@@ -113,8 +113,6 @@ class MemoryStore:
         known = self._records.get(memory.header.id)
         if known is not None and self._is_as_wanted(known, making) and self.is_intact(known):
             return known if in_passing else self._asked_for(known)
-        if in_passing and self._was_asked_for(memory.header.id):
-            making = replace(making, notes=replace(making.notes, in_passing=False))
         require_room(self.root, sum(len(chunk) for chunk in memory.chunks), what="remember")
         folder = self.new_folder(memory.header.id)
         try:
@@ -140,7 +138,12 @@ class MemoryStore:
         making: Making,
         key: NodeKey,
     ) -> MemoryRecord:
-        """Sign the head of a memory made here, whose sections lie in `folder`, and move it into place."""
+        """Sign the head of a memory made here, whose sections lie in `folder`, and move it into place.
+
+        What is made in passing stays asked for where it was.
+        """
+        if making.notes.in_passing and self._was_asked_for(memory.id):
+            making = replace(making, notes=replace(making.notes, in_passing=False))
         header = AwkgHeader(
             memory=memory,
             sections=sections,
@@ -217,6 +220,12 @@ class MemoryStore:
         self.dismiss(memory)  # after it is gone: a failure leaves the memory where it was
         if not was_there:
             raise UnknownMemory(f"memory {memory:.60}: was removed meanwhile")
+
+    def drop_passing(self, memory: MemoryId) -> None:
+        """Forget what was read for a peer alone: nothing that anybody here asked for, now or before."""
+        record = self._records.get(memory)
+        if record is not None and record.notes.in_passing and not record.header.derived_from:
+            self.forget(memory)
 
     def dismiss(self, memory: str) -> None:
         """Know no more of a memory whose folder is gone."""
