@@ -90,6 +90,7 @@ async def node(config: Config, stopping: asyncio.Event) -> AsyncIterator[Service
         stack.callback(log.close)
         span = stack.enter_context(log.span("node", version=VERSION, pid=os.getpid()))
         services = await _build(stack, config, key, log)
+        stack.push_async_callback(services.links.close)
         transfers = Transfers(services)
         stack.push_async_callback(transfers.close)
         server = PeerServer(transfers, services.gate, _reader(services))

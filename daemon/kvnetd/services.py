@@ -19,6 +19,7 @@ from kvnet.model.runner import ModelRunner
 from kvnet.transport.gate import Gate
 from kvnetd.config import Config
 from kvnetd.directory import Directory
+from kvnetd.links import Links
 from kvnetd.log import EventLog
 from kvnetd.no_model import refuse_without_model
 from kvnetd.rates import Rates
@@ -67,6 +68,7 @@ class Services:
     pool: Executor
     listening: Listening
     rates: Rates = field(default_factory=Rates)
+    links: Links = field(default_factory=Links)
 
     def require_model(self) -> None:
         """Raise NoModelHosted on a node without one."""

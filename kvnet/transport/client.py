@@ -52,6 +52,10 @@ class PeerClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the connection and every call on it."""
         await self._channel.close()
 
     async def hello(self, *, deadline_s: float = 0.0) -> Hello:

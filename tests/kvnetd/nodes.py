@@ -88,7 +88,7 @@ async def services_of(
         ThreadPoolExecutor(1) as trust_thread,
         ThreadPoolExecutor(1) as pool,
     ):
-        yield Services(
+        services = Services(
             config=config,
             key=key,
             log=log,
@@ -115,6 +115,8 @@ async def services_of(
             pool=pool,
             listening=Listening(),
         )
+        yield services
+        await services.links.close()
     await runner.close()
     ledger.close()
     log.close()

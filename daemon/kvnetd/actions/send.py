@@ -224,7 +224,11 @@ def report_of(outbound: OutboundTransfer, sent: Sent, peer: AddedPeer, *, second
 
 
 def dial(services: Services, peer: AddedPeer, address: str) -> PeerClient:
-    """A connection to a peer at one of its addresses."""
+    """A connection to a peer at one of its addresses: that over which it just said hello, if there is one."""
+    return services.links.take(peer.public, address, partial(_connect, services, peer, address))
+
+
+def _connect(services: Services, peer: AddedPeer, address: str) -> PeerClient:
     return PeerClient(address, public=peer.public, peer=f"{peer.name} at {address}", gate=services.gate)
 
 
@@ -265,12 +269,16 @@ async def _hello_at(
 ) -> tuple[str, tuple[Hello, float] | KvnetError]:
     await asyncio.sleep(after_s)
     began = time.perf_counter()
+    client = _connect(services, peer, address)
     try:
-        async with dial(services, peer, address) as client:
-            hello = await client.hello(deadline_s=deadline_s)
-    except KvnetError as error:
+        hello = await client.hello(deadline_s=deadline_s)
+    except BaseException as error:
+        await client.close()
+        if not isinstance(error, KvnetError):
+            raise
         services.directory.judge(peer.node_id, address, answered=False)
         return address, error
+    services.links.keep(peer.public, address, client)
     services.directory.judge(peer.node_id, address, answered=True)
     return address, (hello, time.perf_counter() - began)
 
