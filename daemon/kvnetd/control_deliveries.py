@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from kvnet import wire
-from kvnet.api import LayerProgress, Progress
+from kvnet.api import LayerProgress, Progress, SendReport
 from kvnet.v1 import control_pb2 as pb
 from kvnetd.actions import estimate, outbox, receipts, repair, send_many
 from kvnetd.actions.dispatch import Dispatcher
 from kvnetd.control_alignments import AlignmentService, Context
 from kvnetd.services import Services
 from kvnetd.transfers import Transfers
+
+_Act = Callable[
+    [Services, Transfers, Dispatcher, outbox.Sending], AsyncGenerator[LayerProgress | SendReport, None]
+]
 
 
 class DeliveryService(AlignmentService):
@@ -25,7 +29,7 @@ class DeliveryService(AlignmentService):
 
     async def Send(self, request: pb.SendRequest, context: Context) -> AsyncGenerator[pb.SendEvent, None]:
         asked = wire.from_wire(request, outbox.Sending)
-        act = outbox.send_or_queue
+        act: _Act = outbox.send_or_queue
         if "," in asked.to:
             act = send_many.send_many
         elif asked.text:

@@ -166,6 +166,8 @@ class OutboxEntry:
     attempts: int
     state: str  # waiting or failed
     problem: str  # why the last attempt came to nothing, or ""
+    label: str = ""  # what the peer shall call it: a part of a live memory
+    quiet: bool = False  # no message comes of it there
 
 
 @dataclass(frozen=True, slots=True)

@@ -612,7 +612,7 @@ class SendRequest(_message.Message):
     def __init__(self, memory: _Optional[str] = ..., to: _Optional[str] = ..., note: _Optional[str] = ..., agent: _Optional[str] = ..., codec: _Optional[str] = ..., with_text: _Optional[bool] = ..., if_off: _Optional[str] = ..., text: _Optional[str] = ..., name: _Optional[str] = ..., mode: _Optional[str] = ...) -> None: ...
 
 class OutboxEntry(_message.Message):
-    __slots__ = ("id", "peer", "peer_name", "agent", "sender_agent", "memory", "note", "codec", "with_text", "queued_at", "expires_at", "attempts", "state", "problem")
+    __slots__ = ("id", "peer", "peer_name", "agent", "sender_agent", "memory", "note", "codec", "with_text", "queued_at", "expires_at", "attempts", "state", "problem", "label", "quiet")
     ID_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     PEER_NAME_FIELD_NUMBER: _ClassVar[int]
@@ -627,6 +627,8 @@ class OutboxEntry(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    QUIET_FIELD_NUMBER: _ClassVar[int]
     id: str
     peer: str
     peer_name: str
@@ -641,7 +643,9 @@ class OutboxEntry(_message.Message):
     attempts: int
     state: str
     problem: str
-    def __init__(self, id: _Optional[str] = ..., peer: _Optional[str] = ..., peer_name: _Optional[str] = ..., agent: _Optional[str] = ..., sender_agent: _Optional[str] = ..., memory: _Optional[str] = ..., note: _Optional[str] = ..., codec: _Optional[str] = ..., with_text: _Optional[bool] = ..., queued_at: _Optional[str] = ..., expires_at: _Optional[str] = ..., attempts: _Optional[int] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ...) -> None: ...
+    label: str
+    quiet: bool
+    def __init__(self, id: _Optional[str] = ..., peer: _Optional[str] = ..., peer_name: _Optional[str] = ..., agent: _Optional[str] = ..., sender_agent: _Optional[str] = ..., memory: _Optional[str] = ..., note: _Optional[str] = ..., codec: _Optional[str] = ..., with_text: _Optional[bool] = ..., queued_at: _Optional[str] = ..., expires_at: _Optional[str] = ..., attempts: _Optional[int] = ..., state: _Optional[str] = ..., problem: _Optional[str] = ..., label: _Optional[str] = ..., quiet: _Optional[bool] = ...) -> None: ...
 
 class ListOutboxRequest(_message.Message):
     __slots__ = ()

@@ -107,7 +107,7 @@ def test_what_is_wrong_with_a_file_is_its_exit_status(kvnet: Kvnet, tmp_path: Pa
         (good[:-70] + bytes([good[-70] ^ 1]) + good[-69:], "bad_signature"),
         (good[:-1] + bytes([good[-1] ^ 1]), "bad_signature"),
         (b"AWKX" + good[4:], "malformed_file"),
-        (good[:4] + b"\3" + good[5:], "unsupported_format"),
+        (good[:4] + b"\4" + good[5:], "unsupported_format"),
         (b"", "malformed_file"),
     ):
         path.write_bytes(data)

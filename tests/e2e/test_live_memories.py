@@ -83,11 +83,17 @@ def test_peer_joins_while_it_is_generated_and_only_the_end_is_a_message(
 
 
 def test_peer_that_is_off_gets_all_of_it_later(rambler: Daemon, listener: Daemon) -> None:
+    with listener.node() as hearer:
+        before = len(hearer.inbox())
     with rambler.node() as speaker:
         listener.stop()
         try:
             answer = speaker.ask(PROMPT, stream_to="listener", name="off", max_tokens=40)
             assert "outbox" in answer.live_problem
+            waiting = speaker.outbox()
+            assert [(entry.label, entry.quiet) for entry in waiting] == [
+                ("off", entry is not waiting[-1]) for entry in waiting
+            ]
         finally:
             listener.start()
         for entry in speaker.outbox():
@@ -97,7 +103,8 @@ def test_peer_that_is_off_gets_all_of_it_later(rambler: Daemon, listener: Daemon
             assert time.monotonic() < deadline, speaker.outbox()
             time.sleep(0.1)
         with listener.node() as hearer:
-            newest = hearer.inbox()[-1].memory
+            (newest,) = [message.memory for message in hearer.inbox()[before:]]
+            assert hearer.show("rambler/off").id == newest
             assert hearer.ask(MORE, newest).text == speaker.ask(MORE, "off").text
 
 

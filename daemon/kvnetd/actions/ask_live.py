@@ -7,7 +7,6 @@ Generation never waits: what the link does not take in time becomes a larger seg
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -24,10 +23,9 @@ from kvnet.transfer.admission import MAX_LABEL_CHARS
 from kvnet.types import Compression, RawMemory, Tier
 from kvnetd import chains, encoding
 from kvnetd.actions.ask import Question, ask
-from kvnetd.actions.dispatch import AWAY, Dispatcher
-from kvnetd.actions.outbox import Sending, send_or_queue
+from kvnetd.actions.dispatch import Dispatcher
+from kvnetd.actions.outbox import IfOff, Sending, send_or_queue
 from kvnetd.actions.recall import Recalled
-from kvnetd.actions.send import send
 from kvnetd.outgoing import Beside
 from kvnetd.services import Services, utc_now
 from kvnetd.store.records import LocalNotes, MemoryRecord, Step
@@ -36,7 +34,6 @@ from kvnetd.transfers import Transfers
 SEGMENT_TOKENS: Final = 16
 DEFAULT_NAME: Final = "live"
 _OWN: Final = (Tier.EXACT, Tier.NONE)
-_log = logging.getLogger(__name__)
 
 
 async def ask_live(
@@ -171,36 +168,18 @@ class LiveStream:
         return LocalNotes(origin="", stored_at=now, steps=(step,))
 
     async def _pass_on(self, record: MemoryRecord, *, is_last: bool) -> None:
-        services, question = self._services, self._question
-        to = f"{self._peer.name}/{question.stream_to.partition('/')[2]}"
+        question = self._question
+        asked = Sending(
+            record.id,
+            f"{self._peer.name}/{question.stream_to.partition('/')[2]}",
+            "",
+            "",
+            "exact",
+            with_text=False,
+            if_off=IfOff.QUEUE,
+        )
         beside = Beside(quiet=not is_last, label=self._name)
-        outbox = services.ledger.outbox
-        try:
-            if not await services.in_store(outbox.has_waiting, self._peer.node_id):
-                steps = send(
-                    services,
-                    self._transfers,
-                    memory=record.id,
-                    to=to,
-                    note="",
-                    agent="",
-                    codec="exact",
-                    beside=beside,
-                )
-                async with aclosing(steps):
-                    async for _ in steps:
-                        pass
-                return
-        except AWAY as away:
-            _log.info("a live memory goes on by the outbox: %s", away.message)
-        except KvnetError as refused:
-            self.problem = refused.message
-            return
-        await self._queue(record, to)
-
-    async def _queue(self, record: MemoryRecord, to: str) -> None:
-        asked = Sending(record.id, to, "", "", "exact", with_text=False, if_off="queue")
-        steps = send_or_queue(self._services, self._transfers, self._dispatcher, asked)
+        steps = send_or_queue(self._services, self._transfers, self._dispatcher, asked, beside=beside)
         try:
             async with aclosing(steps):
                 async for step in steps:

@@ -28,7 +28,7 @@ from kvnet.errors import (
     UnknownOutboxEntry,
     UnknownPeer,
 )
-from kvnetd.actions.send import send
+from kvnetd.actions.send import beside_of, send
 from kvnetd.services import Services, utc_now
 from kvnetd.transfers import Transfers
 
@@ -175,6 +175,7 @@ class Dispatcher:
             codec=entry.codec,
             with_text=entry.with_text,
             parcel=entry.id,
+            beside=beside_of(entry),
         )
 
     def _peer_name(self, entry: OutboxEntry) -> str:

@@ -14,7 +14,7 @@ from kvnet.api import LayerProgress, SendReport
 from kvnet.cost import Mode, should_switch, window_s
 from kvnet.errors import NotPermitted, RequestError
 from kvnetd.actions.estimate import Priced, price
-from kvnetd.actions.send import send
+from kvnetd.actions.send import beside_of, send
 from kvnetd.outgoing import Beside, OutboundTransfer
 from kvnetd.services import Services
 from kvnetd.store.outbox import Parcel
@@ -57,7 +57,12 @@ async def send_as(
         agent=parcel.sender_agent,
     )
     plain = partial(
-        way, memory=parcel.memory, codec=parcel.codec, with_text=parcel.with_text, parcel=entry_id
+        way,
+        memory=parcel.memory,
+        codec=parcel.codec,
+        with_text=parcel.with_text,
+        parcel=entry_id,
+        beside=beside_of(parcel),
     )
     began = time.perf_counter()
     steps = plain() if mode is Mode.TRANSFER else _by_estimate(services, way, plain, parcel, mode)

@@ -17,6 +17,7 @@ from kvnet.types import base32
 from kvnetd.actions.dispatch import AWAY, Dispatcher
 from kvnetd.actions.memories import find
 from kvnetd.actions.modes import mode_of, send_as
+from kvnetd.outgoing import Beside
 from kvnetd.services import Services, utc_now
 from kvnetd.store.outbox import Parcel
 from kvnetd.store.records import MemoryRecord
@@ -48,17 +49,22 @@ class Sending:
 
 
 async def send_or_queue(
-    services: Services, transfers: Transfers, dispatcher: Dispatcher, asked: Sending
+    services: Services,
+    transfers: Transfers,
+    dispatcher: Dispatcher,
+    asked: Sending,
+    *,
+    beside: Beside | None = None,
 ) -> AsyncGenerator[LayerProgress | SendReport, None]:
     """Send; where the peer is off, or others wait for it, the memory waits in the outbox behind them.
 
     With `queue` the report says under which id and why, with `wait` it comes once the memory is delivered,
-    with `fail` nothing waits and nobody is waited for. Raises RequestError, what `send` raises, and with
-    `wait` what the entry failed with.
+    with `fail` nothing waits and nobody is waited for. `beside` is of a part of a live memory.
+    Raises RequestError, what `send` raises, and with `wait` what the entry failed with.
     """
     wish = wish_of(asked.if_off)
     record = await find(services, asked.memory)
-    parcel = _parcel(services, record, asked)
+    parcel = _parcel(services, record, asked, beside or Beside())
     outbox = services.ledger.outbox
     # Before the first attempt, so that what was begun now is what the outbox goes on with.
     entry_id = "" if wish is IfOff.FAIL else "out_" + base32(os.urandom(16))
@@ -114,7 +120,7 @@ def wish_of(if_off: str) -> IfOff:
         raise RequestError(f"if_off: {if_off!r:.40} is none of {allowed}") from None
 
 
-def _parcel(services: Services, record: MemoryRecord, asked: Sending) -> Parcel:
+def _parcel(services: Services, record: MemoryRecord, asked: Sending, beside: Beside) -> Parcel:
     if len(asked.note) > MAX_NOTE_CHARS:
         raise RequestError(
             f"note: {len(asked.note)} characters, at most {MAX_NOTE_CHARS}; put it in the memory"
@@ -130,6 +136,8 @@ def _parcel(services: Services, record: MemoryRecord, asked: Sending) -> Parcel:
         note=asked.note,
         codec=asked.codec,
         with_text=asked.with_text,
+        label=beside.label,
+        quiet=beside.quiet,
     )
 
 

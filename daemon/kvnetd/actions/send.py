@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
 
-from kvnet.api import LayerProgress, SendReport
+from kvnet.api import LayerProgress, OutboxEntry, SendReport
 from kvnet.codec.presets import preset_name
 from kvnet.compat import require_tier
 from kvnet.errors import (
@@ -30,6 +30,7 @@ from kvnetd.actions.memories import find
 from kvnetd.incoming import InboundTransfer
 from kvnetd.outgoing import Beside, OutboundTransfer
 from kvnetd.services import Services
+from kvnetd.store.outbox import Parcel
 from kvnetd.store.records import MemoryRecord
 from kvnetd.transfers import Transfers
 
@@ -80,6 +81,12 @@ async def send(
             wanted.append(base)
         else:
             wanted.pop()
+
+
+def beside_of(parcel: Parcel | OutboxEntry) -> Beside | None:
+    """What an offer says of a parcel that is a part of a live memory; None of any other."""
+    beside = Beside(quiet=parcel.quiet, label=parcel.label)
+    return None if beside == Beside() else beside
 
 
 async def _base_of(services: Services, record: MemoryRecord, missing: MissingPrefix) -> MemoryRecord | None:

@@ -49,6 +49,10 @@ CREATE TABLE outbox (
     problem TEXT NOT NULL DEFAULT ''
 ) STRICT;
 """,
+    """
+ALTER TABLE outbox ADD COLUMN label TEXT NOT NULL DEFAULT '';
+ALTER TABLE outbox ADD COLUMN quiet INTEGER NOT NULL DEFAULT 0;
+""",
 )
 SCHEMA_VERSION: Final = len(_STEPS)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
 from kvnet.api import OutboxEntry
@@ -30,6 +30,8 @@ class Parcel:
     note: str
     codec: str
     with_text: bool
+    label: str = ""
+    quiet: bool = False
 
 
 class Outbox:
@@ -43,17 +45,19 @@ class Outbox:
         with self._db.transaction() as run:
             known = run(
                 f"{_SELECT} WHERE state = 'waiting' AND peer = ? AND agent = ? "
-                "AND sender_agent = ? AND memory = ? AND note = ? AND codec = ? AND with_text = ?",
+                "AND sender_agent = ? AND memory = ? AND note = ? AND codec = ? AND with_text = ? "
+                "AND label = ? AND quiet = ?",
                 *(parcel.peer, parcel.agent, parcel.sender_agent, parcel.memory, parcel.note, parcel.codec),
-                int(parcel.with_text),
+                *(int(parcel.with_text), parcel.label, int(parcel.quiet)),
             )
             if known:
                 return _entry(known[0])
             ((count,),) = run("SELECT count(*) FROM outbox")
             if count >= most:
                 raise TooBusy(f"outbox: {count} entries, at most {most}; see `kvnet outbox ls`")
-            row = (entry_id, *astuple(parcel)[:-1], int(parcel.with_text), now, expires_at)
-            run("INSERT INTO outbox VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 'waiting', '')", *row)
+            row = {"id": entry_id, **asdict(parcel), "queued_at": now, "expires_at": expires_at}
+            columns, places = ", ".join(row), ", ".join("?" * len(row))
+            run(f"INSERT INTO outbox ({columns}) VALUES ({places})", *row.values())  # noqa: S608  # fields
         reach("outbox.queued")
         return self.find(entry_id)
 
@@ -130,5 +134,7 @@ def _over(entry: OutboxEntry) -> str:
 
 
 def _entry(row: tuple[Any, ...]) -> OutboxEntry:
-    entry = OutboxEntry(*row)
-    return replace(entry, with_text=bool(entry.with_text))  # SQLite has no truth values
+    entry = OutboxEntry(*row)  # SQLite has no truth values
+    return replace(
+        entry, with_text=bool(entry.with_text), quiet=bool(entry.quiet)
+    )  # SQLite has no truth values
