@@ -79,8 +79,13 @@ def candidates(
     for relative_lambda, found in fit.candidates(LAMBDAS):
         alignment = to_map(bridge, plan, found, fit.state.anchor, relative_lambda)
         if port is None:
-            states = {"state_layers": intake.state_layers, "hidden_size": intake.hidden_size}
-            alignment = replace(alignment, manifest=replace(alignment.manifest, port="", **states))
+            manifest = replace(
+                alignment.manifest,
+                port="",
+                state_layers=intake.state_layers,
+                hidden_size=intake.hidden_size,
+            )
+            alignment = replace(alignment, manifest=manifest)
         yield alignment
 
 

@@ -27,7 +27,8 @@ PLAIN: Final = Preset("raw", Coding(), Compression.NONE)
 class Arm(Protocol):
     """One row of the table."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def code(self, memory: RawMemory) -> tuple[int, RawMemory]:
         """Bytes on the wire, and the memory as the receiver has it."""

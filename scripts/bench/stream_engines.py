@@ -55,7 +55,7 @@ def engine_seconds(link: Any, engine: str, python: str, nbytes: int) -> float:
     finally:
         serving.terminate()
         serving.wait()
-    return statistics.median(json.loads(took.stdout.splitlines()[-1]))
+    return float(statistics.median(json.loads(took.stdout.splitlines()[-1])))
 
 
 def _mooncake(role: str, host: str, buffer: Any, address: dict[str, Any]) -> Any:

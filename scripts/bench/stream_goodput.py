@@ -151,7 +151,7 @@ async def _serving(pipe: Connection, key: NodeKey, caller: bytes) -> None:
             nbytes += len(message)
         await context.write(nbytes.to_bytes(8, "little"))
 
-    handler = grpc.stream_stream_rpc_method_handler(take)
+    handler: Any = grpc.stream_stream_rpc_method_handler(take)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench", {"Stream": handler}),))
     pipe.send(server.add_secure_port("127.0.0.1:0", Credentials(key).server([caller])))
     await server.start()
@@ -166,7 +166,7 @@ async def _stream(key: NodeKey, public: bytes, port: int, mib: int) -> float:
     ) as channel:
         await channel.channel_ready()
         began = time.perf_counter()
-        call = channel.stream_stream(_METHOD)()
+        call: Any = channel.stream_stream(_METHOD)()
         for _ in range(mib):
             await call.write(message)
         await call.done_writing()

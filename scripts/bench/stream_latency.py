@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import harness
 from stream_link import Hosts, Link
@@ -190,7 +191,7 @@ def _native(hosts: Hosts, one: Measured, rng: random.Random, num_new: int) -> No
         one.native_token_s.append(_after_first_s(answer))
 
 
-def _first_token(node: Node, question: str, **options: str) -> tuple[float, Answer]:
+def _first_token(node: Node, question: str, **options: Any) -> tuple[float, Answer]:
     """Seconds until the caller has the first token, and the answer: a reply of one token shows it at once."""
     first_s, began = 0.0, time.perf_counter()
     for step in node.ask_stream(question, max_tokens=1, **options):
@@ -239,7 +240,9 @@ def estimate_rows(hosts: Hosts, *, quick: bool, rng: random.Random) -> list[Row]
 
 def words(count: int, rng: random.Random) -> str:
     """A text of exactly `count` tokens, BOS not counted: digits are one token each."""
-    tokenizer = Tokenizer.from_file(str(reference_path("ref-a") / "tokenizer.json"))
+    folder = reference_path("ref-a")
+    assert folder is not None
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     # Not a zero first: the model's tokenizer cuts it off the space before it.
     text = str(rng.randrange(1, 10)) + "".join(str(rng.randrange(10)) for _ in range(count - 1))
     while (surplus := len(tokenizer.encode(text, add_special_tokens=False).ids) - count) > 0:

@@ -122,7 +122,7 @@ def _take(host: str, port: int, times: int) -> None:
             state.seek(0)
             raw = bytearray(state.read())
         halves = torch.frombuffer(raw, dtype=torch.float16).view(2 * LAYERS, 1, KV_HEADS, -1, HEAD_DIM)
-        return dict(enumerate(halves))
+        return {str(number): half for number, half in enumerate(halves)}
 
     ways = {TORCH_SAVE: over_http, SAFETENSORS: over_socket, STATE_FILE: by_file}
     print(json.dumps({name: [_seconds(way) for _ in range(times + 1)][1:] for name, way in ways.items()}))

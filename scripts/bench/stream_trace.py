@@ -91,7 +91,7 @@ def _install(trace: _Trace) -> None:
     from kvnetd.landing import Landing
     from kvnetd.live import LiveSource
 
-    from kvnet.identity.signing import Envelope
+    from kvnet.format.envelope import Envelope
     from kvnet.model.arriving import ArrivingMemory
     from kvnet.model.host import ModelHost
     from kvnet.transfer.sender import SenderSession
