@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from kvnet.transport.client import PeerClient
@@ -17,7 +16,9 @@ if TYPE_CHECKING:
 SMALL_NBYTES: Final = 16 << 10
 LARGE_NBYTES: Final = 1 << 20
 LARGE_S: Final = 0.5  # what the large probe may take, by the small one's rate
-TOKENS: Final = (16, 128)
+FEW_TOKENS: Final = 16
+MANY_TOKENS: Final = range(32, 129)
+MANY_S: Final = 0.5  # what reading many may take: whoever asks meanwhile waits for it
 
 
 async def probe_link(services: Services, client: PeerClient, node_id: str, hello_s: float) -> None:
@@ -41,23 +42,29 @@ async def probe_link(services: Services, client: PeerClient, node_id: str, hello
 
 
 async def probe_reading(services: Services) -> None:
-    """Let the hosted model read a few tokens, if it never read any."""
+    """Let the hosted model read a few tokens, if it never read any; others go first in between."""
     if services.config.model == NONE:
         return
     digest = services.host.fingerprint.digest
     if services.rates.reading(digest).is_known:
         return
-    for num_tokens in TOKENS:
-        num_tokens = min(num_tokens, services.host.max_seq_len)
-        seconds = await services.runner.run(partial(_read, services.host, num_tokens))
+    run, host = services.runner.run, services.host
+    await run(_read, host, FEW_TOKENS)  # warms up
+    few_s = await run(_read, host, FEW_TOKENS)
+    many = many_tokens(few_s)
+    many_s = await run(_read, host, many)
+    for num_tokens, seconds in ((FEW_TOKENS, few_s), (many, many_s)):
         await services.in_store(services.rates.read, digest, num_tokens, seconds)
 
 
+def many_tokens(few_s: float) -> int:
+    """How many tokens a model may be asked to read that takes so long for a few."""
+    affordable = int(FEW_TOKENS * MANY_S / max(few_s, 1e-6))
+    return min(max(affordable, MANY_TOKENS[0]), MANY_TOKENS[-1])
+
+
 def _read(host: ModelHost, num_tokens: int) -> float:
-    """The second of two readings: the first one warms up."""
-    token_ids = [number % host.vocab_size for number in range(num_tokens)]
-    for _ in range(2):
-        began = time.perf_counter()
-        host.prefill(token_ids, host.new_cache())
-        seconds = time.perf_counter() - began
-    return seconds
+    token_ids = [number % host.vocab_size for number in range(min(num_tokens, host.max_seq_len))]
+    began = time.perf_counter()
+    host.prefill(token_ids, host.new_cache())
+    return time.perf_counter() - began
