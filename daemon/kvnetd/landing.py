@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from kvnet.format.compress import decompress
+from kvnet.format.awkg.sections import unpack_section
 from kvnet.identity.signing import VerifiedChunk
 from kvnetd.services import Services
 
@@ -51,11 +51,5 @@ class Landing:
             self._first_layer.set()
 
     def _add(self, chunk: VerifiedChunk) -> None:
-        envelope = chunk.envelope
-        raw = decompress(
-            chunk.signed.payload,
-            envelope.compression,
-            envelope.raw_nbytes,
-            itemsize=self.arriving.header.geometry.dtype.itemsize,
-        )
-        self.arriving.add(envelope.key, raw)
+        envelope, arriving = chunk.envelope, self.arriving
+        arriving.add(envelope.key, unpack_section(arriving.header, envelope, chunk.signed.payload))

@@ -15,13 +15,13 @@ from typing import Final, TypeVar
 from kvnet.codec.basis import Basis
 from kvnet.codec.presets import PRESETS, Preset
 from kvnet.errors import RequestError
-from kvnet.format.awkg.sections import pack_section
+from kvnet.format.awkg.sections import pack_section, raw_digest
 from kvnet.identity.signing import SignedMessage
 from kvnet.model.cache import LayerKV
 from kvnet.model.memory import digest_tokens, encode_piece, open_header
 from kvnet.plan import ChunkKey, plan_memory
 from kvnet.transfer.sender import Part, SenderSession, WireChunk
-from kvnet.types import Compression, Kind, MemoryHeader, chunk_digest, sha256_hex
+from kvnet.types import Compression, Kind, MemoryHeader, sha256_hex
 from kvnetd import encoding
 from kvnetd.holding import refuse_held
 from kvnetd.outgoing import basis_chunks
@@ -209,8 +209,7 @@ class LiveSource:
         raw = encode_piece(layer, key, wanted.header, wanted.basis)
         facts, wire = pack_section(wanted.header, key, raw, wanted=wanted.compression, level=wanted.level)
         chunk = WireChunk(key, facts.compression, facts.raw_nbytes, facts.wire_nbytes, facts.wire_digest)
-        is_plain = facts.compression is Compression.NONE  # then raw and wire bytes are the same
-        return _Coded(chunk, wire, facts.wire_digest if is_plain else chunk_digest(raw))
+        return _Coded(chunk, wire, raw_digest(facts, raw))
 
 
 async def _next(items: asyncio.Queue[_T], maker: asyncio.Task[None]) -> _T | None:

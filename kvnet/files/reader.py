@@ -13,9 +13,9 @@ from typing import Self
 
 from kvnet.errors import BadSignature, MalformedChunk, MalformedFile, RequestError
 from kvnet.format.awkg import PRELUDE_NBYTES, SIGNATURE_NBYTES, AwkgHeader, read_prelude
-from kvnet.format.awkg.sections import unpack_section
+from kvnet.format.awkg.sections import raw_digest, unpack_section
 from kvnet.identity.seal import VerifiedHead, verify_head_bytes
-from kvnet.types import Compression, MemoryId, chunk_digest, content_digest
+from kvnet.types import MemoryId, chunk_digest, content_digest
 
 
 class MemoryFile:
@@ -95,10 +95,7 @@ class MemoryFile:
         raw_digests = []
         for section in header.sections:
             wire = self.read(section.key.index)
-            if section.compression is Compression.NONE:
-                raw_digests.append(section.wire_digest)  # raw and wire bytes are the same
-            else:
-                raw_digests.append(chunk_digest(self._decompress(section.key.index, wire)))
+            raw_digests.append(raw_digest(section, self._decompress(section.key.index, wire)))
             done_nbytes += len(wire)
             if on_progress is not None:
                 on_progress(done_nbytes, total_nbytes)

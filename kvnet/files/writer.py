@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Final, Self
 from kvnet.durable import sync_folder
 from kvnet.errors import RequestError, StoreFull
 from kvnet.format.awkg import AwkgHeader, Metadata, SectionFacts, make_sections
-from kvnet.format.awkg.sections import pack_section
+from kvnet.format.awkg.sections import pack_section, raw_digest
 from kvnet.format.compress import effective_level
 from kvnet.identity.keys import NodeKey
 from kvnet.identity.seal import VerifiedHead, seal_head, verify_head
@@ -88,8 +88,7 @@ class MemoryFileWriter:
         facts, wire = pack_section(self._memory, key, raw, wanted=self._compression, level=self._level)
         with _disk_errors(self._path):
             self._spool.write(wire)
-        stored = facts.compression is Compression.NONE  # then raw and wire bytes are the same
-        self._raw_digests.append(facts.wire_digest if stored else chunk_digest(raw))
+        self._raw_digests.append(raw_digest(facts, raw))
         self._facts.append(facts)
 
     def finish(

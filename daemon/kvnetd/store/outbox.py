@@ -135,6 +135,4 @@ def _over(entry: OutboxEntry) -> str:
 
 def _entry(row: tuple[Any, ...]) -> OutboxEntry:
     entry = OutboxEntry(*row)  # SQLite has no truth values
-    return replace(
-        entry, with_text=bool(entry.with_text), quiet=bool(entry.quiet)
-    )  # SQLite has no truth values
+    return replace(entry, with_text=bool(entry.with_text), quiet=bool(entry.quiet))

@@ -15,7 +15,7 @@ from typing import BinaryIO, Final, Self
 
 from kvnet.errors import StateCorrupt
 from kvnet.format.awkg import Section, SectionFacts, make_sections
-from kvnet.format.awkg.sections import Packed, pack_section, unpack_section
+from kvnet.format.awkg.sections import pack_section
 from kvnet.plan import plan_memory
 from kvnet.types import Compression, MemoryHeader, chunk_digest
 from kvnetd.store.records import SECTIONS_FILE
@@ -162,13 +162,6 @@ def read_frame(sections: SectionsFile, section: Section, start: int) -> bytes:
 
 def _told(sections: SectionsFile, start: int, what: str) -> str:
     return f"{sections.name}: {what} at {start}; forget the memory and have it made or sent again"
-
-
-def raw_digest(memory: MemoryHeader, section: Packed, wire: bytes | memoryview) -> bytes:
-    """The digest of a section's raw bytes; `wire` are its wire bytes, verified. Raises MalformedChunk."""
-    if section.compression is Compression.NONE:
-        return section.wire_digest  # raw and wire bytes are the same
-    return chunk_digest(unpack_section(memory, section, wire))
 
 
 def write_sections(

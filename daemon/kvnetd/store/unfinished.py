@@ -18,6 +18,7 @@ from pathlib import Path
 from kvnet.durable import sync_folder
 from kvnet.errors import BadSignature, KvnetError, MalformedChunk, StateCorrupt
 from kvnet.format.awkg import Section
+from kvnet.format.awkg.sections import raw_digest, unpack_section
 from kvnet.format.envelope import ENVELOPE_NBYTES, Envelope
 from kvnet.identity.seal import VerifiedHead
 from kvnet.identity.signing import VerifiedChunk
@@ -29,7 +30,7 @@ from kvnetd.store.disk import full_disk_refused
 from kvnetd.store.failpoints import reach
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.records import LocalNotes, MemoryRecord, Step
-from kvnetd.store.sections import SectionsFile, make_sections_file, raw_digest, read_frame, sections_place
+from kvnetd.store.sections import SectionsFile, make_sections_file, read_frame, sections_place
 from kvnetd.store.vault import Vault, place_of
 
 SIGNATURE_NBYTES = 64
@@ -120,8 +121,8 @@ class IncomingTransfer:
             envelope = chunk.envelope
             if envelope.key.kind is not Kind.BASIS:
                 with suppress(MalformedChunk):
-                    digest = raw_digest(self._offer.memory, envelope, chunk.signed.payload)
-                    self._raw_digests[envelope.key.index] = digest
+                    raw = unpack_section(self._offer.memory, envelope, chunk.signed.payload)
+                    self._raw_digests[envelope.key.index] = raw_digest(envelope, raw)
 
     def finish(self, memories: MemoryStore, head: VerifiedHead, *, stored_at: str) -> MemoryRecord:
         """Turn the complete transfer into a memory under its maker's seal, which the session has checked.
@@ -168,9 +169,10 @@ class IncomingTransfer:
         known = self._raw_digests.get(section.key.index)
         if known is None and section.compression is Compression.NONE:
             known = section.wire_digest  # raw and wire bytes are the same, and were verified as they came
-        return known or raw_digest(
-            self._offer.memory, section, read_frame(self._sections, section, held.offset)
-        )
+        if known is None:
+            wire = read_frame(self._sections, section, held.offset)
+            known = raw_digest(section, unpack_section(self._offer.memory, section, wire))
+        return known
 
     def _take_basis(self) -> None:
         digest = self._offer.memory.coding.basis

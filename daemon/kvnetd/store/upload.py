@@ -15,6 +15,7 @@ from pathlib import Path
 
 from kvnet.errors import BadSignature, MalformedChunk, MalformedFile
 from kvnet.format.awkg import PRELUDE_NBYTES, SIGNATURE_NBYTES, read_prelude, unpack_head
+from kvnet.format.awkg.sections import raw_digest, unpack_section
 from kvnet.identity.seal import VerifiedHead, verify_head_bytes
 from kvnet.plan import MAX_CHUNK_RAW_NBYTES
 from kvnet.types import NodeId, chunk_digest, content_digest
@@ -22,7 +23,7 @@ from kvnetd.store.disk import full_disk_refused, require_room
 from kvnetd.store.memories import MemoryStore
 from kvnetd.store.origins import source_of_own_file
 from kvnetd.store.records import LocalNotes, MemoryRecord, Step
-from kvnetd.store.sections import make_sections_file, raw_digest
+from kvnetd.store.sections import make_sections_file
 
 _WHAT = "memory file"
 
@@ -95,7 +96,7 @@ class Upload:
             if chunk_digest(wire) != section.wire_digest:
                 raise BadSignature(f"{_WHAT}: section {index} is not what was signed; get the file again")
             try:
-                raw_digests.append(raw_digest(memory, section, wire))
+                raw_digests.append(raw_digest(section, unpack_section(memory, section, wire)))
             except MalformedChunk as exc:
                 raise MalformedChunk(f"{_WHAT}: section {index}: {exc.message}") from exc
         if content_digest(raw_digests) != memory.content_digest:

@@ -32,6 +32,11 @@ def pack_section(
     return SectionFacts(used, len(wire), len(raw), chunk_digest(wire)), wire
 
 
+def raw_digest(section: Packed, raw: bytes | memoryview) -> bytes:
+    """The `chunk_digest` of a section's raw bytes; of one that is not compressed it is known already."""
+    return section.wire_digest if section.compression is Compression.NONE else chunk_digest(raw)
+
+
 def unpack_section(memory: MemoryHeader, section: Packed, wire: bytes | memoryview) -> bytes | memoryview:
     """Inverse of `pack_section`: the raw bytes. Raises MalformedChunk."""
     itemsize = memory.geometry.dtype.itemsize
